@@ -1,0 +1,25 @@
+"""What every test shares: eight CPU devices, repeatable property tests, and the folder of reference outputs."""
+
+import os
+import pathlib
+
+# Both must be set before the first import of jax.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+
+import hypothesis
+import pytest
+
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session")
+def goldens() -> pathlib.Path:
+    """Folder of reference outputs ($M3DDM_GOLDENS or ../shared/goldens); who asks for it skips where neither exists."""
+    root = pathlib.Path(__file__).resolve().parents[1]
+    folder = pathlib.Path(os.environ.get("M3DDM_GOLDENS", root.parent / "shared" / "goldens"))
+    if not folder.is_dir():
+        pytest.skip(f"reference outputs are not here: {folder} is no folder (set M3DDM_GOLDENS)")
+    return folder
