@@ -60,11 +60,8 @@ def module_name(path: pathlib.Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-MODULES = {
-    module_name(path): path
-    for top in ("m3ddm_jax", "configs", "data", "eval")
-    for path in sorted((ROOT / top).rglob("*.py"))
-}
+TOPS = ("m3ddm_jax", "configs", "data", "eval")
+MODULES = {module_name(path): path for top in TOPS for path in sorted((ROOT / top).rglob("*.py"))}
 
 
 def inside(module: str, room: str) -> bool:
@@ -149,9 +146,7 @@ def test_the_library_does_not_need_the_test_requirements():
 def test_no_circle_or_wrong_import_goes_unseen(tmp_path, monkeypatch):
     """The reader itself: relative imports, submodules and imports inside functions are all found."""
     file = tmp_path / "unet3d.py"
-    file.write_text(
-        "from . import layers\nfrom ..diffusion import schedule\ndef f():\n    import m3ddm_jax.train\n"
-    )
+    file.write_text("from . import layers\nfrom ..diffusion import schedule\ndef f():\n    import m3ddm_jax.train\n")
     monkeypatch.setitem(MODULES, "m3ddm_jax.models.unet3d", file)
     monkeypatch.setitem(MODULES, "m3ddm_jax.models.layers", file)
     monkeypatch.setitem(MODULES, "m3ddm_jax.diffusion.schedule", file)
