@@ -1,0 +1,77 @@
+"""kind <-> module: the one table that builds a model from plain hyper-parameters (config.json, configs)."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from m3ddm_jax.models.autoencoder import PatchCodec
+from m3ddm_jax.models.unet3d import M3DDMUNet
+
+# How a model is run, not what it is: never written to config.json.
+_RUN_TIME_FIELDS = {"parent", "name", "dtype", "remat"}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+    module: type[nn.Module]
+    example: Callable[[Any], tuple[tuple, dict]]
+    """module -> the smallest arguments it can be initialised with."""
+
+
+def _unet_example(module: M3DDMUNet) -> tuple[tuple, dict]:
+    side = 2 ** (len(module.block_out_channels) - 1)
+    latents = jnp.zeros((1, 1, side, side, module.latent_channels))
+    global_latents = jnp.zeros((1, 1, 6, 6, module.latent_channels))
+    mask = jnp.zeros((1, 1, side, side, 1))
+    return (latents, mask, latents), {"timestep": 0, "fps": 0.0, "global_latents": global_latents}
+
+
+def _codec_example(module: PatchCodec) -> tuple[tuple, dict]:
+    return (jnp.zeros((1, module.patch_size, module.patch_size, 3)),), {}
+
+
+_KINDS = {
+    "m3ddm": _Entry(M3DDMUNet, _unet_example),
+    "patch_codec": _Entry(PatchCodec, _codec_example),
+}
+
+
+def _fields(module: type[nn.Module]) -> dict[str, dataclasses.Field]:
+    return {field.name: field for field in dataclasses.fields(module) if field.name not in {"parent", "name"}}
+
+
+def build(kind: str, **hyper) -> nn.Module:
+    """The module of a kind. Raises ValueError for an unknown kind or hyper-parameter, naming what is accepted."""
+    if kind not in _KINDS:
+        raise ValueError(f"model kind {kind!r} is unknown: one of {', '.join(sorted(_KINDS))} is accepted")
+    module = _KINDS[kind].module
+    unknown = sorted(set(hyper) - set(_fields(module)))
+    if unknown:
+        raise ValueError(f"model {kind!r} has no {', '.join(unknown)}: it takes {', '.join(_fields(module))}")
+    return module(**{name: tuple(value) if isinstance(value, list) else value for name, value in hyper.items()})
+
+
+def describe(module: nn.Module) -> tuple[str, dict[str, Any]]:
+    """(kind, hyper-parameters) of a module, plain enough for JSON; `build` makes the same module of them again."""
+    kind = next((kind for kind, entry in _KINDS.items() if type(module) is entry.module), None)
+    if kind is None:
+        raise ValueError(f"{type(module).__name__} is no registered model")
+    names = [name for name in _fields(type(module)) if name not in _RUN_TIME_FIELDS]
+    hyper = {name: getattr(module, name) for name in names}
+    return kind, {name: list(value) if isinstance(value, tuple) else value for name, value in hyper.items()}
+
+
+def init(module: nn.Module, key: jax.Array) -> Mapping[str, Any]:
+    """Fresh variables of a registered module; traceable, so that it can run under jit with out_shardings."""
+    kind, _ = describe(module)
+    args, kwargs = _KINDS[kind].example(module)
+    return module.init(key, *args, **kwargs)
+
+
+def abstract_variables(module: nn.Module) -> Mapping[str, Any]:
+    """Shapes and dtypes of a module's variables; nothing is computed."""
+    return jax.eval_shape(lambda: init(module, jax.random.key(0)))

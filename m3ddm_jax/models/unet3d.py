@@ -1,0 +1,329 @@
+"""M3DDM's masked 3D U-Net and its global-frame encoder.
+
+Source: Hierarchical Masked 3D Diffusion Model for Video Outpainting (Fan et al., ACM MM 2023) and its official code,
+whose parameter names the tree keeps (`a.0.b` is `a_0/b` here).
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from m3ddm_jax.models.attention import TransformerBlock
+from m3ddm_jax.models.layers import (
+    Downsample,
+    Dtype,
+    EmbeddingMLP,
+    FrameConv,
+    GroupNorm,
+    Pseudo3DConv,
+    Upsample,
+    identity_kernel,
+    sinusoidal_embedding,
+)
+
+_TIMESTEP_PERIOD = 1000.0
+_FPS_PERIOD = 30.0
+_FRAME_PERIOD = 1000.0
+_ENCODER_STRIDES = (1, 1, 2, 1, 1)
+
+
+class ResnetBlock(nn.Module):
+    """Residual block of two pseudo-3D convolutions with timestep and fps embeddings [B, D] added between.
+
+    x: [B, T, H, W, C] -> [B, T, H, W, features]; group norms are clip-level.
+    """
+
+    features: int
+    num_groups: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, time_embedding: jax.Array, fps_embedding: jax.Array) -> jax.Array:
+        hidden = nn.silu(GroupNorm(self.num_groups, dtype=self.dtype, name="norm1")(x))
+        hidden = Pseudo3DConv(self.features, self.dtype, name="conv1")(hidden)
+        condition = nn.Dense(self.features, dtype=self.dtype, name="time_emb_proj")(nn.silu(time_embedding))
+        condition += nn.Dense(self.features, dtype=self.dtype, name="fps_emb_proj")(nn.silu(fps_embedding))
+        hidden += condition[:, None, None, None]
+        hidden = nn.silu(GroupNorm(self.num_groups, dtype=self.dtype, name="norm2")(hidden))
+        hidden = Pseudo3DConv(self.features, self.dtype, name="conv2")(hidden)
+        if x.shape[-1] != self.features:
+            x = nn.Dense(self.features, dtype=self.dtype, name="conv_shortcut")(x)
+        return x + hidden
+
+
+class SpatioTemporalTransformer(nn.Module):
+    """A transformer over the cells of each frame with cross-attention, then one over the frames of each cell.
+
+    x: [B, T, H, W, C]; context: [B, S, D], shared by all frames. Group norms: per frame in the spatial half,
+    clip-level in the temporal one.
+    """
+
+    num_heads: int
+    num_groups: int
+    frame_embedding_dim: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
+        batch, frames, height, width, channels = x.shape
+        space = rearrange(x, "b f h w c -> (b f) h w c")
+        space = GroupNorm(self.num_groups, epsilon=1e-6, dtype=self.dtype, name="norm")(space)
+        tokens = rearrange(space, "(b f) h w c -> b (f h w) c", b=batch)
+        tokens = nn.Dense(channels, dtype=self.dtype, name="proj_in")(tokens)
+        tokens = TransformerBlock(self.num_heads, self.dtype, name="transformer_blocks_0")(tokens, context, frames)
+        tokens = nn.Dense(channels, dtype=self.dtype, name="proj_out")(tokens)
+        x = x + rearrange(tokens, "b (f h w) c -> b f h w c", f=frames, h=height)
+
+        frame_embedding = sinusoidal_embedding(jnp.arange(frames), self.frame_embedding_dim, _FRAME_PERIOD)
+        frame_embedding = EmbeddingMLP(channels, name="temporal_position_embed_proj")(frame_embedding)
+        time = GroupNorm(self.num_groups, epsilon=1e-6, dtype=self.dtype, name="norm2")(x)
+        tokens = rearrange(time, "b f h w c -> (b h w) f c")
+        tokens = nn.Dense(channels, dtype=self.dtype, kernel_init=identity_kernel, name="proj_in2")(tokens)
+        tokens = tokens + frame_embedding.astype(self.dtype)
+        tokens = TransformerBlock(self.num_heads, self.dtype, name="transformer_blocks2_0")(tokens)
+        tokens = nn.Dense(channels, dtype=self.dtype, kernel_init=identity_kernel, name="proj_out2")(tokens)
+        return x + rearrange(tokens, "(b h w) f c -> b f h w c", b=batch, h=height)
+
+
+class ConvNormLayer(nn.Module):
+    """Convolution without bias, then BatchNorm in float32: [N, h, w, C] -> [N, h/stride, w/stride, features].
+
+    BatchNorm uses running statistics, in training too; with `calibrate` it sets them from this batch instead.
+    """
+
+    features: int
+    kernel_size: int = 1
+    stride: int = 1
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, calibrate: bool) -> jax.Array:
+        size, pad = self.kernel_size, self.kernel_size // 2
+        x = nn.Conv(
+            self.features,
+            (size, size),
+            strides=self.stride,
+            padding=((pad, pad), (pad, pad)),
+            use_bias=False,
+            dtype=self.dtype,
+            name="convolution",
+        )(x)
+        norm = nn.BatchNorm(use_running_average=not calibrate, momentum=0.0, epsilon=1e-5, name="normalization")
+        return norm(x.astype(jnp.float32)).astype(self.dtype)
+
+
+class BottleneckLayer(nn.Module):
+    """ResNet bottleneck: 1x1 to features/4, 3x3, 1x1 to features; a 1x1 shortcut where the stage begins."""
+
+    features: int
+    stride: int
+    shortcut: bool
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, calibrate: bool) -> jax.Array:
+        narrow = self.features // 4
+        hidden = nn.relu(ConvNormLayer(narrow, dtype=self.dtype, name="layer_0")(x, calibrate))
+        hidden = nn.relu(ConvNormLayer(narrow, 3, self.stride, dtype=self.dtype, name="layer_1")(hidden, calibrate))
+        hidden = ConvNormLayer(self.features, dtype=self.dtype, name="layer_2")(hidden, calibrate)
+        if self.shortcut:
+            x = ConvNormLayer(self.features, 1, self.stride, dtype=self.dtype, name="shortcut")(x, calibrate)
+        return nn.relu(x + hidden)
+
+
+class GlobalFrameEncoder(nn.Module):
+    """Latents of global frames [N, h, w, C] -> features [N, h/2 - 2, w/2 - 2, features]; five stages of two layers."""
+
+    widths: Sequence[int]
+    features: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, calibrate: bool = False) -> jax.Array:
+        for stage, (width, stride) in enumerate(zip(self.widths, _ENCODER_STRIDES, strict=True)):
+            for layer in range(2):
+                x = BottleneckLayer(
+                    width,
+                    stride=stride if layer == 0 else 1,
+                    shortcut=layer == 0,
+                    dtype=self.dtype,
+                    name=f"resnet_layer_{stage}_layers_{layer}",
+                )(x, calibrate)
+        return nn.Conv(self.features, (3, 3), padding="VALID", dtype=self.dtype, name="convolution")(x)
+
+
+class Stage(nn.Module):
+    """Resnets, each followed by a transformer where the level has attention, then a resampler.
+
+    A down stage (no `skips`) returns the activation and what it leaves for the decoder; an up stage takes one skip a
+    resnet, the last one first, and returns the activation.
+    """
+
+    features: int
+    num_layers: int
+    attention: bool
+    resample: str | None
+    num_heads: int
+    num_groups: int
+    frame_embedding_dim: int
+    dtype: Dtype = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, x, time_embedding, fps_embedding, context, skips=None):
+        resnet, transformer = (
+            nn.remat(block) if self.remat else block for block in (ResnetBlock, SpatioTemporalTransformer)
+        )
+        outputs = []
+        for layer in range(self.num_layers):
+            if skips is not None:
+                x = jnp.concatenate([x, skips[-1 - layer]], axis=-1)
+            x = resnet(self.features, self.num_groups, self.dtype, name=f"resnets_{layer}")(
+                x, time_embedding, fps_embedding
+            )
+            if self.attention:
+                x = transformer(
+                    self.num_heads, self.num_groups, self.frame_embedding_dim, self.dtype, name=f"attentions_{layer}"
+                )(x, context)
+            outputs.append(x)
+        if self.resample == "down":
+            x = Downsample(self.dtype, name="downsamplers_0")(x)
+            outputs.append(x)
+        if self.resample == "up":
+            x = Upsample(self.dtype, name="upsamplers_0")(x)
+        return x if skips is not None else (x, outputs)
+
+
+class MiddleBlock(nn.Module):
+    """Resnet, transformer, resnet on the coarsest level."""
+
+    features: int
+    num_heads: int
+    num_groups: int
+    frame_embedding_dim: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, time_embedding, fps_embedding, context):
+        x = ResnetBlock(self.features, self.num_groups, self.dtype, name="resnets_0")(x, time_embedding, fps_embedding)
+        x = SpatioTemporalTransformer(
+            self.num_heads, self.num_groups, self.frame_embedding_dim, self.dtype, name="attentions_0"
+        )(x, context)
+        return ResnetBlock(self.features, self.num_groups, self.dtype, name="resnets_1")(
+            x, time_embedding, fps_embedding
+        )
+
+
+class M3DDMUNet(nn.Module):
+    """M3DDM's denoising U-Net; the defaults are the published model, 1,299,279,320 parameters.
+
+    Attributes:
+      latent_channels: channels of the latents, C below.
+      block_out_channels: width of each level; every level but the last halves the size.
+      attention_levels: which levels have transformers; the decoder mirrors it.
+      layers_per_block: resnets a level in the encoder; the decoder has one more.
+      num_heads, norm_num_groups: of every attention, of every group norm.
+      cross_attention_dim: width of a context token.
+      global_widths: widths of the global-frame encoder's five stages.
+      frame_embedding_dim: width of the frame index's sinusoid.
+      dtype: compute dtype; parameters, norms, softmax and embeddings stay float32.
+      remat: recompute resnets and transformers in the backward pass.
+    """
+
+    latent_channels: int = 4
+    block_out_channels: Sequence[int] = (320, 640, 1280, 1280)
+    attention_levels: Sequence[bool] = (True, True, True, False)
+    layers_per_block: int = 2
+    num_heads: int = 8
+    norm_num_groups: int = 32
+    cross_attention_dim: int = 320
+    global_widths: Sequence[int] = (8, 16, 32, 64, 128)
+    frame_embedding_dim: int = 320
+    dtype: Dtype = jnp.float32
+    remat: bool = False
+
+    def setup(self):
+        widths = tuple(self.block_out_channels)
+        last = len(widths) - 1
+        common = {
+            "num_heads": self.num_heads,
+            "num_groups": self.norm_num_groups,
+            "frame_embedding_dim": self.frame_embedding_dim,
+            "dtype": self.dtype,
+        }
+        stage = {**common, "remat": self.remat}
+        self.time_embedding = EmbeddingMLP(4 * widths[0])
+        self.fps_embedding = EmbeddingMLP(4 * widths[0])
+        self.conv_in = FrameConv(widths[0], dtype=self.dtype)
+        self.down_blocks = [
+            Stage(width, self.layers_per_block, attention, "down" if level < last else None, **stage)
+            for level, (width, attention) in enumerate(zip(widths, self.attention_levels, strict=True))
+        ]
+        self.mid_block = MiddleBlock(widths[-1], **common)
+        self.up_blocks = [
+            Stage(width, self.layers_per_block + 1, attention, "up" if level > 0 else None, **stage)
+            for level, (width, attention) in reversed(list(enumerate(zip(widths, self.attention_levels, strict=True))))
+        ]
+        self.conv_norm_out = GroupNorm(self.norm_num_groups, dtype=self.dtype)
+        self.conv_out = Pseudo3DConv(self.latent_channels, dtype=self.dtype)
+        self.global_img_encoder = GlobalFrameEncoder(self.global_widths, self.cross_attention_dim, dtype=self.dtype)
+
+    def encode_context(self, global_latents: jax.Array, calibrate: bool = False) -> jax.Array:
+        """Context tokens of a video's global frames, computed once a video.
+
+        global_latents: [B, G, h, w, C], h and w at least 5 -> [B, G * (h/2 - 2) * (w/2 - 2), cross_attention_dim].
+        """
+        if min(global_latents.shape[2:4]) < 5:
+            raise ValueError(f"global latents of {global_latents.shape[2:4]} cells are too small: 5 or more a side")
+        features = self.global_img_encoder(rearrange(global_latents, "b g h w c -> (b g) h w c"), calibrate)
+        return rearrange(features, "(b g) h w c -> b (g h w) c", b=global_latents.shape[0])
+
+    def calibrate(self, global_latents: jax.Array) -> jax.Array:
+        """As `encode_context`, but sets the BatchNorm statistics from this batch (mutable=["batch_stats"])."""
+        return self.encode_context(global_latents, calibrate=True)
+
+    def __call__(
+        self,
+        latents: jax.Array,
+        mask: jax.Array,
+        masked_latents: jax.Array,
+        *,
+        timestep: jax.Array,
+        fps: jax.Array,
+        global_latents: jax.Array | None = None,
+        context: jax.Array | None = None,
+    ) -> jax.Array:
+        """Predict the diffusion target of noisy latents.
+
+        latents, masked_latents: [B, T, h, w, C]; mask: [B, T, h, w, 1], 1 = generate; timestep, fps: [B] or scalars;
+        global_latents: [B, G, h', w', C], or context: what `encode_context` returned. Returns float32 [B, T, h, w, C].
+        Raises ValueError where h or w is no multiple of 2 ** (levels - 1), or not exactly one context is given.
+        """
+        multiple = 2 ** (len(self.block_out_channels) - 1)
+        if any(size % multiple for size in latents.shape[2:4]):
+            raise ValueError(f"latents of {latents.shape[2:4]} cells: both sides must be multiples of {multiple}")
+        if (global_latents is None) == (context is None):
+            raise ValueError("give exactly one of global_latents and context")
+        if context is None:
+            context = self.encode_context(global_latents)
+        batch = latents.shape[0]
+        width = self.block_out_channels[0]
+        timestep, fps = (jnp.broadcast_to(jnp.asarray(x), (batch,)) for x in (timestep, fps))
+        time_embedding = self.time_embedding(sinusoidal_embedding(timestep, width, _TIMESTEP_PERIOD))
+        fps_embedding = self.fps_embedding(sinusoidal_embedding(fps, width, _FPS_PERIOD))
+        conditions = (time_embedding, fps_embedding, context.astype(self.dtype))
+
+        x = self.conv_in(jnp.concatenate([latents, masked_latents, mask], axis=-1).astype(self.dtype))
+        skips = [x]
+        for block in self.down_blocks:
+            x, outputs = block(x, *conditions)
+            skips += outputs
+        x = self.mid_block(x, *conditions)
+        for block in self.up_blocks:
+            x = block(x, *conditions, skips=skips[-block.num_layers :])
+            skips = skips[: -block.num_layers]
+        x = nn.silu(self.conv_norm_out(x))
+        return self.conv_out(x).astype(jnp.float32)

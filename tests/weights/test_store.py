@@ -1,0 +1,86 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from m3ddm_jax.models import registry
+from m3ddm_jax.models.autoencoder import PatchCodec
+from m3ddm_jax.models.unet3d import M3DDMUNet
+from m3ddm_jax.weights import load_autoencoder, load_model, load_settings, save_model
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    module = M3DDMUNet(
+        latent_channels=12,
+        block_out_channels=(8,),
+        attention_levels=(False,),
+        layers_per_block=1,
+        num_heads=2,
+        norm_num_groups=4,
+        cross_attention_dim=8,
+        frame_embedding_dim=8,
+    )
+    variables = registry.init(module, jax.random.key(0))
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    save_model(folder, module, variables, settings={"sample": {"steps": 3}}, autoencoder=(PatchCodec(2), {}))
+    return folder, module, variables
+
+
+def test_a_folder_comes_back_bit_for_bit(saved):
+    folder, module, variables = saved
+    loaded_module, loaded = load_model(folder)
+    assert loaded_module == module
+    jax.tree.map(np.testing.assert_array_equal, loaded, jax.device_get(variables))
+    assert load_autoencoder(folder) == (PatchCodec(2), {})
+    assert load_settings(folder) == {"sample": {"steps": 3}}
+
+
+def test_saving_again_replaces_the_folder_and_leaves_nothing_beside_it(saved):
+    folder, module, variables = saved
+    save_model(folder.parent / "again", module, variables, settings={})
+    save_model(folder.parent / "again", module, variables)
+    assert sorted(p.name for p in (folder.parent / "again").iterdir()) == ["config.json", "weights.safetensors"]
+    assert not list(folder.parent.glob(".*"))
+
+
+def broken_copy(saved, tmp_path, edit):
+    folder, module, variables = saved
+    save_model(tmp_path / "broken", module, variables)
+    weights = load_file(tmp_path / "broken/weights.safetensors")
+    edit(weights)
+    save_file(weights, tmp_path / "broken/weights.safetensors")
+    return tmp_path / "broken"
+
+
+def test_every_wrong_weight_is_listed(saved, tmp_path):
+    def edit(weights):
+        weights.pop("params.conv_in.bias")
+        weights["params.extra"] = np.zeros(3, np.float32)
+        weights["params.conv_norm_out.bias"] = np.zeros(5, np.float32)
+
+    with pytest.raises(ValueError) as error:
+        load_model(broken_copy(saved, tmp_path, edit))
+    message = str(error.value)
+    assert "missing params.conv_in.bias [8]" in message
+    assert "surplus params.extra [3]" in message
+    assert "params.conv_norm_out.bias is [5], expected [8]" in message
+    assert "\n" not in message
+
+
+def test_broken_folders_are_one_clear_line(saved, tmp_path):
+    with pytest.raises(ValueError, match="no such folder"):
+        load_model(tmp_path / "nothing")
+    with pytest.raises(ValueError, match=r"no config\.json"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"kind": "patch_codec"}))
+    with pytest.raises(ValueError, match=r"no weights\.safetensors"):
+        load_model(tmp_path)
+    (tmp_path / "weights.safetensors").write_bytes(b"not tensors")
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_model(tmp_path)
