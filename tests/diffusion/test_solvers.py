@@ -25,7 +25,8 @@ def run(solver, schedule, x, prediction="epsilon"):
     return x
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 10, 25])
+# Steps that divide 1,000: elsewhere the reference's DDIM steps to a timestep that is not the next of its list.
+@pytest.mark.parametrize("steps", [1, 2, 4, 10, 25])
 @pytest.mark.parametrize("name", ["ddim", "dpm++"])
 def test_equals_the_reference(name, steps):
     if name == "ddim":
