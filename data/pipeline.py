@@ -1,0 +1,210 @@
+"""The input pipeline: sources -> batches of uint8 clips with their masks.
+
+The clip at place i of step k is a function of (seed, k, i) alone: sources are shuffled and mixed globally, then every
+process takes its contiguous part of each batch. So neither the number of processes nor that of threads changes what a
+step trains on, any step is reached at once, and the state of an iterator is one number, the steps taken.
+"""
+
+import threading
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import grain
+import numpy as np
+from absl import logging
+
+from data import clips
+from data.masks import MIN_SIDE, MaskSampler
+from data.sources import Source, open_source
+
+PAPER_MASKS = MaskSampler()
+FOREVER = 2**62
+MAX_SUBSTITUTES = 64
+_BUCKET, _CLIP = range(2)  # what a random stream is for, so that no two streams of one seed are the same
+
+
+class Record(NamedTuple):
+    """Place of a video: the number of its source and its number in there."""
+
+    source: int
+    index: int
+
+
+def make_batches(
+    sources: Sequence[tuple[str, str, float]],
+    *,
+    batch_size: int,
+    num_frames: int,
+    buckets: Sequence[tuple[int, int]],
+    global_frames: int,
+    global_size: int,
+    max_interval: int,
+    seed: int,
+    masks: MaskSampler = PAPER_MASKS,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_threads: int = 4,
+    shuffle: bool = True,
+) -> grain.IterDataset:
+    """Makes the endless data set of this process's part of every batch.
+
+    sources: (kind, path, weight) each, kinds as data.sources.open_source; clips are drawn in proportion to the weights.
+    batch_size is global. buckets: the (height, width) a batch may have, one for all clips of a step. max_interval: the
+    largest frame interval of a clip. num_threads decode at once; shuffle=False goes through each source in order.
+
+    A batch is a dict, B = batch_size / process_count:
+      video uint8 [B,T,H,W,3] RGB; mask uint8 [B,T,H,W,1], 1 = generate; global_frames uint8 [B,G,S,S,3], what a source
+      would show, over the whole video, stretched; fps float32 [B], frames per second of the clip; clip_id str [B].
+
+    A video that cannot be read is replaced by the next of its source, counted, and named once in a warning.
+    Iterators have get_state() -> {"next_index": steps taken} and set_state. Raises ValueError for arguments that do not
+    fit, at once; for a source whose videos are all unusable, when its first clip is due.
+    """
+    if batch_size < 1 or process_count < 1 or batch_size % process_count:
+        raise ValueError(f"batch size {batch_size} is not a multiple of the process count {process_count}")
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process index {process_index} is not below the process count {process_count}")
+    if min(num_frames, global_frames, global_size, max_interval, num_threads) < 1 or not buckets:
+        raise ValueError("frames, global frames, global size, interval, threads and buckets must each be at least 1")
+    if any(min(bucket) < MIN_SIDE for bucket in buckets):
+        raise ValueError(f"buckets need sides of at least {MIN_SIDE} pixels, found {buckets}")
+    if not sources or any(weight <= 0 for _, _, weight in sources):
+        raise ValueError(f"sources must be at least one (kind, path, weight) with a positive weight, found {sources}")
+    lines = round(1.25 * max(max(bucket) for bucket in buckets))  # leaves room for crops
+    opened = [open_source(kind, path, lines=lines) for kind, path, _ in sources]
+    order = record_order(opened, [weight for _, _, weight in sources], seed=seed, shuffle=shuffle)
+    loader = ClipLoader(
+        opened,
+        masks,
+        num_frames=num_frames,
+        global_frames=global_frames,
+        global_size=global_size,
+        max_interval=max_interval,
+        seed=seed,
+    )
+    local = batch_size // process_count
+
+    def load(index: int) -> dict[str, np.ndarray]:
+        step, place = divmod(index, local)
+        example = step * batch_size + process_index * local + place
+        return loader.load(order[example], example, bucket_of_step(seed, step, buckets))
+
+    examples = grain.MapDataset.range(FOREVER).map(load)
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads + local)
+    return StepDataset(examples.to_iter_dataset(options).batch(local, drop_remainder=True), local)
+
+
+def bucket_of_step(seed: int, step: int, buckets: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Returns the (height, width) of a step's batch, uniform over the buckets, from (seed, step) alone."""
+    height, width = buckets[np.random.default_rng([seed, step, _BUCKET]).integers(len(buckets))]
+    return int(height), int(width)
+
+
+def record_order(sources: Sequence[Source], weights: Sequence[float], *, seed: int, shuffle: bool) -> grain.MapDataset:
+    """Returns the endless global order of records: each source shuffled anew in each epoch, mixed by the weights."""
+    parts = []
+    for number, source in enumerate(sources):
+        part = grain.MapDataset.range(len(source))
+        if shuffle:
+            part = part.seed(int(np.random.default_rng([seed, number]).integers(2**32))).shuffle()
+        part = part.repeat()
+        parts.append(part.map(lambda index, number=number: Record(number, int(index))))
+    return grain.MapDataset.mix(parts, weights=list(weights))
+
+
+class ClipLoader:
+    """Turns records into training examples; may be called from several threads at once.
+
+    skipped: name -> reason of every unusable video met so far.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        masks: MaskSampler,
+        *,
+        num_frames: int,
+        global_frames: int,
+        global_size: int,
+        max_interval: int,
+        seed: int,
+    ):
+        self._sources = sources
+        self._masks = masks
+        self._num_frames = num_frames
+        self._global_frames = global_frames
+        self._global_size = global_size
+        self._max_interval = max_interval
+        self._seed = seed
+        self._lock = threading.Lock()
+        self.skipped: dict[str, str] = {}
+
+    def load(self, record: Record, example: int, bucket: tuple[int, int]) -> dict[str, np.ndarray]:
+        """Loads the clip of an example, from `record` or the next usable one: a batch entry as in make_batches."""
+        source = self._sources[record.source]
+        tries = min(len(source), MAX_SUBSTITUTES)
+        for offset in range(tries):
+            index = (record.index + offset) % len(source)
+            name = source.name(index)
+            if name in self.skipped:
+                continue
+            try:
+                return self._load_video(source, index, example, bucket)
+            except (ValueError, OSError) as error:
+                self._skip(name, error)
+        raise ValueError(f"{tries} videos in a row are unusable, the last is {name}: {self.skipped[name]}")
+
+    def _load_video(self, source: Source, index: int, example: int, bucket: tuple[int, int]) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng([self._seed, example, _CLIP])
+        video = source.open(index)
+        plan = clips.plan_clip(
+            video.info,
+            rng,
+            num_frames=self._num_frames,
+            bucket=bucket,
+            global_frames=self._global_frames,
+            max_interval=self._max_interval,
+        )
+        mask, known = self._masks(rng, self._num_frames, *bucket)
+        frames, global_frames = clips.cut_clip(plan, video.read, known, self._global_size)
+        return {
+            "video": frames,
+            "mask": mask,
+            "global_frames": global_frames,
+            "fps": np.float32(plan.fps),
+            "clip_id": np.str_(f"{source.name(index)}@{plan.indices[0]}+{plan.interval}"),
+        }
+
+    def _skip(self, name: str, error: Exception) -> None:
+        with self._lock:
+            if name not in self.skipped:
+                self.skipped[name] = str(error)
+                logging.warning("skipped video %s: %s (%d skipped so far)", name, error, len(self.skipped))
+
+
+class StepDataset(grain.IterDataset):
+    """A data set of batches whose iterators count their position in steps, whatever the batch size of a process."""
+
+    def __init__(self, batches: grain.IterDataset, local_batch_size: int):
+        super().__init__(batches)
+        self._local_batch_size = local_batch_size
+
+    def __iter__(self) -> "StepIterator":
+        return StepIterator(iter(self._parent), self._local_batch_size)
+
+
+class StepIterator(grain.DatasetIterator):
+    """Iterator of StepDataset."""
+
+    def __init__(self, batches: grain.DatasetIterator, local_batch_size: int):
+        super().__init__(batches)
+        self._local_batch_size = local_batch_size
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        return next(self._parent)
+
+    def get_state(self) -> dict[str, int]:
+        return {"next_index": self._parent.get_state()["next_index"] // self._local_batch_size}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        self._parent.set_state({"next_index": state["next_index"] * self._local_batch_size})

@@ -1,0 +1,180 @@
+import collections
+import logging
+import shutil
+
+import numpy as np
+import pytest
+
+from data import masks, pipeline
+
+SETTINGS = {
+    "batch_size": 4,
+    "num_frames": 3,
+    "buckets": ((16, 24), (24, 16), (16, 16)),
+    "global_frames": 2,
+    "global_size": 8,
+    "max_interval": 3,
+    "seed": 7,
+    "num_threads": 2,
+}
+
+
+def batches(sources, count, start=0, **more):
+    iterator = iter(pipeline.make_batches(sources, **(SETTINGS | more)))
+    iterator.set_state({"next_index": start})
+    found = [next(iterator) for _ in range(count)]
+    iterator.close()
+    return found
+
+
+def same(left, right):
+    assert left.keys() == right.keys()
+    return all((left[key] == right[key]).all() for key in left)
+
+
+@pytest.fixture(scope="module")
+def sources(video_folder):
+    return [("videos", str(video_folder), 1.0), ("synthetic", "", 1.0)]
+
+
+@pytest.fixture(scope="module")
+def whole(sources):
+    return batches(sources, 4)
+
+
+def test_batches_have_the_documented_shapes_and_types(whole):
+    for step, batch in enumerate(whole):
+        height, width = pipeline.bucket_of_step(7, step, SETTINGS["buckets"])
+        expected = {
+            "video": ((4, 3, height, width, 3), np.uint8),
+            "mask": ((4, 3, height, width, 1), np.uint8),
+            "global_frames": ((4, 2, 8, 8, 3), np.uint8),
+            "fps": ((4,), np.float32),
+        }
+        assert {key: (batch[key].shape, batch[key].dtype) for key in expected} == expected
+        assert batch["clip_id"].shape == (4,) and batch["clip_id"].dtype.kind == "U"
+        assert batch.keys() == expected.keys() | {"clip_id"}
+        assert batch["mask"].max() == 1 and (batch["fps"] > 0).all()
+
+
+def test_the_bucket_is_a_function_of_seed_and_step():
+    buckets = SETTINGS["buckets"]
+    drawn = [pipeline.bucket_of_step(7, step, buckets) for step in range(300)]
+    assert drawn == [pipeline.bucket_of_step(7, step, buckets) for step in range(300)]
+    assert drawn != [pipeline.bucket_of_step(8, step, buckets) for step in range(300)]
+    counts = collections.Counter(drawn)
+    assert set(counts) == set(buckets)
+    assert sum((count - 100) ** 2 / 100 for count in counts.values()) < 13.82
+
+
+@pytest.mark.parametrize("process_count", [2, 4])
+def test_the_global_batch_is_the_same_for_any_number_of_processes(sources, whole, process_count):
+    parts = [
+        batches(sources, 3, process_index=index, process_count=process_count, num_threads=1 + index)
+        for index in range(process_count)
+    ]
+    for step in range(3):
+        joined = {key: np.concatenate([part[step][key] for part in parts]) for key in whole[step]}
+        assert same(joined, whole[step])
+
+
+def test_an_iterator_resumes_at_the_step_it_is_given(sources, whole):
+    iterator = iter(pipeline.make_batches(sources, **SETTINGS))
+    assert iterator.get_state() == {"next_index": 0}
+    assert same(next(iterator), whole[0])
+    assert same(next(iterator), whole[1])
+    assert iterator.get_state() == {"next_index": 2}
+    iterator.set_state({"next_index": 3})
+    assert same(next(iterator), whole[3])
+    assert iterator.get_state() == {"next_index": 4}
+    assert same(batches(sources, 1, start=1)[0], whole[1])
+    far = batches(sources, 1, start=10**9)[0]
+    assert far["video"].shape[0] == 4
+
+
+def test_the_seed_changes_the_clips(sources, whole):
+    assert not same(batches(sources, 1, seed=8)[0], whole[0])
+
+
+def test_sources_are_mixed_by_their_weights(video_folder):
+    sources = [("videos", str(video_folder), 3.0), ("synthetic", "", 1.0)]
+    opened = [pipeline.open_source(kind, path, lines=20) for kind, path, _ in sources]
+    order = pipeline.record_order(opened, [weight for *_, weight in sources], seed=0, shuffle=True)
+    records = [order[index] for index in range(400)]
+    assert sum(record.source == 0 for record in records) == 300
+    synthetic = [record.index for record in records if record.source == 1]
+    assert len(set(synthetic)) == len(synthetic)
+
+
+def test_every_epoch_holds_each_video_once_in_a_new_order(video_folder):
+    source = pipeline.open_source("videos", video_folder)
+    order = pipeline.record_order([source], [1.0], seed=3, shuffle=True)
+    epochs = [tuple(order[4 * epoch + index].index for index in range(4)) for epoch in range(12)]
+    assert all(sorted(epoch) == [0, 1, 2, 3] for epoch in epochs)
+    assert len(set(epochs)) > 4
+    plain = pipeline.record_order([source], [1.0], seed=3, shuffle=False)
+    assert [plain[index].index for index in range(8)] == [0, 1, 2, 3] * 2
+
+
+def test_bad_videos_are_replaced_counted_and_named_once(video_folder, tmp_path, caplog):
+    shutil.copytree(video_folder, tmp_path / "mixed")
+    sources = [("videos", str(tmp_path / "mixed"), 1.0)]
+    (tmp_path / "mixed" / "clip0.mp4").write_text("no video")
+    truncated = (video_folder / "clip2.mp4").read_bytes()[:2000]
+    (tmp_path / "mixed" / "clip2.mp4").write_bytes(truncated)
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        found = batches(sources, 5)
+    names = {clip_id.split("@")[0] for batch in found for clip_id in batch["clip_id"]}
+    assert names == {"clip1.mp4", "frames"}
+    warnings = [record.getMessage() for record in caplog.records if "skipped video" in record.getMessage()]
+    assert sorted(message.split(":")[0] for message in warnings) == [
+        "skipped video clip0.mp4",
+        "skipped video clip2.mp4",
+    ]
+    assert "2 skipped so far" in warnings[-1]
+    again = batches(sources, 1, start=4)[0]
+    assert same(again, found[4]), "the substitute does not depend on what was read before"
+
+
+def test_a_source_without_a_usable_video_raises(tmp_path):
+    (tmp_path / "text.mp4").write_text("no video")
+    with pytest.raises(ValueError, match=r"unusable, the last is text\.mp4"):
+        batches([("videos", str(tmp_path), 1.0)], 1)
+
+
+def test_one_frame_and_one_colour(tmp_path):
+    import cv2
+
+    cv2.imwrite(str(tmp_path / "1.png"), np.full((20, 30, 3), (30, 90, 200), np.uint8))
+    batch = batches([("videos", str(tmp_path), 1.0)], 1, num_frames=1)[0]
+    assert (batch["video"] == (200, 90, 30)).all() and (batch["global_frames"] == (200, 90, 30)).all()
+    assert batch["mask"].any(axis=(1, 2, 3, 4)).all()
+
+
+def test_mask_settings_reach_the_batch(sources):
+    sampler = masks.MaskSampler(four=0, single=0, double=0, random=0, all=1, all_masked=1, ends_known=0, random_known=0)
+    assert batches(sources, 1, masks=sampler)[0]["mask"].all()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"batch_size": 0},
+        {"process_count": 3},
+        {"process_index": 1},
+        {"num_frames": 0},
+        {"buckets": ()},
+        {"buckets": ((2, 16),)},
+        {"max_interval": 0},
+        {"num_threads": 0},
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused_at_once(sources, change):
+    with pytest.raises(ValueError):
+        pipeline.make_batches(sources, **(SETTINGS | change))
+
+
+def test_sources_without_weight_are_refused():
+    for sources in ([], [("synthetic", "", 0.0)]):
+        with pytest.raises(ValueError, match="positive weight"):
+            pipeline.make_batches(sources, **SETTINGS)
