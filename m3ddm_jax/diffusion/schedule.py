@@ -22,20 +22,15 @@ def scaled_linear(num_timesteps: int = 1000, beta_start: float = 0.00085, beta_e
     return np.cumprod(1 - betas)
 
 
-def cosine(num_timesteps: int = 1000, offset: float = 0.008, shift: float = 1.0) -> np.ndarray:
-    """alphas_cumprod [N] of the cosine schedule (Nichol and Dhariwal, 2021), betas at most 0.999.
-
-    shift: the signal-to-noise ratio is multiplied by shift ** 2; below 1 it adds the noise that large or redundant
-    latents need (Hoogeboom et al., simple diffusion, 2023).
-    """
+def cosine(num_timesteps: int = 1000, offset: float = 0.008) -> np.ndarray:
+    """alphas_cumprod [N] of the cosine schedule (Nichol and Dhariwal, 2021), betas at most 0.999."""
 
     def signal(share):
         return np.cos((share + offset) / (1 + offset) * np.pi / 2) ** 2
 
     steps = np.arange(num_timesteps + 1, dtype=np.float64) / num_timesteps
     betas = np.minimum(1 - signal(steps[1:]) / signal(steps[:-1]), 0.999)
-    alphas_cumprod = np.cumprod(1 - betas)
-    return alphas_cumprod * shift**2 / (alphas_cumprod * shift**2 + 1 - alphas_cumprod)
+    return np.cumprod(1 - betas)
 
 
 def rescale_zero_terminal_snr(alphas_cumprod: np.ndarray) -> np.ndarray:
@@ -44,17 +39,27 @@ def rescale_zero_terminal_snr(alphas_cumprod: np.ndarray) -> np.ndarray:
     return ((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])) ** 2
 
 
+def shift_snr(alphas_cumprod: np.ndarray, shift: float) -> np.ndarray:
+    """The same schedule with its signal-to-noise ratio multiplied by shift ** 2; below 1 it adds the noise that large or
+    redundant latents need (Hoogeboom et al., simple diffusion, 2023)."""
+    return alphas_cumprod * shift**2 / (alphas_cumprod * shift**2 + 1 - alphas_cumprod)
+
+
 _SCHEDULES = {"scaled_linear": scaled_linear, "cosine": cosine}
 
 
-def make_schedule(name: str, *, num_timesteps: int = 1000, zero_terminal_snr: bool = False, **options) -> Schedule:
-    """The named schedule: "scaled_linear" (beta_start, beta_end) or "cosine" (offset, shift).
+def make_schedule(
+    name: str, *, num_timesteps: int = 1000, zero_terminal_snr: bool = False, shift: float = 1.0
+) -> Schedule:
+    """The named schedule, "scaled_linear" or "cosine", shifted and brought to zero terminal SNR where asked for.
 
-    Raises ValueError for another name.
+    Raises ValueError for another name, or a shift that is not positive.
     """
     if name not in _SCHEDULES:
         raise ValueError(f"schedule {name!r} is unknown: one of {', '.join(sorted(_SCHEDULES))} is accepted")
-    alphas_cumprod = _SCHEDULES[name](num_timesteps, **options)
+    if not shift > 0:
+        raise ValueError(f"the schedule's shift must be positive, found {shift}")
+    alphas_cumprod = shift_snr(_SCHEDULES[name](num_timesteps), shift)
     if zero_terminal_snr:
         alphas_cumprod = rescale_zero_terminal_snr(alphas_cumprod)
     return Schedule(alphas_cumprod.astype(np.float32))

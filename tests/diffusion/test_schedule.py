@@ -37,10 +37,12 @@ def test_zero_terminal_snr_equals_the_reference():
 
 def test_shift_multiplies_the_signal_to_noise_ratio():
     plain = schedule.cosine().astype(np.float64)
-    shifted = schedule.cosine(shift=0.25)
+    shifted = schedule.shift_snr(plain, 0.25)
     np.testing.assert_allclose(shifted / (1 - shifted), plain / (1 - plain) / 16, rtol=1e-9)
 
 
-def test_unknown_schedule_is_named():
+def test_what_is_not_a_schedule_is_named():
+    with pytest.raises(ValueError, match="shift must be positive"):
+        schedule.make_schedule("cosine", shift=0)
     with pytest.raises(ValueError, match="'linear'.*cosine, scaled_linear"):
         schedule.make_schedule("linear")
