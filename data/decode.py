@@ -83,6 +83,14 @@ def decode_clip(
     return np.stack([decoded[index] for index in indices])
 
 
+def stream_frames(source: Encoded, size: tuple[int, int]) -> Iterator[np.ndarray]:
+    """Decodes a whole video, frame by frame: yields uint8 [h,w,3] of size (h, w); raises ValueError as decode_clip."""
+    reformatter = VideoReformatter()
+    with _opened(source) as container:
+        for frame in container.decode(_video_stream(container)):
+            yield _to_rgb(frame, size, reformatter)
+
+
 def _index_packets(container, stream) -> PacketIndex:
     """Reads all packets of the stream and rewinds; keeps none of their data."""
     packets = [

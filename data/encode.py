@@ -3,9 +3,21 @@
 import io
 from collections.abc import Iterable
 from fractions import Fraction
+from typing import NamedTuple
 
 import av
 import numpy as np
+
+
+class EncodedClip(NamedTuple):
+    """One record: the bytes of a video file, where it is from, and what a reader must know before decoding it."""
+
+    video: bytes
+    name: str
+    num_frames: int
+    fps: float
+    height: int
+    width: int
 
 
 def encode_video(frames: Iterable[np.ndarray], fps: float, *, crf: int = 18, keyframe_interval: int = 12) -> bytes:
@@ -23,7 +35,8 @@ def encode_video(frames: Iterable[np.ndarray], fps: float, *, crf: int = 18, key
                     raise ValueError(f"sides must be even to be encoded, found {height}x{width}")
                 stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
                 stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-                stream.options = {"crf": str(crf), "preset": "veryfast", "g": str(keyframe_interval)}
+                # without B-frames a seek decodes less
+                stream.options = {"crf": str(crf), "preset": "veryfast", "g": str(keyframe_interval), "bf": "0"}
                 stream.codec_context.thread_count = 1
             if frame.shape != (height, width, 3):
                 raise ValueError(f"frames must all be {height}x{width}, found {frame.shape[:2]}")

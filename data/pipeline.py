@@ -172,7 +172,7 @@ class ClipLoader:
             "mask": mask,
             "global_frames": global_frames,
             "fps": np.float32(plan.fps),
-            "clip_id": np.str_(f"{source.name(index)}@{plan.indices[0]}+{plan.interval}"),
+            "clip_id": np.str_(f"{video.name}@{plan.indices[0]}+{plan.interval}"),
         }
 
     def _skip(self, name: str, error: Exception) -> None:

@@ -3,10 +3,11 @@
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
+import tensorflow_datasets as tfds
 
 from data import decode, synthetic
 from data.decode import DEFAULT_FPS, PacketIndex, VideoInfo
@@ -21,12 +22,13 @@ SYNTHETIC_FRAMES = 64
 class Video(NamedTuple):
     """One opened video: read(indices, size=None) -> uint8 [n,h,w,3], the frames at `indices` scaled to size (h, w)."""
 
+    name: str
     info: VideoInfo
     read: Callable[..., np.ndarray]
 
 
 class Source(Protocol):
-    """Videos by number. `name` costs nothing; `open` raises ValueError where the video cannot be used."""
+    """Videos by number. `name` needs no file; `open` raises ValueError where the video cannot be used."""
 
     def __len__(self) -> int: ...
 
@@ -58,8 +60,6 @@ class FolderSource:
     def __init__(self, path: str | os.PathLike):
         self._root = pathlib.Path(path)
         self._paths = find_videos(self._root)
-        if not self._paths:
-            raise ValueError(f"{self._root} holds no video file and no folder of images")
         self._probe = functools.lru_cache(maxsize=1024)(probe_path)
 
     def __len__(self) -> int:
@@ -71,15 +71,13 @@ class FolderSource:
     def open(self, index: int) -> Video:
         path = self._paths[index]
         info = self._probe(path)
-        return Video(info, functools.partial(read_path, path, packets=info.packets))
+        return Video(self.name(index), info, functools.partial(read_path, path, packets=info.packets))
 
 
 class ShardSource:
     """Records of a TFDS data set in ArrayRecord files whose feature `video` holds encoded bytes."""
 
     def __init__(self, path: str | os.PathLike):
-        import tensorflow_datasets as tfds  # slow to import, needed for this source alone
-
         try:
             builder = tfds.builder_from_directory(os.fspath(path))
             self._records = builder.as_data_source(split="train")
@@ -95,9 +93,8 @@ class ShardSource:
 
     def open(self, index: int) -> Video:
         record = self._records[index]
-        info = VideoInfo(*(record[key] for key in ("num_frames", "fps", "height", "width")))
-        info = VideoInfo(int(info.num_frames), float(info.fps), int(info.height), int(info.width))
-        return Video(info, functools.partial(decode.decode_clip, record["video"]))
+        info = VideoInfo(record["num_frames"], record["fps"], record["height"], record["width"])
+        return Video(record["name"].decode(), info, functools.partial(decode.decode_clip, record["video"]))
 
 
 class SyntheticSource:
@@ -121,21 +118,24 @@ class SyntheticSource:
             frames = (scene.frame(i) for i in indices)
             return np.stack([frame if size is None else resize(frame, size) for frame in frames])
 
-        return Video(VideoInfo(SYNTHETIC_FRAMES, float(synthetic.FPS), height, width), read)
+        return Video(self.name(index), VideoInfo(SYNTHETIC_FRAMES, float(synthetic.FPS), height, width), read)
 
 
 def find_videos(root: pathlib.Path) -> list[pathlib.Path]:
     """Returns what counts as a video below `root`, in natural order.
 
-    That is every video file, and every folder that holds images and no video file. Raises ValueError where `root` is
-    not a folder.
+    That is every video file, and every folder that holds images and no video file. Raises ValueError where there
+    is none, and where `root` is not a folder.
     """
     if not root.is_dir():
         raise ValueError(f"{root} is not a folder")
     files = [path for path in root.rglob("*") if path.is_file()]
     videos = {path for path in files if path.suffix.lower() in VIDEO_SUFFIXES}
     folders = {path.parent for path in files if path.suffix.lower() in IMAGE_SUFFIXES}
-    return sorted(videos | (folders - {path.parent for path in videos}), key=natural_key)
+    found = videos | (folders - {path.parent for path in videos})
+    if not found:
+        raise ValueError(f"{root} holds no video file and no folder of images")
+    return sorted(found, key=natural_key)
 
 
 def probe_path(path: pathlib.Path) -> VideoInfo:
@@ -158,7 +158,18 @@ def read_path(
     if not path.is_dir():
         return decode.decode_clip(path, indices, size, packets)
     images = list_images(path)
+    if not all(0 <= index < len(images) for index in indices):
+        raise ValueError(f"frames {min(indices)}..{max(indices)} asked of a folder of {len(images)} images")
     frames = [read_image(images[index]) for index in indices]
     if len({frame.shape for frame in frames}) > 1:
         raise ValueError("the frame size changes")
     return np.stack([frame if size is None else resize(frame, size) for frame in frames])
+
+
+def stream_path(path: pathlib.Path, size: tuple[int, int]) -> Iterator[np.ndarray]:
+    """Reads all frames of a video file or a folder of images: yields uint8 [h,w,3], scaled to size (h, w)."""
+    if not path.is_dir():
+        yield from decode.stream_frames(path, size)
+        return
+    for image in list_images(path):
+        yield resize(read_image(image), size)

@@ -1,0 +1,172 @@
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from data import pipeline, prepare, sources
+from data.encode import encode_video
+
+HEIGHT, WIDTH, FPS = 80, 112, 8
+
+
+def shot(seed, num_frames):
+    """Blocks of random colours that slide: uint8 [T,80,112,3]."""
+    rng = np.random.default_rng(seed)
+    image = np.kron(rng.integers(40, 250, (11, 30, 3)), np.ones((8, 8, 1), int)).astype(np.uint8)
+    return np.stack([image[:HEIGHT, 2 * t : 2 * t + WIDTH] for t in range(num_frames)])
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    """A folder with one video of every kind: good, cut, barred, still, short, small, broken, frames."""
+    root = tmp_path_factory.mktemp("raw")
+    barred = shot(3, 20)
+    barred[:, :4] = barred[:, -4:] = 0
+    videos = {
+        "good": shot(0, 40),
+        "cut": np.concatenate([shot(1, 18), shot(2, 24), shot(8, 6)]),
+        "barred": barred,
+        "still": np.repeat(shot(4, 1), 20, axis=0),
+        "short": shot(5, 10),
+        "small": shot(6, 20)[:, :40],
+    }
+    for name, frames in videos.items():
+        (root / f"{name}.mp4").write_bytes(encode_video(frames, FPS, crf=10))
+    (root / "broken.mp4").write_text("no video")
+    (root / "frames").mkdir()
+    for number, frame in enumerate(shot(7, 50)):
+        cv2.imwrite(str(root / "frames" / f"{number}.png"), frame[..., ::-1])
+    return root
+
+
+@pytest.fixture(scope="module")
+def prepared(raw, tmp_path_factory):
+    out = tmp_path_factory.mktemp("prepared") / "shards"
+    report = prepare.prepare(raw, out, prepare.Settings(short_side=64), num_threads=2)
+    return out, report
+
+
+def records(folder):
+    found = tfds.builder_from_directory(str(folder)).as_data_source(split="train")
+    return {record["name"].decode(): record for record in (found[index] for index in range(len(found)))}
+
+
+def test_the_report_says_what_was_made_and_what_was_skipped_and_why(prepared):
+    out, report = prepared
+    assert json.loads((out / "report.json").read_text()) == json.loads(json.dumps(report))
+    reasons = {(entry["video"], entry["frames"]): entry["reason"] for entry in report["skipped"]}
+    unreadable = reasons.pop(("broken.mp4", None))
+    assert unreadable.startswith("unreadable: not a readable video")
+    assert reasons == {
+        ("cut.mp4", (42, 48)): "shorter than 2 s",
+        ("short.mp4", (0, 10)): "shorter than 2 s",
+        ("small.mp4", (0, 20)): "smaller than 64 pixels",
+        ("still.mp4", (0, 20)): "nothing moves",
+    }
+    assert report["videos"] == 8 and report["clips"] == 6
+    assert report["seconds"] == pytest.approx((40 + 18 + 24 + 20) / 8 + 50 / 24, abs=0.01)
+    assert os.listdir(out.parent) == ["shards"], "nothing is left beside it"
+
+
+def test_clips_are_cut_cropped_scaled_and_decodable(prepared, raw):
+    found = records(prepared[0])
+    assert sorted(found) == ["barred.mp4/0", "cut.mp4/0", "cut.mp4/18", "frames/0", "good.mp4/0", "good.mp4/20"]
+    expected = {"barred.mp4/0": (20, 64, 104), "cut.mp4/18": (24, 64, 90), "good.mp4/20": (20, 64, 90)}
+    for name, shape in expected.items():
+        record = found[name]
+        assert (record["num_frames"], record["height"], record["width"]) == shape
+    source = sources.open_source("shards", prepared[0])
+    for index in range(len(source)):
+        video = source.open(index)
+        frames = video.read(range(video.info.num_frames))
+        assert frames.shape == (video.info.num_frames, video.info.height, video.info.width, 3)
+    last = records(prepared[0])["good.mp4/20"]
+    decoded = sources.decode.decode_clip(last["video"], [19])[0]
+    truths = [cv2.resize(frame, (90, 64), interpolation=cv2.INTER_AREA) for frame in shot(0, 40)]
+    assert np.argmin([np.abs(decoded.astype(int) - truth).mean() for truth in truths]) == 39
+    assert sources.decode.probe(last["video"]).packets.keyframes.tolist() == [0, 12]
+
+
+def test_shards_feed_the_pipeline(prepared):
+    batch = next(
+        iter(
+            pipeline.make_batches(
+                [("shards", str(prepared[0]), 1.0)],
+                batch_size=6,
+                num_frames=4,
+                buckets=((32, 48),),
+                global_frames=2,
+                global_size=16,
+                max_interval=2,
+                seed=0,
+            )
+        )
+    )
+    assert batch["video"].shape == (6, 4, 32, 48, 3)
+    assert len({name.split("@")[0] for name in batch["clip_id"]}) == 6
+    assert all(name.startswith(tuple(records(prepared[0]))) for name in batch["clip_id"])
+
+
+def test_tensorflow_is_not_imported(raw, prepared, tmp_path):
+    program = (
+        "import sys; from data import prepare, sources;"
+        f"prepare.prepare({str(raw)!r}, {str(tmp_path / 'out')!r}, prepare.Settings(short_side=64));"
+        f"sources.open_source('shards', {str(tmp_path / 'out')!r}).open(0).read([0]);"
+        "assert 'tensorflow' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    assert records(tmp_path / "out").keys() == records(prepared[0]).keys()
+
+
+def run(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "data.prepare", *map(str, arguments)], capture_output=True, text=True, **options
+    )
+
+
+def test_the_command_reports_and_exits_0(raw, tmp_path):
+    done = run(raw, tmp_path / "deep" / "out", "--short-side=64")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[-1].startswith("6 clips, ") and "skipped still.mp4 frames 0..19: nothing moves" in lines
+    assert len(lines) == 6
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda root: [root / "missing", root / "out"], "missing is not a folder"),
+        (lambda root: [root / "empty", root / "out"], "holds no video file"),
+        (lambda root: [root / "bad", root / "out"], "nothing usable"),
+        (lambda root: [root / "bad", root / "empty"], "exists already"),
+        (lambda root: [root / "bad"], "SOURCE and OUT"),
+        (lambda root: [root / "bad", root / "out", "--short-side=8"], "at least 64"),
+        (lambda root: [root / "bad", root / "out", "--min-seconds=3"], "at least twice"),
+    ],
+)
+def test_what_cannot_be_prepared_exits_2_with_one_line_and_leaves_nothing(tmp_path, make, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "clip.mp4").write_text("no video")
+    done = run(*make(tmp_path))
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 2 and last.startswith("data.prepare: ") and message in last
+    assert "Traceback" not in done.stderr
+    assert sorted(os.listdir(tmp_path)) == ["bad", "empty"]
+
+
+def test_a_full_disk_exits_2_and_leaves_nothing(raw, tmp_path):
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    done = run(raw, tmp_path / "out", "--short-side=64", preexec_fn=limit)
+    assert done.returncode == 2 and "data.prepare: cannot write" in done.stderr and "Traceback" not in done.stderr
+    assert os.listdir(tmp_path) == []
