@@ -1,0 +1,114 @@
+"""How fast the input pipeline is beside bare decoding, for the benchmark table."""
+
+import concurrent.futures
+import io
+import math
+import os
+import pathlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+
+import av
+import tensorflow_datasets as tfds
+
+from data import decode, pipeline, synthetic
+from data.encode import encode_video
+from data.sources import find_videos
+
+NUM_FRAMES = 16
+BUCKET = (256, 256)
+ROUNDS = 5
+CLIPS = 32
+MADE_CLIPS = 8
+MADE_FRAMES = 96
+
+
+def measure(path: str | os.PathLike | None = None, num_threads: int = 2) -> dict[str, float]:
+    """Measures frames decoded a second, by the pipeline and by PyAV alone in as many threads, in turns in one run.
+
+    path: shards of data.prepare or a folder of video files; without it 256x256 videos are made from synthetic scenes.
+    The pipeline makes clips of 16 frames of 256x256 with 16 global frames; what counts is the frames of the videos it
+    went through. PyAV alone decodes all frames of the same videos, and either makes an RGB array of each (bare) or not
+    even that (decode_only). Rates and ratios are medians over rounds. Raises ValueError where path holds no videos.
+    """
+    with tempfile.TemporaryDirectory() as made:
+        if path is None:
+            path = made
+            _make_videos(pathlib.Path(made))
+        kind = "shards" if (pathlib.Path(path) / "dataset_info.json").exists() else "videos"
+        videos = _encoded_videos(kind, path)
+        passes = math.ceil(CLIPS / len(videos))
+        contestants: dict[str, Callable[[], None]] = {
+            "pipeline": lambda: _run_pipeline(kind, path, num_threads, passes * len(videos)),
+            "bare": lambda: _decode_all(videos * passes, num_threads, as_rgb=True),
+            "decode_only": lambda: _decode_all(videos * passes, num_threads, as_rgb=False),
+        }
+        seconds = {name: [] for name in contestants}
+        for _ in range(ROUNDS):
+            for name, run in contestants.items():
+                start = time.perf_counter()
+                run()
+                seconds[name].append(time.perf_counter() - start)
+    frames = passes * sum(len(decode.probe(video).packets.timestamps) for video in videos)
+
+    def ratio(other: str) -> float:
+        return statistics.median(
+            theirs / ours for ours, theirs in zip(seconds["pipeline"], seconds[other], strict=True)
+        )
+
+    return {
+        "threads": num_threads,
+        **{f"{name}_frames_per_second": frames / statistics.median(times) for name, times in seconds.items()},
+        "pipeline_over_bare": ratio("bare"),
+        "pipeline_over_decode_only": ratio("decode_only"),
+    }
+
+
+def _encoded_videos(kind: str, path: str | os.PathLike) -> list[bytes]:
+    if kind == "shards":
+        records = tfds.builder_from_directory(os.fspath(path)).as_data_source(split="train")
+        return [records[index]["video"] for index in range(len(records))]
+    return [video.read_bytes() for video in find_videos(pathlib.Path(path)) if video.is_file()]
+
+
+def _make_videos(folder: pathlib.Path) -> None:
+    for seed in range(MADE_CLIPS):
+        scene = synthetic.Scene(seed, *BUCKET)
+        frames = (scene.frame(index) for index in range(MADE_FRAMES))
+        (folder / f"{seed}.mp4").write_bytes(encode_video(frames, synthetic.FPS))
+
+
+def _run_pipeline(kind: str, path: str | os.PathLike, num_threads: int, clips: int) -> None:
+    batches = iter(
+        pipeline.make_batches(
+            [(kind, path, 1.0)],
+            batch_size=1,
+            num_frames=NUM_FRAMES,
+            buckets=[BUCKET],
+            global_frames=NUM_FRAMES,
+            global_size=BUCKET[0],
+            max_interval=15,
+            seed=0,
+            num_threads=num_threads,
+            shuffle=False,
+        )
+    )
+    for _ in range(clips):
+        next(batches)
+    batches.close()
+
+
+def _decode_all(videos: list[bytes], num_threads: int, as_rgb: bool) -> None:
+    def decode_one(video: bytes) -> None:
+        with av.open(io.BytesIO(video)) as container:
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1
+            for frame in container.decode(stream):
+                if as_rgb:
+                    frame.to_ndarray(format="rgb24")
+
+    with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
+        for _ in pool.map(decode_one, videos):
+            pass
