@@ -23,3 +23,21 @@ def goldens() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"reference outputs are not here: {folder} is no folder (set M3DDM_GOLDENS)")
     return folder
+
+
+@pytest.fixture(scope="module")
+def quick_compiles(tmp_path_factory):
+    """For tests that mostly compile: little optimization, and a folder where programs are found again (its path)."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    def configure(optimize: bool, folder: str | None, least_seconds: float) -> None:
+        compilation_cache.reset_cache()
+        jax.config.update("jax_disable_most_optimizations", not optimize)
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", least_seconds)
+
+    folder = str(tmp_path_factory.getbasetemp() / "compiled")
+    configure(optimize=False, folder=folder, least_seconds=0.0)
+    yield folder
+    configure(optimize=True, folder=None, least_seconds=1.0)

@@ -1,0 +1,108 @@
+"""Checkpoints: state, data position and meta in one Orbax step, named by the number of updates applied."""
+
+import importlib.metadata
+import json
+import os
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh
+
+from m3ddm_jax.training.state import TrainState
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+_NAMED_DIFFERENCES = 4
+
+
+class Checkpoints:
+    """The checkpoints of one run: saved in the background, restored onto any mesh.
+
+    folder: made when the first checkpoint is saved.
+    keep: how many of the latest stay.
+    fixed: nested plain values that no checkpoint may differ in (what the networks are, what they learn).
+    config, mesh: kept in the meta for the reader.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike, *, keep: int, fixed: dict[str, Any], config: dict[str, Any], mesh: Mesh
+    ):
+        self._fixed = _plain(fixed)
+        self._meta = {
+            "fixed": self._fixed,
+            "config": _plain(config),
+            "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+            "mesh": dict(mesh.shape),
+        }
+        self._manager = ocp.CheckpointManager(
+            os.path.abspath(folder),
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+            item_names=("state", "data", "meta"),
+        )
+
+    def latest_step(self) -> int | None:
+        """Updates applied in the newest checkpoint; None where there is none."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, step: int, examples_seen: int) -> None:
+        """Save after `step` updates; returns once the state is copied, before it is written.
+
+        examples_seen: clips taken from the data, counted over all processes.
+        """
+        if step == self.latest_step():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                data=ocp.args.JsonSave({"examples_seen": examples_seen}),
+                meta=ocp.args.JsonSave(self._meta | {"state": _shapes(state)}),
+            ),
+        )
+
+    def restore(self, like: TrainState) -> tuple[TrainState, int]:
+        """(state, examples seen) of the newest checkpoint, laid out as `like` (`training.state.abstract_state`) says.
+
+        Raises ValueError where the checkpoint is of other networks, or of another task, than this run's.
+        """
+        step = self.latest_step()
+        small = self._manager.restore(
+            step, args=ocp.args.Composite(data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore())
+        )
+        here = {**flatten_dict(self._fixed, sep="."), **_shapes(like)}
+        there = {**flatten_dict(small.meta["fixed"], sep="."), **small.meta["state"]}
+        check_fit(f"checkpoint {step} in {self._manager.directory}", there, here)
+        state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like))).state
+        return state, small.data["examples_seen"]
+
+    def wait(self) -> None:
+        """Return when everything saved is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait, and give up the folder."""
+        self._manager.close()
+
+
+def check_fit(source: str, there: dict[str, Any], here: dict[str, Any]) -> None:
+    """Raise one ValueError that names the first few values of a checkpoint which the config has otherwise."""
+    differences = [
+        f"{name} is {there.get(name, 'absent')} there and {here.get(name, 'absent')} here"
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name, "absent") != here.get(name, "absent")
+    ]
+    if differences:
+        more = len(differences) - _NAMED_DIFFERENCES
+        named = "; ".join(differences[:_NAMED_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
+        raise ValueError(f"{source} does not fit the config: {named}")
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON gives it back."""
+    return json.loads(json.dumps(value))
+
+
+def _shapes(state: TrainState) -> dict[str, list[int]]:
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): list(leaf.shape) for path, leaf in leaves}

@@ -1,0 +1,180 @@
+"""The training loop: order, stopping, and what it says on the way."""
+
+import dataclasses
+import itertools
+import json
+import math
+import pathlib
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from tensorboardX import SummaryWriter
+from tensorboardX.proto.summary_pb2 import Summary
+
+from m3ddm_jax.training.checkpoint import Checkpoints
+from m3ddm_jax.training.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Cadence:
+    """In updates: how many in all, and every how many to report, save and sample (0: no samples).
+
+    Raises ValueError for a number that is too small.
+    """
+
+    steps: int
+    log_every: int
+    save_every: int
+    sample_every: int
+
+    def __post_init__(self):
+        for name, least in {"steps": 1, "log_every": 1, "save_every": 1, "sample_every": 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}: {least} or more is accepted")
+
+
+class StopRequest:
+    """SIGTERM as a question: within the context, the signal sets a flag instead of ending the process."""
+
+    def __init__(self):
+        self._requested = False
+
+    def __enter__(self) -> "StopRequest":
+        self._previous = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *_) -> None:
+        signal.signal(signal.SIGTERM, self._previous)
+
+    def _note(self, *_) -> None:
+        self._requested = True
+
+    def __call__(self) -> bool:
+        return self._requested
+
+
+class MetricsLog:
+    """Means over each `log_every` updates: a line on the terminal, one in metrics.jsonl, scalars for TensorBoard.
+
+    Step time is the median of the interval, without saving and sampling, so that compiling does not blur it.
+    Processes other than the first keep silent.
+    """
+
+    def __init__(self, workdir: pathlib.Path, *, start_step: int, cadence: Cadence, frames_per_step: int):
+        self._cadence = cadence
+        self._frames_per_step = frames_per_step
+        self._pending: list[dict[str, float]] = []
+        self._times: list[float] = []
+        self._last = None
+        self._speaks = jax.process_index() == 0
+        if self._speaks:
+            path = workdir / "metrics.jsonl"
+            kept = [line for line in _lines(path) if json.loads(line)["step"] <= start_step]
+            path.write_text("".join(kept))
+            self._file = path.open("a")
+            self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+
+    def add(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Note the metrics of update number `step` (the first is 1)."""
+        now = time.perf_counter()
+        if self._last is not None:
+            self._times.append(now - self._last)
+        self._last = now
+        self._pending.append(dict(metrics))
+        if self._speaks and (step % self._cadence.log_every == 0 or step == self._cadence.steps):
+            self._report(step)
+
+    def skip_time(self) -> None:
+        """What passed since the last update was not training: leave it out of the step time."""
+        self._last = None
+
+    def _report(self, step: int) -> None:
+        means = {name: statistics.fmean(m[name] for m in self._pending) for name in self._pending[0]}
+        if self._times:
+            means["step_seconds"] = statistics.median(self._times)
+            means["frames_per_second"] = self._frames_per_step / means["step_seconds"]
+        self._file.write(json.dumps({"step": step, **means}) + "\n")
+        self._file.flush()
+        for name, value in means.items():
+            self._writer.add_scalar(name, value, step)
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in means.items())
+        print(f"step {step}/{self._cadence.steps}  {shown}", flush=True)
+        self._pending, self._times = [], []
+
+    def add_gif(self, name: str, encoded: bytes, height: int, width: int, step: int) -> None:
+        """A moving picture for TensorBoard; from the first process alone."""
+        # add_video would need moviepy to encode what is encoded already.
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
+        self._writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+
+    def close(self) -> None:
+        if self._speaks:
+            self._file.close()
+            self._writer.close()
+
+
+def _lines(path: pathlib.Path) -> list[str]:
+    """Whole lines of a log; a last line that was cut off is dropped."""
+    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")] if path.exists() else []
+
+
+def run(
+    state: TrainState,
+    step_fn: Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]],
+    batches: Iterator[dict[str, np.ndarray]],
+    put: Callable[[dict[str, np.ndarray]], dict[str, jax.Array]],
+    *,
+    cadence: Cadence,
+    checkpoints: Checkpoints,
+    examples_seen: Callable[[], int],
+    log: MetricsLog,
+    sample: Callable[[TrainState, int], None] | None,
+    stop: Callable[[], bool],
+) -> TrainState:
+    """Train until `cadence.steps` updates are applied or `stop()`, and save what was reached.
+
+    batches: host batches, each with its `clip_id`; put: host batch -> global arrays of the rest; examples_seen: clips
+    drawn so far; sample: called with the state and its step, None where the cadence has no samples.
+    Raises FloatingPointError where a loss or a gradient is not finite; nothing is saved after such an update.
+    """
+    start = int(state.step)
+    pending = None
+    for step in itertools.count(start):
+        done = step >= cadence.steps or stop()
+        saves = done or (step > start and step % cadence.save_every == 0)
+        # 1. Evaluate the state as it stands.
+        if cadence.sample_every and step > start and step % cadence.sample_every == 0:
+            sample(state, step)
+            log.skip_time()
+        # 2. Save before the next batch is drawn, so that data and state are of one moment; never save unseen metrics.
+        if saves:
+            if pending:
+                _check_and_log(log, *pending)
+                pending = None
+            checkpoints.save(state, step, examples_seen())
+            log.skip_time()
+        if done:
+            return state
+        # 3. The next batch.
+        waited = time.perf_counter()
+        batch = next(batches)
+        waited = time.perf_counter() - waited
+        # 4. The step is only dispatched; meanwhile the metrics of the one before it are fetched.
+        state, metrics = step_fn(state, put(batch))
+        if pending:
+            _check_and_log(log, *pending)
+        pending = (step + 1, metrics | {"input_wait_seconds": waited}, batch["clip_id"])
+
+
+def _check_and_log(log: MetricsLog, step: int, metrics: dict[str, Any], clip_ids: np.ndarray) -> None:
+    # jit hands metrics back in alphabetical order; the loss goes first.
+    values = {name: float(metrics[name]) for name in sorted(metrics, key=lambda name: name != "loss")}
+    if not all(math.isfinite(value) for value in values.values()):
+        found = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if not math.isfinite(value))
+        raise FloatingPointError(f"step {step}: {found}; clips of its batch: {', '.join(map(str, clip_ids))}")
+    log.add(step, values)

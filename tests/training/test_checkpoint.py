@@ -1,0 +1,106 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from m3ddm_jax.parallel.mesh import make_mesh
+from m3ddm_jax.training.checkpoint import Checkpoints
+from m3ddm_jax.training.optim import make_optimizer
+from m3ddm_jax.training.state import abstract_state, init_state
+
+FIXED = {"model": {"kind": "m3ddm", "num_heads": 2}, "prediction": "epsilon"}
+CONFIG = {"train": {"steps": 4, "buckets": ((32, 32),)}}
+
+
+@pytest.fixture(scope="module")
+def optimizer():
+    return make_optimizer(1e-3, warmup_steps=1, weight_decay=0.1, clip_norm=1.0)
+
+
+def like(optimizer, mesh, width=128):
+    def init(key):
+        return {"params": {"w": jax.random.normal(key, (64, width)), "b": jnp.zeros(3)}}
+
+    rng = jax.random.key(1)
+    return init, rng, abstract_state(init, optimizer, rng, mesh)
+
+
+def fresh(optimizer, mesh):
+    init, rng, abstract = like(optimizer, mesh)
+    return init_state(init, optimizer, rng, abstract)
+
+
+def opened(folder, mesh, fixed=FIXED, keep=2):
+    return Checkpoints(folder, keep=keep, fixed=fixed, config=CONFIG, mesh=mesh)
+
+
+def assert_same(a, b):
+    a, b = (jax.tree.map(lambda x: jax.random.key_data(x) if x.dtype == b.rng.dtype else x, t) for t in (a, b))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize("target", [{"data": 2, "fsdp": 4}, {"data": 8, "fsdp": 1}, {"devices": jax.devices()[:1]}])
+def test_what_eight_devices_saved_comes_back_on_another_mesh(tmp_path, optimizer, target):
+    mesh, other = make_mesh(data=2, fsdp=4), make_mesh(**target)
+    state = fresh(optimizer, mesh)
+    checkpoints = opened(tmp_path, mesh)
+    assert checkpoints.latest_step() is None
+    checkpoints.save(state, 3, examples_seen=24)
+    checkpoints.close()
+    abstract = like(optimizer, other)[2]
+    restored, examples_seen = opened(tmp_path, other).restore(abstract)
+    assert examples_seen == 24
+    assert_same(restored, state)
+    assert jax.tree.map(lambda x: x.sharding, restored) == jax.tree.map(lambda x: x.sharding, abstract)
+
+
+def test_a_state_given_away_after_saving_is_saved_as_it_was(tmp_path, optimizer):
+    """The train step donates its state while the checkpoint is still being written."""
+    mesh = make_mesh(data=2, fsdp=4)
+    state = fresh(optimizer, mesh)
+    before = np.asarray(state.params["w"])
+    checkpoints = opened(tmp_path, mesh)
+    checkpoints.save(state, 1, examples_seen=8)
+    overwrite = jax.jit(lambda s: s.replace(params=jax.tree.map(lambda x: x * 0, s.params)), donate_argnums=0)
+    overwrite(state)
+    checkpoints.close()
+    restored, _ = opened(tmp_path, mesh).restore(like(optimizer, mesh)[2])
+    np.testing.assert_array_equal(restored.params["w"], before)
+
+
+def test_old_checkpoints_go_and_a_step_is_saved_once(tmp_path, optimizer):
+    mesh = make_mesh(devices=jax.devices()[:1])
+    state = fresh(optimizer, mesh)
+    checkpoints = opened(tmp_path, mesh, keep=2)
+    for step in (1, 2, 3, 3):
+        checkpoints.save(state, step, examples_seen=step)
+    checkpoints.close()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "3"]
+
+
+@pytest.mark.parametrize(
+    "fixed, width, message",
+    [
+        (FIXED | {"model": {"kind": "m3ddm", "num_heads": 4}}, 128, "model.num_heads is 2 there and 4 here"),
+        (FIXED | {"prediction": "x0"}, 128, "prediction is epsilon there and x0 here"),
+        (FIXED, 256, r"ema_params/w is \[64, 128\] there and \[64, 256\] here"),
+    ],
+)
+def test_a_checkpoint_of_another_network_is_refused_in_one_line(tmp_path, optimizer, fixed, width, message):
+    mesh = make_mesh(devices=jax.devices()[:1])
+    checkpoints = opened(tmp_path, mesh)
+    checkpoints.save(fresh(optimizer, mesh), 5, examples_seen=1)
+    checkpoints.close()
+    with pytest.raises(ValueError, match=message) as raised:
+        opened(tmp_path, mesh, fixed).restore(like(optimizer, mesh, width)[2])
+    assert "checkpoint 5 in" in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_another_optimizer_is_refused(tmp_path, optimizer):
+    mesh = make_mesh(devices=jax.devices()[:1])
+    checkpoints = opened(tmp_path, mesh)
+    checkpoints.save(fresh(optimizer, mesh), 5, examples_seen=1)
+    checkpoints.close()
+    with pytest.raises(ValueError, match="absent here"):
+        opened(tmp_path, mesh).restore(like(optax.sgd(0.1), mesh)[2])

@@ -1,0 +1,189 @@
+import contextlib
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import test as test_config
+from m3ddm_jax.diffusion.schedule import make_schedule
+from m3ddm_jax.models import registry
+from m3ddm_jax.parallel.mesh import make_mesh, put_batch
+from m3ddm_jax.training.diffusion_step import calibrated_batch_stats, encode_batch, make_diffusion_step
+from m3ddm_jax.training.optim import make_optimizer
+from m3ddm_jax.training.state import abstract_state, init_state
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
+OPTIMIZER = make_optimizer(2e-3, warmup_steps=1, weight_decay=0.0, clip_norm=1e9)
+CODEC = registry.build("patch_codec")
+MODEL = registry.build(**test_config.get_config().model.to_dict())
+
+
+def make_batch(clips=8, frames=2, side=16):
+    """Colour ramps that differ by clip; the last 7 of 16 columns are to be generated."""
+    ramps = np.linspace(0, 1, side)[:, None, None] * np.random.default_rng(0).uniform(0, 255, (clips, 1, 1, 1, 3))
+    mask = (np.arange(side) > side // 2).astype(np.uint8)
+    return {
+        "video": np.broadcast_to(ramps, (clips, frames, side, side, 3)).astype(np.uint8),
+        "mask": np.broadcast_to(mask[:, None], (clips, frames, side, side, 1)),
+        "global_frames": np.random.default_rng(1).integers(0, 256, (clips, 2, 40, 40, 3), np.uint8),
+        "fps": np.full(clips, 12.0, np.float32),
+    }
+
+
+class Trainer:
+    """A jitted step on a mesh, from the same initial state as every other."""
+
+    def __init__(self, mesh, accumulate=1, drop=0.25):
+        self.mesh = mesh
+        rng = jax.random.key(0)
+        init = functools.partial(registry.init, MODEL)
+        self.like = abstract_state(init, OPTIMIZER, rng, mesh)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.like)
+        with jax.set_mesh(mesh):
+            self.state = init_state(init, OPTIMIZER, rng, self.like)
+        self.batch = put_batch(mesh, make_batch())
+        self.jitted = jax.jit(
+            make_diffusion_step(
+                MODEL,
+                CODEC,
+                make_schedule("cosine"),
+                OPTIMIZER,
+                prediction="v_prediction",
+                min_snr_gamma=5.0,
+                known_weight=1.0,
+                drop_local=drop,
+                drop_global=drop,
+                accumulate=accumulate,
+                ema_decay=0.99,
+            ),
+            out_shardings=(shardings, None),
+        )
+
+    def step(self, state, batch=None):
+        with jax.set_mesh(self.mesh):
+            return self.jitted(state, batch or self.batch, {})
+
+
+@pytest.fixture(scope="module")
+def one(quick_compiles):
+    return Trainer(make_mesh(devices=jax.devices()[:1]))
+
+
+@pytest.fixture(scope="module")
+def eight(quick_compiles):
+    return Trainer(make_mesh(data=2, fsdp=4))
+
+
+def gradients(state):
+    """After one update the first moment is a tenth of the gradient."""
+    return jax.tree.map(lambda x: 10 * x, optax.tree.get(state.opt_state, "mu"))
+
+
+def assert_close(a, b, tolerance=1e-5):
+    scale = float(optax.tree.norm(b)) / np.sqrt(len(jax.tree.leaves(b)))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=tolerance * scale), a, b)
+
+
+def test_eight_devices_agree_with_one(one, eight):
+    (state_1, metrics_1), (state_8, metrics_8) = one.step(one.state), eight.step(eight.state)
+    np.testing.assert_allclose(metrics_8["loss"], metrics_1["loss"], rtol=1e-5)
+    np.testing.assert_allclose(metrics_8["grad_norm"], metrics_1["grad_norm"], rtol=1e-5)
+    assert_close(gradients(state_8), gradients(state_1))
+
+
+def test_accumulation_changes_nothing(eight, one):
+    parts = Trainer(one.mesh, accumulate=4)
+    (state_1, metrics_1), (state_4, metrics_4) = one.step(one.state), parts.step(parts.state)
+    np.testing.assert_allclose(metrics_4["loss"], metrics_1["loss"], rtol=1e-5)
+    assert_close(gradients(state_4), gradients(state_1))
+
+
+@contextlib.contextmanager
+def compiled_programs():
+    seen = []
+
+    def note(event, duration, **_):
+        if event.endswith("backend_compile_duration"):
+            seen.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    yield seen
+    jax.monitoring.unregister_event_duration_listener(note)
+
+
+def test_what_a_step_returns_lies_as_it_did_and_compiles_once(eight):
+    state = eight.state
+    state, _ = eight.step(state)
+    with compiled_programs() as seen:
+        for _ in range(2):
+            state, _ = eight.step(state)
+        assert not seen
+        jax.jit(lambda x: x + 1)(state.step)
+        assert seen
+    assert jax.tree.map(lambda x: x.sharding, state) == jax.tree.map(lambda x: x.sharding, eight.like)
+    split = [leaf for leaf in jax.tree.leaves(state) if leaf.size >= 4096]
+    trees = (
+        state.params,
+        state.ema_params,
+        optax.tree.get(state.opt_state, "mu"),
+        optax.tree.get(state.opt_state, "nu"),
+    )
+    assert len(split) == sum(leaf.size >= 4096 for tree in trees for leaf in jax.tree.leaves(tree)) > 20
+    for leaf in split:
+        assert {shard.data.size for shard in leaf.addressable_shards} == {leaf.size // 4}
+
+
+def test_loss_falls_on_one_batch_and_statistics_stay(one):
+    state, first = one.step(one.state)
+    for _ in range(40):
+        state, _ = one.step(state)
+    # The draws follow from the step alone: back at step 0, the same noise and timesteps.
+    _, last = one.step(state.replace(step=jnp.zeros_like(state.step)))
+    assert last["loss"] < 0.7 * first["loss"]
+    jax.tree.map(np.testing.assert_array_equal, state.batch_stats, one.state.batch_stats)
+    assert int(state.step) == 41
+
+
+def test_each_step_draws_anew_and_repeatably(one):
+    later = one.state.replace(step=one.state.step + 1)
+    losses = [float(one.step(state)[1]["loss"]) for state in (one.state, one.state, later)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+@pytest.mark.parametrize("drop_local", [False, True])
+@pytest.mark.parametrize("drop_global", [False, True])
+def test_what_the_network_sees(drop_local, drop_global):
+    batch = make_batch(clips=2)
+    drops = [jnp.array([False, drop]) for drop in (drop_local, drop_global)]
+    seen = encode_batch(CODEC, {}, batch, *drops)
+    unit = batch["video"] / np.float32(127.5) - 1
+
+    def decoded(latents):
+        return CODEC.apply({}, latents.reshape(-1, *latents.shape[2:]), method="decode").reshape(unit.shape)
+
+    np.testing.assert_allclose(decoded(seen.latents), unit, atol=1e-6)
+    np.testing.assert_array_equal(seen.fps, 12.0)
+    # The last 7 of 16 columns are unknown: black in pixels, and their whole cell is unknown.
+    masked = np.where(batch["mask"] > 0, -1.0, unit)
+    np.testing.assert_allclose(decoded(seen.masked_latents)[0], masked[0], atol=1e-6)
+    np.testing.assert_array_equal(seen.mask[0, :, :, 0], 0.0)
+    np.testing.assert_array_equal(seen.mask[0, :, :, 1], 1.0)
+    assert np.all(seen.mask[1] == 1) == drop_local
+    assert np.allclose(decoded(seen.masked_latents)[1], -1.0) == drop_local
+    assert np.any(seen.global_latents[0] != 0) and np.all(seen.global_latents[1] == 0) == drop_global
+
+
+def test_calibration_sets_the_statistics_and_nothing_else(one):
+    frames = one.batch["global_frames"]
+    stats = calibrated_batch_stats(MODEL, CODEC, one.state, frames, {})
+    before = jax.tree.map(jnp.shape, one.state.batch_stats)
+    assert jax.tree.map(jnp.shape, stats) == before
+    assert any(
+        np.any(a != b) for a, b in zip(jax.tree.leaves(stats), jax.tree.leaves(one.state.batch_stats), strict=True)
+    )
+    again = calibrated_batch_stats(MODEL, CODEC, one.state.replace(batch_stats=stats), frames, {})
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), again, stats)

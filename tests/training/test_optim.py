@@ -1,0 +1,45 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from m3ddm_jax.training.optim import make_optimizer
+
+
+def updates(optimizer, grads, params, count):
+    state, found = optimizer.init(params), []
+    for _ in range(count):
+        update, state = optimizer.update(grads, state, params)
+        found.append(update)
+    return found
+
+
+def test_learning_rate_warms_up_and_stays():
+    optimizer = make_optimizer(0.1, warmup_steps=4, weight_decay=0.0, clip_norm=1e9)
+    params = {"bias": jnp.ones(3)}
+    # With a constant gradient every AdamW update has the size of the learning rate.
+    found = [-float(u["bias"][0]) for u in updates(optimizer, {"bias": jnp.ones(3)}, params, 7)]
+    np.testing.assert_allclose(found, [0.025, 0.05, 0.075, 0.1, 0.1, 0.1, 0.1], rtol=1e-4)
+
+
+def test_without_warm_up():
+    optimizer = make_optimizer(0.1, warmup_steps=0, weight_decay=0.0, clip_norm=1e9)
+    found = [-float(u["bias"][0]) for u in updates(optimizer, {"bias": jnp.ones(3)}, {"bias": jnp.ones(3)}, 2)]
+    np.testing.assert_allclose(found, [0.1, 0.1], rtol=1e-4)
+
+
+def test_kernels_decay_and_vectors_do_not():
+    optimizer = make_optimizer(0.1, warmup_steps=1, weight_decay=0.5, clip_norm=1e9)
+    params = {"kernel": jnp.ones((2, 2)), "scale": jnp.ones(2)}
+    (update,) = updates(optimizer, jax.tree.map(jnp.zeros_like, params), params, 1)
+    np.testing.assert_allclose(update["kernel"], -0.1 * 0.5, rtol=1e-5)
+    np.testing.assert_allclose(update["scale"], 0.0)
+
+
+def test_gradients_are_clipped_by_their_common_norm():
+    params = {"a": jnp.zeros(()), "b": jnp.zeros(())}
+    optimizer = make_optimizer(1.0, warmup_steps=1, weight_decay=0.0, clip_norm=1.0)
+    state = optimizer.update({"a": jnp.float32(30.0), "b": jnp.float32(40.0)}, optimizer.init(params), params)[1]
+    first_moment = optax.tree.get(state, "mu")
+    # Norm 50 becomes 1; the first moment keeps a tenth of the gradient.
+    np.testing.assert_allclose([first_moment["a"], first_moment["b"]], [0.06, 0.08], rtol=1e-5)
