@@ -147,6 +147,8 @@ class Floor:
     near: float
     centre: float
     haze: np.ndarray
+    drift_x: Path = lambda time: 0.0
+    drift_z: Path = lambda time: 0.0
 
     def draw(self, frame: np.ndarray, view: View) -> None:
         """Draws the plane over what lies below the horizon."""
@@ -155,7 +157,10 @@ class Floor:
         # frame at rest (u, v) -> plane: x = (u - centre) drop / (v - horizon), z = drop^2 / (v - horizon)
         to_plane = np.array([[drop, 0, -self.centre * drop], [0, 0, drop * drop], [0, 1, -self.horizon]])
         rows, columns = self.image.shape[:2]
-        to_texture = translation(columns / 2 + view.x, -drop + 0.1 * rows) @ to_plane
+        to_texture = (
+            translation(columns / 2 + view.x + self.drift_x(view.time), -drop + 0.1 * rows + self.drift_z(view.time))
+            @ to_plane
+        )
         matrix = to_texture @ np.linalg.inv(view.matrix)
         warped = cv2.warpPerspective(
             self.image,
