@@ -1,0 +1,172 @@
+"""Outpaint a video: python -m m3ddm_jax.outpaint IN OUT [--aspect=16:9 | --size=1280x720 | --pad=L,T,R,B] ...
+
+IN is a video or a folder of frames; OUT ends in .mp4, .mov, .mkv, .webm or .gif, or is a folder of PNG. The canvas only
+grows, and the source's pixels stay as they are. Several aspects (--aspect=16:9,9:16) write one OUT each, named by the
+aspect: out_16x9.mp4. Sound, timing and colour coding are kept. Exit code 0, or 2 with one line that says what is wrong.
+"""
+
+import inspect
+import math
+import pathlib
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import tqdm
+from absl import app, flags
+
+from m3ddm_jax.geometry import CENTRE, Canvas
+from m3ddm_jax.pipelines.base import OUTPAINTERS, Outpainter
+from m3ddm_jax.video import FrameSink, FrameSource
+from m3ddm_jax.video.sink import check_writable
+
+MAX_SIDE = 16384  # pixels; the encoders take no more
+
+Target = tuple[pathlib.Path, Canvas]
+
+
+def outpaint(source: FrameSource, outpainter: Outpainter, canvas: Canvas, path: pathlib.Path, rng: Any) -> int:
+    """Outpaints a source to one file or folder, with progress on stderr; returns the number of frames.
+
+    Raises ValueError where reading, outpainting or writing fails; nothing is left of the output then.
+    """
+    count = 0
+    with FrameSink(path, source.fps, canvas.height, canvas.width, like=source) as sink:
+        if sink.lost_sound:
+            print(f"outpaint: {sink.lost_sound}", file=sys.stderr)
+        with tqdm.tqdm(total=len(source), unit="frame", desc=path.name) as progress:
+            for frames in outpainter(source, canvas, rng):
+                end = count + len(frames)
+                sink.write(canvas.paste(frames, source[count:end]))
+                progress.update(len(frames))
+                count = end
+    return count
+
+
+def plan_targets(
+    source: FrameSource,
+    path: pathlib.Path,
+    aspect: str | None = None,
+    size: str | None = None,
+    pad: str | None = None,
+    anchor: str | None = None,
+) -> list[Target]:
+    """The outputs that the flags of the same names ask for; raises ValueError for what cannot be made or written."""
+    given = [name for name, value in (("aspect", aspect), ("size", size), ("pad", pad)) if value is not None]
+    if len(given) != 1:
+        found = " and ".join(f"--{name}" for name in given) or "none"
+        raise ValueError(f"one of --aspect, --size and --pad is needed, found {found}")
+    shape = (source.height, source.width)
+    place = _parse(r"([\d.]+),([\d.]+)", anchor, float, "--anchor", "0..1,0..1 such as 0.5,0") if anchor else CENTRE
+    if pad is not None:
+        if anchor:
+            raise ValueError("--pad says where the source lies already: it takes no --anchor")
+        sides = _parse(r"(-?\d+),(-?\d+),(-?\d+),(-?\d+)", pad, int, "--pad", "left,top,right,bottom in pixels")
+        targets = [(path, Canvas.from_pad(*shape, *sides))]
+    elif size is not None:
+        width, height = _parse(r"(\d+)x(\d+)", size, int, "--size", "WIDTHxHEIGHT such as 1280x720")
+        targets = [(path, Canvas.from_size(*shape, height, width, place))]
+    else:
+        names = list(dict.fromkeys(aspect.split(",")))
+        paths = [path] if len(names) == 1 else [path.with_name(_with_aspect(path, name)) for name in names]
+        ratios = [_aspect_ratio(name) / float(source.pixel_aspect) for name in names]
+        targets = [(p, Canvas.from_aspect(*shape, ratio, place)) for p, ratio in zip(paths, ratios, strict=True)]
+    for target, canvas in targets:
+        if max(canvas.height, canvas.width) > MAX_SIDE:
+            raise ValueError(f"a canvas of {canvas.width}x{canvas.height} is too large: {MAX_SIDE} is the longest side")
+        if source.path is not None and target.resolve() == source.path.resolve():
+            raise ValueError(f"the output {target} is the input")
+        check_writable(target)
+    return targets
+
+
+def make_outpainter(method: str, **options: Any) -> Outpainter:
+    """The outpainter of that name; options that are None count as not given.
+
+    Raises ValueError for an unknown name, an option that the method does not have, or a model that cannot be loaded.
+    """
+    if method not in OUTPAINTERS:
+        raise ValueError(f"--method must be one of {', '.join(OUTPAINTERS)}, found {method!r}")
+    make = OUTPAINTERS[method]
+    given = {name: value for name, value in options.items() if value is not None}
+    unknown = given.keys() - inspect.signature(make).parameters.keys()
+    if unknown:
+        raise ValueError(f"--method={method} takes no --{min(unknown)}")
+    return make(**given)
+
+
+def _aspect_ratio(name: str) -> float:
+    width, height = _parse(r"(\d+\.?\d*):(\d+\.?\d*)", name, float, "--aspect", "WIDTH:HEIGHT such as 16:9")
+    if not (width > 0 and height > 0 and 0 < width / height < math.inf):
+        raise ValueError(f"--aspect must be WIDTH:HEIGHT such as 16:9, found {name!r}")
+    return width / height
+
+
+def _with_aspect(path: pathlib.Path, aspect: str) -> str:
+    return f"{path.stem}_{aspect.replace(':', 'x')}{path.suffix}"
+
+
+def _parse(pattern: str, text: str, kind: Callable, flag: str, accepted: str) -> list:
+    match = re.fullmatch(pattern, text)
+    try:
+        return [kind(group) for group in match.groups()]
+    except (AttributeError, ValueError):
+        raise ValueError(f"{flag} must be {accepted}, found {text!r}") from None
+
+
+def _run(arguments: list[str], values: flags.FlagValues) -> None:
+    if len(arguments) != 2:
+        raise ValueError(f"an input and an output are needed, found {len(arguments)}: {' '.join(arguments)}")
+    source = FrameSource(arguments[0], values.fps)
+    targets = plan_targets(source, pathlib.Path(arguments[1]), values.aspect, values.size, values.pad, values.anchor)
+    outpainter = make_outpainter(values.method, model=values.model, steps=values.steps)
+    rng = None
+    if values.method == "m3ddm":
+        import jax  # takes a second that the other methods do without
+
+        rng = jax.random.key(values.seed)
+    for path, canvas in targets:
+        start = time.monotonic()
+        count = outpaint(source, outpainter, canvas, path, rng)
+        seconds = time.monotonic() - start
+        print(f"{path}: {canvas.width}x{canvas.height}, {count} frames at {source.fps:g} fps, {seconds:.1f} s")
+
+
+def _define_flags() -> None:
+    flags.DEFINE_string("aspect", None, "Target aspect WIDTH:HEIGHT, or several with commas between: 16:9,9:16,1:1.")
+    flags.DEFINE_string("size", None, "Target size WIDTHxHEIGHT in pixels, both even.")
+    flags.DEFINE_string("pad", None, "Pixels to add: left,top,right,bottom.")
+    flags.DEFINE_string(
+        "anchor", None, "Where the source lies: x,y from 0 (left, top) to 1 (right, bottom); else 0.5,0.5."
+    )
+    flags.DEFINE_float("fps", None, "Frames a second of a folder (else 24); a video is sampled anew at this rate.")
+    flags.DEFINE_string("method", "m3ddm", f"One of {', '.join(OUTPAINTERS)}.")
+    flags.DEFINE_string("model", None, "Model folder; else the one that comes with the library.")
+    flags.DEFINE_integer("steps", None, "Denoising steps; else what the model folder says.", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "The same seed gives the same video.", lower_bound=0)
+
+
+def _parse_flags(arguments: Sequence[str]) -> list[str]:
+    try:
+        return flags.FLAGS(arguments)
+    except flags.Error as error:
+        _fail(error)
+
+
+def _fail(error: Exception) -> NoReturn:
+    print(f"outpaint: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def main(arguments: Sequence[str]) -> None:
+    try:
+        _run(list(arguments[1:]), flags.FLAGS)
+    except (ValueError, OSError) as error:
+        _fail(error)
+
+
+if __name__ == "__main__":
+    _define_flags()
+    app.run(main, flags_parser=_parse_flags)

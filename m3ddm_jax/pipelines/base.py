@@ -1,0 +1,37 @@
+"""What every outpainter is, and the table of their names."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+
+from m3ddm_jax.geometry import Canvas
+from m3ddm_jax.pipelines.baselines import Blur, Edge, Telea
+from m3ddm_jax.pipelines.mosaic import Mosaic
+from m3ddm_jax.video import FrameSource
+
+
+class Outpainter(Protocol):
+    """Makes a video larger than it is, in memory that does not grow with its length."""
+
+    def __call__(self, source: FrameSource, canvas: Canvas, rng: Any) -> Iterator[np.ndarray]:
+        """Yields canvas frames, uint8 [n,H,W,3], in time order; the caller pastes the source and writes.
+
+        rng: a jax random key; an outpainter without chance takes None.
+        """
+
+
+def _m3ddm(model: str | None = None, steps: int | None = None) -> Outpainter:
+    from m3ddm_jax.pipelines.m3ddm import M3DDM  # brings jax, which the others can do without
+
+    return M3DDM(model, steps=steps)
+
+
+OUTPAINTERS: dict[str, Callable[..., Outpainter]] = {
+    "m3ddm": _m3ddm,
+    "edge": Edge,
+    "blur": Blur,
+    "telea": Telea,
+    "mosaic": Mosaic,
+}
+"""name -> what makes the outpainter; only those that stand on a model take options: model (a folder) and steps."""

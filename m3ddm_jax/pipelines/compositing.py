@@ -1,0 +1,94 @@
+"""Bringing generated frames and source frames together: sizes, the spread of the source's border, invisible seams."""
+
+import cv2
+import numpy as np
+
+from m3ddm_jax.geometry import Canvas
+
+REACH = 1 / 8  # of the canvas's short side: over this distance the colour correction falls to 1 / e
+COARSEST = 4  # pixels on the short side of the widest blur
+
+
+def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Scales frames [T,H,W,C], uint8 or float32: by area means where a side shrinks, by cubics where it grows.
+
+    Same dtype; floats may overshoot their range by the cubics' few per cent.
+    """
+    shrunk = _resize(frames, min(height, frames.shape[1]), min(width, frames.shape[2]), cv2.INTER_AREA)
+    return _resize(shrunk, height, width, cv2.INTER_CUBIC)
+
+
+def _resize(frames: np.ndarray, height: int, width: int, filter_: int) -> np.ndarray:
+    if frames.shape[1:3] == (height, width):
+        return frames
+    scaled = np.empty((len(frames), height, width, frames.shape[3]), frames.dtype)
+    for target, frame in zip(scaled, frames, strict=True):
+        # OpenCV drops a channel axis of length 1
+        target[...] = cv2.resize(frame, (width, height), interpolation=filter_).reshape(target.shape)
+    return scaled
+
+
+def spread(frames: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Continues what is known over the rest: the nearest known pixel, the more blurred the farther away it is.
+
+    At the border the known is continued without a step; far out there is a blur as wide as the frame's short side.
+
+    frames: [T,H,W,3]. mask: uint8 [H,W,1], 1 = unknown; what frames hold there is not looked at, unless all is unknown.
+    Returns float32 [T,H,W,3] in the range of the frames, known pixels unchanged.
+    """
+    frames = frames.astype(np.float32)
+    if mask.all() or not mask.any():
+        return frames
+    rows, columns, distance = _nearest_known(mask)
+    continued = np.empty_like(frames)
+    for target, frame in zip(continued, frames, strict=True):
+        target[...] = _fade_into_blur(frame[rows, columns], distance)
+    return continued
+
+
+def match_seam(generated: np.ndarray, source_frames: np.ndarray, canvas: Canvas) -> np.ndarray:
+    """Corrects generated canvas frames so that no seam shows where the source is pasted.
+
+    The difference source - generated at the border of the box is spread outward, ever smoother along the border, and
+    fades over about an eighth of the canvas's short side. What lies inside the box is not changed.
+
+    generated: [T,H,W,3] uint8 or float in 0..255, with the model's version of the known area inside the box.
+    source_frames: uint8 [T,h,w,3]. Returns uint8 [T,H,W,3].
+    """
+    mask = canvas.mask()
+    matched = np.empty(generated.shape, np.uint8)
+    # full strength at the first pixel outside
+    steps = np.maximum(cv2.distanceTransform(mask, cv2.DIST_L2, 5) - 1, 0)[..., None]
+    fade = mask * np.exp(-steps / (REACH * min(mask.shape[:2])))
+    for target, frame, source in zip(matched, generated, source_frames, strict=True):
+        difference = np.zeros(frame.shape, np.float32)
+        difference[canvas.box] = source.astype(np.float32) - frame[canvas.box]
+        target[...] = np.clip(np.rint(frame + fade * spread(difference[None], mask)[0]), 0, 255)
+    return matched
+
+
+def _nearest_known(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row and column of the known pixel nearest to each pixel, int [H,W], and its distance, float32 [H,W]."""
+    distance, labels = cv2.distanceTransformWithLabels(mask, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+    known = np.nonzero(mask[..., 0] == 0)
+    place = np.empty((2, labels.max() + 1), np.intp)
+    place[:, labels[known]] = known
+    rows, columns = place[:, labels]
+    return rows, columns, distance
+
+
+def _fade_into_blur(frame: np.ndarray, distance: np.ndarray) -> np.ndarray:
+    """Blurs float32 [H,W,3] the more, the greater the distance [H,W] is: a Gaussian pyramid, collapsed by levels."""
+    levels = [frame]
+    while min(levels[-1].shape[:2]) > 2 * COARSEST:
+        levels.append(cv2.pyrDown(levels[-1], borderType=cv2.BORDER_REPLICATE))
+    blurred = levels[-1]
+    for depth in reversed(range(len(levels) - 1)):
+        level = levels[depth]
+        height, width = level.shape[:2]
+        upsampled = cv2.pyrUp(blurred, dstsize=(width, height))
+        # a level is blurred over about 2 ** depth pixels: the next one takes over where that is little to the distance
+        there = cv2.resize(distance, (width, height), interpolation=cv2.INTER_AREA)[..., None]
+        share = np.clip(there / 2.0 ** (depth + 1) - 0.5, 0, 1)
+        blurred = level + share * share * (3 - 2 * share) * (upsampled - level)
+    return blurred
