@@ -11,7 +11,7 @@ PADS = st.tuples(*[st.sampled_from([0, 7, 20])] * 4).filter(any)
 
 def smooth_frames(height, width, num_frames=1, seed=0):
     rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 256, (num_frames, 6, 6, 3)).astype(np.float32)
+    coarse = rng.integers(60, 190, (num_frames, 6, 6, 3)).astype(np.float32)
     return np.clip(resize(coarse, height, width), 0, 255)
 
 
