@@ -90,7 +90,8 @@ def make_batches(
         return loader.load(order[example], example, bucket_of_step(seed, step, buckets))
 
     examples = grain.MapDataset.range(FOREVER).map(load)
-    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads + local)
+    # a long video at the head of the queue must not leave the other threads without work
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=4 * num_threads + local)
     return StepDataset(examples.to_iter_dataset(options).batch(local, drop_remainder=True), local)
 
 

@@ -92,7 +92,10 @@ class ShardSource:
         return f"{self._name}/{index}"
 
     def open(self, index: int) -> Video:
-        record = self._records[index]
+        try:
+            record = self._records[index]
+        except RuntimeError as error:  # array_record's way to say that a file is damaged
+            raise ValueError(f"the record cannot be read: {error}") from error
         info = VideoInfo(record["num_frames"], record["fps"], record["height"], record["width"])
         return Video(record["name"].decode(), info, functools.partial(decode.decode_clip, record["video"]))
 

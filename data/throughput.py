@@ -21,6 +21,7 @@ NUM_FRAMES = 16
 BUCKET = (256, 256)
 ROUNDS = 5
 CLIPS = 32
+PAUSE = 0.5  # seconds, in which reads that the pipeline had begun come to an end
 MADE_CLIPS = 8
 MADE_FRAMES = 96
 
@@ -48,6 +49,7 @@ def measure(path: str | os.PathLike | None = None, num_threads: int = 2) -> dict
         seconds = {name: [] for name in contestants}
         for _ in range(ROUNDS):
             for name, run in contestants.items():
+                time.sleep(PAUSE)
                 start = time.perf_counter()
                 run()
                 seconds[name].append(time.perf_counter() - start)

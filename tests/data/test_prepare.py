@@ -1,6 +1,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,6 +113,25 @@ def test_shards_feed_the_pipeline(prepared):
     assert batch["video"].shape == (6, 4, 32, 48, 3)
     assert len({name.split("@")[0] for name in batch["clip_id"]}) == 6
     assert all(name.startswith(tuple(records(prepared[0]))) for name in batch["clip_id"])
+
+
+def test_a_damaged_record_is_refused_and_the_others_are_read(prepared, tmp_path):
+    shutil.copytree(prepared[0], tmp_path / "damaged")
+    shard = next((tmp_path / "damaged").glob("*array_record*"))
+    content = bytearray(shard.read_bytes())
+    video = records(prepared[0])["good.mp4/20"]["video"]
+    place = content.index(video[len(video) // 2 :][:64])
+    content[place : place + 64] = bytes(64)
+    shard.write_bytes(content)
+    source = sources.open_source("shards", tmp_path / "damaged")
+    read, refused = [], []
+    for index in range(len(source)):
+        try:
+            read.append(source.open(index).name)
+        except ValueError as error:
+            refused.append(str(error))
+    assert len(read) == 5 and "good.mp4/20" not in read
+    assert len(refused) == 1 and "cannot be read" in refused[0]
 
 
 def test_tensorflow_is_not_imported(raw, prepared, tmp_path):

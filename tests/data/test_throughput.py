@@ -8,6 +8,7 @@ from data import throughput
 def test_rates_and_their_ratios_are_told(video_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(throughput, "ROUNDS", 1)
     monkeypatch.setattr(throughput, "CLIPS", 2)
+    monkeypatch.setattr(throughput, "PAUSE", 0)
     monkeypatch.setattr(throughput, "BUCKET", (16, 16))
     monkeypatch.setattr(throughput, "MADE_CLIPS", 1)
     monkeypatch.setattr(throughput, "MADE_FRAMES", 6)
