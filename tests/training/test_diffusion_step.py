@@ -8,64 +8,62 @@ import optax
 import pytest
 
 from configs import test as test_config
-from m3ddm_jax.diffusion.schedule import make_schedule
+from m3ddm_jax import train
 from m3ddm_jax.models import registry
-from m3ddm_jax.parallel.mesh import make_mesh, put_batch
-from m3ddm_jax.training.diffusion_step import calibrated_batch_stats, encode_batch, make_diffusion_step
-from m3ddm_jax.training.optim import make_optimizer
+from m3ddm_jax.parallel.mesh import make_mesh, put_batch, replicated
+from m3ddm_jax.training.diffusion_step import calibrated_batch_stats, encode_batch
 from m3ddm_jax.training.state import abstract_state, init_state
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
-OPTIMIZER = make_optimizer(2e-3, warmup_steps=1, weight_decay=0.0, clip_norm=1e9)
-CODEC = registry.build("patch_codec")
-MODEL = registry.build(**test_config.get_config().model.to_dict())
+CONFIG = test_config.get_config()
+NETWORKS = train.build_networks(CONFIG)
+CODEC = NETWORKS.codec
 
 
-def make_batch(clips=8, frames=2, side=16):
-    """Colour ramps that differ by clip; the last 7 of 16 columns are to be generated."""
+def make_batch(clips=8, frames=2, side=32):
+    """Colour ramps that differ by clip; the last 15 of 32 columns are to be generated."""
     ramps = np.linspace(0, 1, side)[:, None, None] * np.random.default_rng(0).uniform(0, 255, (clips, 1, 1, 1, 3))
     mask = (np.arange(side) > side // 2).astype(np.uint8)
     return {
         "video": np.broadcast_to(ramps, (clips, frames, side, side, 3)).astype(np.uint8),
         "mask": np.broadcast_to(mask[:, None], (clips, frames, side, side, 1)),
-        "global_frames": np.random.default_rng(1).integers(0, 256, (clips, 2, 40, 40, 3), np.uint8),
+        "global_frames": np.random.default_rng(1).integers(0, 256, (clips, 2, 48, 48, 3), np.uint8),
         "fps": np.full(clips, 12.0, np.float32),
     }
 
 
 class Trainer:
-    """A jitted step on a mesh, from the same initial state as every other."""
+    """The test config's step as `train` compiles it, on a mesh, from the same initial state as every other."""
 
-    def __init__(self, mesh, accumulate=1, drop=0.25):
+    def __init__(self, mesh, **changed):
+        config = CONFIG.copy_and_resolve_references()
+        config.train.update(changed)
         self.mesh = mesh
         rng = jax.random.key(0)
-        init = functools.partial(registry.init, MODEL)
-        self.like = abstract_state(init, OPTIMIZER, rng, mesh)
+        init = functools.partial(registry.init, NETWORKS.model)
+        self.like = abstract_state(init, NETWORKS.optimizer, rng, mesh)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.like)
         with jax.set_mesh(mesh):
-            self.state = init_state(init, OPTIMIZER, rng, self.like)
+            self.state = init_state(init, NETWORKS.optimizer, rng, self.like)
         self.batch = put_batch(mesh, make_batch())
-        self.jitted = jax.jit(
-            make_diffusion_step(
-                MODEL,
-                CODEC,
-                make_schedule("cosine"),
-                OPTIMIZER,
-                prediction="v_prediction",
-                min_snr_gamma=5.0,
-                known_weight=1.0,
-                drop_local=drop,
-                drop_global=drop,
-                accumulate=accumulate,
-                ema_decay=0.99,
-            ),
-            out_shardings=(shardings, None),
-        )
+        step = train.make_step(config, NETWORKS)
+        self.jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
 
-    def step(self, state, batch=None):
+    def step(self, state):
         with jax.set_mesh(self.mesh):
-            return self.jitted(state, batch or self.batch, {})
+            return self.jitted(copy_of(state), self.batch, {})
+
+
+def copy_of(state):
+    """The step gives the memory of its state away."""
+
+    def copy(x):
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(copy(jax.random.key_data(x)))
+        return jax.device_put(np.array(x), x.sharding)
+
+    return jax.tree.map(copy, state)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +77,7 @@ def eight(quick_compiles):
 
 
 def gradients(state):
-    """After one update the first moment is a tenth of the gradient."""
+    """After one update the first moment is a tenth of the clipped gradient."""
     return jax.tree.map(lambda x: 10 * x, optax.tree.get(state.opt_state, "mu"))
 
 
@@ -167,11 +165,11 @@ def test_what_the_network_sees(drop_local, drop_global):
 
     np.testing.assert_allclose(decoded(seen.latents), unit, atol=1e-6)
     np.testing.assert_array_equal(seen.fps, 12.0)
-    # The last 7 of 16 columns are unknown: black in pixels, and their whole cell is unknown.
+    # The last 15 of 32 columns are unknown: black in pixels; a cell that holds any of them is unknown.
     masked = np.where(batch["mask"] > 0, -1.0, unit)
     np.testing.assert_allclose(decoded(seen.masked_latents)[0], masked[0], atol=1e-6)
-    np.testing.assert_array_equal(seen.mask[0, :, :, 0], 0.0)
-    np.testing.assert_array_equal(seen.mask[0, :, :, 1], 1.0)
+    np.testing.assert_array_equal(seen.mask[0, :, :, :2], 0.0)
+    np.testing.assert_array_equal(seen.mask[0, :, :, 2:], 1.0)
     assert np.all(seen.mask[1] == 1) == drop_local
     assert np.allclose(decoded(seen.masked_latents)[1], -1.0) == drop_local
     assert np.any(seen.global_latents[0] != 0) and np.all(seen.global_latents[1] == 0) == drop_global
@@ -179,11 +177,11 @@ def test_what_the_network_sees(drop_local, drop_global):
 
 def test_calibration_sets_the_statistics_and_nothing_else(one):
     frames = one.batch["global_frames"]
-    stats = calibrated_batch_stats(MODEL, CODEC, one.state, frames, {})
+    stats = calibrated_batch_stats(NETWORKS.model, CODEC, one.state, frames, {})
     before = jax.tree.map(jnp.shape, one.state.batch_stats)
     assert jax.tree.map(jnp.shape, stats) == before
     assert any(
         np.any(a != b) for a, b in zip(jax.tree.leaves(stats), jax.tree.leaves(one.state.batch_stats), strict=True)
     )
-    again = calibrated_batch_stats(MODEL, CODEC, one.state.replace(batch_stats=stats), frames, {})
+    again = calibrated_batch_stats(NETWORKS.model, CODEC, one.state.replace(batch_stats=stats), frames, {})
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), again, stats)

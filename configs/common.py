@@ -1,0 +1,127 @@
+"""What every experiment shares; an experiment changes what is its own."""
+
+from ml_collections import ConfigDict
+
+
+def base() -> ConfigDict:
+    """Sections model, autoencoder, diffusion, data, train, mesh and sample, with the M3DDM paper's masks."""
+    config = ConfigDict()
+    config.model = ConfigDict({"kind": "m3ddm"})
+    # Either kind and hyper-parameters of a codec without weights, or the folder of a trained autoencoder.
+    config.autoencoder = ConfigDict({"kind": "patch_codec", "patch_size": 8, "scale": 2.0})
+    config.diffusion = diffusion()
+    config.data = data()
+    config.train = train()
+    # Devices an axis; -1: all that the other leaves.
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1})
+    config.sample = sample()
+    return config
+
+
+def m3ddm() -> ConfigDict:
+    """M3DDM's recipe in the latents of a KL-f8 autoencoder; widths, batch and mesh are the experiment's.
+
+    Learning rate and length, which the paper leaves open, are those usual for latent diffusion from scratch.
+    """
+    config = base()
+    config.model.update(
+        latent_channels=4,
+        attention_levels=(True, True, True, False),
+        layers_per_block=2,
+        num_heads=8,
+        cross_attention_dim=320,
+        global_widths=(8, 16, 32, 64, 128),
+        frame_embedding_dim=320,
+        dtype="bfloat16",
+        remat=True,
+    )
+    config.autoencoder = ConfigDict({"folder": "autoencoder"})
+    config.diffusion.update(schedule="scaled_linear", zero_terminal_snr=False, prediction="epsilon", min_snr_gamma=0.0)
+    config.data.update(sources=({"kind": "shards", "path": "clips", "weight": 1.0},), num_threads=16)
+    config.train.update(drop_local=0.0)  # the masks hide a quarter of the clips wholly already
+    config.sample.update(steps=50, solver="ddim")
+    return config
+
+
+def diffusion() -> ConfigDict:
+    return ConfigDict(
+        {
+            "schedule": "cosine",
+            "zero_terminal_snr": True,
+            "shift": 1.0,  # below 1: more noise at every timestep
+            "prediction": "v_prediction",
+            "min_snr_gamma": 0.0,  # 0 weighs all timesteps alike, as a zero-terminal-SNR schedule needs it
+            "known_weight": 1.0,  # of the error where latents are known
+        }
+    )
+
+
+def data() -> ConfigDict:
+    return ConfigDict(
+        {
+            # kind: shards (made by data.prepare), videos (a folder of them) or synthetic; path; weight in the mixture.
+            "sources": ({"kind": "synthetic", "path": "", "weight": 1.0},),
+            "num_frames": 16,
+            "buckets": ((256, 256),),  # height x width of a batch, drawn for each step
+            "global_frames": 16,
+            "global_size": 256,
+            "max_interval": 15,  # frames between two of a clip, drawn from 1 to this
+            "num_threads": 8,
+            "masks": {
+                "four": 0.2,
+                "single": 0.1,
+                "double": 0.35,
+                "random": 0.1,
+                "all": 0.25,
+                "min_ratio": 0.15,
+                "max_ratio": 0.75,
+                "all_masked": 0.3,
+                "ends_known": 0.35,
+                "random_known": 0.35,
+                "per_frame": False,
+            },
+        }
+    )
+
+
+def train() -> ConfigDict:
+    return ConfigDict(
+        {
+            "seed": 0,
+            "steps": 100_000,
+            "batch_size": 64,  # clips of one update, over all devices
+            "accumulate": 1,  # micro-batches a batch is worked off in
+            "learning_rate": 1e-4,
+            "warmup_steps": 1000,
+            "weight_decay": 0.01,
+            "clip_norm": 1.0,
+            "ema_decay": 0.9999,
+            # A clip loses what is known of it, or its global frames: the null conditions of guidance.
+            "drop_local": 0.1,
+            "drop_global": 0.1,
+            "log_every": 50,
+            "save_every": 1000,
+            "sample_every": 5000,  # 0: never
+            "keep": 3,  # checkpoints
+        }
+    )
+
+
+def sample() -> ConfigDict:
+    """Exported with the model: how it outpaints."""
+    return ConfigDict(
+        {
+            "lines": 256,  # shorter side of the canvas it works on
+            "num_frames": 16,
+            "strides": (15, 5, 1),
+            "steps": 25,
+            "solver": "dpm++",
+            "guidance_local": 2.0,
+            "guidance_global": 4.0,
+            "guidance_interval": (0.0, 1.0),
+            "strength": 1.0,  # share of the noise levels that is run; 1 starts at pure noise
+            "clip": None,  # bound of the predicted latents
+            "global_frames": 16,
+            "global_size": 256,
+        }
+    )

@@ -1,0 +1,339 @@
+"""Train a model: python -m m3ddm_jax.train --config=configs/tiny.py --workdir=DIR [--config.any.field=value].
+
+A run goes on from the newest checkpoint in its workdir, on whatever mesh the config names by then. The workdir gets
+checkpoints/, metrics.jsonl, tensorboard/ and, at the end or at SIGTERM, model/: the averaged weights for outpainting.
+"""
+
+import contextlib
+import functools
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import app, flags, logging
+from einops import rearrange
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from ml_collections import ConfigDict, config_flags
+
+from configs import common
+from data.masks import MaskSampler
+from data.pipeline import make_batches
+from m3ddm_jax.diffusion.guidance import Guidance
+from m3ddm_jax.diffusion.schedule import Schedule, make_schedule
+from m3ddm_jax.diffusion.solvers import make_solver, spaced_timesteps
+from m3ddm_jax.models import registry
+from m3ddm_jax.parallel.mesh import check_batch_size, make_mesh, put_batch, replicated
+from m3ddm_jax.pipelines.sampler import Conditions, make_sampler
+from m3ddm_jax.training import loop
+from m3ddm_jax.training.checkpoint import Checkpoints
+from m3ddm_jax.training.diffusion_step import (
+    BLACK,
+    calibrated_batch_stats,
+    decode_latents,
+    encode_batch,
+    encode_frames,
+    make_diffusion_step,
+)
+from m3ddm_jax.training.optim import make_optimizer
+from m3ddm_jax.training.state import TrainState, abstract_state, init_state
+from m3ddm_jax.types import Variables, VideoBatch
+from m3ddm_jax.video import FrameSink
+from m3ddm_jax.weights import load_model, save_model
+
+# Of the sample videos: clips below one another, and frames per second.
+_PREVIEWED, _PREVIEW_FPS = 4, 8.0
+
+
+class Networks(NamedTuple):
+    """What is trained, what trains it, and the frozen codec with its weights."""
+
+    model: nn.Module
+    optimizer: optax.GradientTransformation
+    codec: nn.Module
+    codec_variables: Variables
+
+
+def train(config: ConfigDict, workdir: str, devices: Sequence[jax.Device] | None = None) -> TrainState:
+    """Train as a config of configs/ says, on all devices or those given; returns the last state.
+
+    Raises ValueError where config, data or checkpoint do not fit, FloatingPointError where training diverges.
+    """
+    # What is trained, on what, where.
+    check_config(config)
+    folder = pathlib.Path(workdir)
+    mesh = make_mesh(**config.mesh, devices=devices)
+    check_batch_size(mesh, config.train.batch_size, config.train.accumulate)
+    cadence = make_cadence(config.train)
+    networks = build_networks(config)
+    train_step = make_step(config, networks)
+    dataset = make_dataset(config, config.train.seed)
+    batches = iter(dataset)
+
+    def put(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        return put_batch(mesh, {name: value for name, value in batch.items() if name != "clip_id"})
+
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(loop.StopRequest())
+        stack.enter_context(jax.set_mesh(mesh))
+        codec_variables = jax.device_put(networks.codec_variables, replicated(mesh))
+        networks = networks._replace(codec_variables=codec_variables)
+
+        # The state and its place in the data: those of the newest checkpoint, else the beginning.
+        rng = jax.random.key(config.train.seed)
+        like = abstract_state(functools.partial(registry.init, networks.model), networks.optimizer, rng, mesh)
+        checkpoints = Checkpoints(
+            folder / "checkpoints",
+            keep=config.train.keep,
+            fixed=fixed_values(config, networks),
+            config=config.to_dict(),
+            mesh=mesh,
+        )
+        stack.callback(checkpoints.close)
+        if checkpoints.latest_step() is None:
+            state = begin(networks, rng, like, put(next(iter(dataset))), mesh)
+        else:
+            state, examples_seen = checkpoints.restore(like)
+            batches.set_state({"next_index": steps_drawn(examples_seen, config.train.batch_size)})
+
+        # The updates.
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
+        jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+        frames_per_step = config.train.batch_size * config.data.num_frames
+        log = loop.MetricsLog(folder, start_step=int(state.step), cadence=cadence, frames_per_step=frames_per_step)
+        stack.callback(log.close)
+        state = loop.run(
+            state,
+            lambda state, batch: jitted(state, batch, codec_variables),
+            batches,
+            put,
+            cadence=cadence,
+            checkpoints=checkpoints,
+            examples_seen=lambda: batches.get_state()["next_index"] * config.train.batch_size,
+            log=log,
+            sample=make_sample_hook(config, networks, put, folder / "samples", log) if cadence.sample_every else None,
+            stop=stop,
+        )
+        checkpoints.wait()
+        export(folder / "model", config, networks, state)
+    return state
+
+
+def begin(networks: Networks, rng: jax.Array, like: TrainState, batch: VideoBatch, mesh: Mesh) -> TrainState:
+    """A fresh state, its BatchNorm statistics calibrated on a batch."""
+    state = init_state(functools.partial(registry.init, networks.model), networks.optimizer, rng, like)
+    calibrate = functools.partial(calibrated_batch_stats, networks.model, networks.codec)
+    calibrate = jax.jit(calibrate, out_shardings=replicated(mesh))
+    return state.replace(batch_stats=calibrate(state, batch["global_frames"], networks.codec_variables))
+
+
+def make_cadence(section: ConfigDict) -> loop.Cadence:
+    """How long, and how often what."""
+    return loop.Cadence(**{name: section[name] for name in ("steps", "log_every", "save_every", "sample_every")})
+
+
+def check_config(config: ConfigDict) -> None:
+    """Raise ValueError where a config lacks a field that training reads, or has one that it does not know."""
+    for section, fields in common.base().items():
+        if section not in config:
+            raise ValueError(f"the config has no section {section}")
+        found, expected = set(config[section]), set(fields)
+        if section in ("model", "autoencoder"):  # what these hold is their builders' to say
+            continue
+        if found != expected:
+            lacks, surplus = (", ".join(sorted(names)) or "nothing" for names in (expected - found, found - expected))
+            raise ValueError(f"config section {section} lacks {lacks} and has {surplus} that is not known")
+
+
+def build_networks(config: ConfigDict) -> Networks:
+    """Modules and optimizer of a config; raises ValueError where they do not fit each other or the clips."""
+    model = build_model(config.model)
+    codec, codec_variables = build_codec(config.autoencoder)
+    multiple = codec.downscale * 2 ** (len(model.block_out_channels) - 1)
+    for bucket in config.data.buckets:
+        if any(side % multiple for side in bucket):
+            raise ValueError(f"bucket {tuple(bucket)}: both sides must be multiples of {multiple} pixels")
+    if model.latent_channels != codec.latent_channels:
+        raise ValueError(f"the model has {model.latent_channels} latent channels, the codec {codec.latent_channels}")
+    optimizer = make_optimizer(
+        config.train.learning_rate,
+        warmup_steps=config.train.warmup_steps,
+        weight_decay=config.train.weight_decay,
+        clip_norm=config.train.clip_norm,
+    )
+    return Networks(model, optimizer, codec, codec_variables)
+
+
+def build_model(section: ConfigDict) -> nn.Module:
+    """The network that is trained."""
+    hyper = section.to_dict()
+    try:
+        hyper["dtype"] = jnp.dtype(hyper["dtype"])
+    except TypeError:
+        raise ValueError(f"dtype {hyper['dtype']!r} is unknown: float32 and bfloat16 are accepted") from None
+    return registry.build(**hyper)
+
+
+def build_codec(section: ConfigDict) -> tuple[nn.Module, Variables]:
+    """The frozen autoencoder: one without weights by its kind, or the model folder of a trained one."""
+    if "folder" in section:
+        return load_model(section.folder)
+    return registry.build(**section.to_dict()), {}
+
+
+def make_dataset(config: ConfigDict, seed: int) -> grain.IterDataset:
+    """This process's part of every batch."""
+    data = config.data.to_dict()
+    sources = [(source["kind"], source["path"], source["weight"]) for source in data.pop("sources")]
+    return make_batches(
+        sources,
+        batch_size=config.train.batch_size,
+        seed=seed,
+        masks=MaskSampler(**data.pop("masks")),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        **data,
+    )
+
+
+def build_schedule(section: ConfigDict) -> Schedule:
+    """The noise schedule."""
+    return make_schedule(section.schedule, zero_terminal_snr=section.zero_terminal_snr, shift=section.shift)
+
+
+def make_step(config: ConfigDict, networks: Networks) -> Callable:
+    """The pure train step that a config describes."""
+    return make_diffusion_step(
+        networks.model,
+        networks.codec,
+        build_schedule(config.diffusion),
+        networks.optimizer,
+        prediction=config.diffusion.prediction,
+        min_snr_gamma=config.diffusion.min_snr_gamma or None,
+        known_weight=config.diffusion.known_weight,
+        drop_local=config.train.drop_local,
+        drop_global=config.train.drop_global,
+        accumulate=config.train.accumulate,
+        ema_decay=config.train.ema_decay,
+    )
+
+
+def fixed_values(config: ConfigDict, networks: Networks) -> dict[str, Any]:
+    """What a run may not change between its checkpoints: the networks and the task."""
+    named = {}
+    for name, module in (("model", networks.model), ("autoencoder", networks.codec)):
+        kind, hyper = registry.describe(module)
+        named[name] = {"kind": kind, **hyper}
+    diffusion = {name: config.diffusion[name] for name in ("schedule", "zero_terminal_snr", "shift", "prediction")}
+    return named | {"diffusion": diffusion}
+
+
+def steps_drawn(examples_seen: int, batch_size: int) -> int:
+    """Batches that a data position is; raises ValueError where a changed batch size does not divide it."""
+    if examples_seen % batch_size:
+        raise ValueError(f"the checkpoint has seen {examples_seen} clips: batches of {batch_size} do not divide them")
+    return examples_seen // batch_size
+
+
+def make_preview(config: ConfigDict, model: nn.Module, codec: nn.Module) -> Callable:
+    """The pure function (state, batch, codec variables) -> uint8 [B, T, H, 3 W, 3]: for each clip what is known of it,
+    what the averaged weights make of that, and the truth, side by side."""
+    schedule, settings = build_schedule(config.diffusion), config.sample
+    timesteps = spaced_timesteps(schedule.num_timesteps, settings.steps)
+    guidance = Guidance(settings.guidance_local, settings.guidance_global, tuple(settings.guidance_interval))
+    solver = make_solver(settings.solver, schedule, timesteps)
+    sample = make_sampler(
+        model, schedule, solver, prediction=config.diffusion.prediction, guidance=guidance, clip=settings.clip
+    )
+
+    def preview(state: TrainState, batch: VideoBatch, codec_variables: Variables) -> jax.Array:
+        variables = {"params": state.ema_params, "batch_stats": state.batch_stats}
+        nothing = jnp.zeros(len(batch["fps"]), bool)
+        seen = encode_batch(codec, codec_variables, batch, drop_local=nothing, drop_global=nothing)
+        encode_context = functools.partial(model.apply, variables, method="encode_context")
+        conditions = Conditions(
+            mask=seen.mask,
+            masked_latents=seen.masked_latents,
+            guides=jnp.max(seen.mask, axis=(2, 3, 4)) == 0,
+            fps=seen.fps,
+            context=encode_context(seen.global_latents),
+            null_context=encode_context(jnp.zeros_like(seen.global_latents[:1])),
+            black=encode_frames(codec, codec_variables, jnp.full((1, 1, *batch["video"].shape[2:]), BLACK))[0, 0],
+        )
+        noise = jax.random.normal(jax.random.key(0), seen.latents.shape)
+        latents = sample(variables, jnp.zeros_like(noise), noise, conditions)
+        made = jnp.clip((decode_latents(codec, codec_variables, latents) + 1) * 127.5, 0, 255).astype(jnp.uint8)
+        video, unknown = batch["video"], batch["mask"] > 0
+        return jnp.concatenate([jnp.where(unknown, 0, video), jnp.where(unknown, made, video), video], axis=3)
+
+    return preview
+
+
+def make_sample_hook(
+    config: ConfigDict, networks: Networks, put: Callable, folder: pathlib.Path, log: loop.MetricsLog
+) -> Callable[[TrainState, int], None]:
+    """The loop's hook that writes a preview of clips that are not trained on to FOLDER/STEP.gif and to TensorBoard."""
+    jitted = jax.jit(make_preview(config, networks.model, networks.codec))
+    batch = put(next(iter(make_dataset(config, config.train.seed + 1))))
+
+    def sample(state: TrainState, step: int) -> None:
+        shown = multihost_utils.process_allgather(jitted(state, batch, networks.codec_variables), tiled=True)
+        if jax.process_index() == 0:
+            folder.mkdir(exist_ok=True)
+            path = folder / f"{step:06d}.gif"
+            frames = rearrange(shown[:_PREVIEWED], "b t h w c -> t (b h) w c")
+            with FrameSink(path, _PREVIEW_FPS, *frames.shape[1:3]) as sink:
+                sink.write(frames)
+            log.add_gif("samples", path.read_bytes(), *frames.shape[1:3], step)
+
+    return sample
+
+
+def export(folder: pathlib.Path, config: ConfigDict, networks: Networks, state: TrainState) -> None:
+    """Write the averaged weights as a model folder that outpaints as the config's sample section says."""
+    variables = {"params": state.ema_params, "batch_stats": state.batch_stats}
+    variables = multihost_utils.process_allgather(variables, tiled=True)
+    if jax.process_index() == 0:
+        settings = {"diffusion": config.diffusion.to_dict(), "sample": config.sample.to_dict()}
+        autoencoder = (networks.codec, networks.codec_variables)
+        save_model(folder, networks.model, variables, settings=settings, autoencoder=autoencoder)
+
+
+def _define_flags() -> None:
+    config_flags.DEFINE_config_file("config", None, "What to train: a file of configs/; any field can be overridden.")
+    flags.DEFINE_string("workdir", None, "Folder of the run; a run that is found there goes on.")
+    flags.mark_flags_as_required(["config", "workdir"])
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except Exception as error:  # a config file may raise anything
+        _fail(error)
+
+
+def _fail(error: Exception) -> None:
+    print(f"train: {str(error).splitlines()[0]}", file=sys.stderr)
+    sys.exit(2)
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        _fail(ValueError(f"unknown argument {argv[1]!r}"))
+    logging.set_verbosity(logging.WARNING)
+    try:
+        train(flags.FLAGS.config, flags.FLAGS.workdir)
+    except (ValueError, FloatingPointError, OSError) as error:
+        _fail(error)
+
+
+if __name__ == "__main__":
+    _define_flags()
+    app.run(main, flags_parser=_parse_flags)
