@@ -35,7 +35,7 @@ def measure(path: str | os.PathLike | None = None, num_threads: int = 2) -> dict
     even that (decode_only). Rates and ratios are medians over rounds. Raises ValueError where path holds no videos.
     """
     with tempfile.TemporaryDirectory() as made:
-        if path is None:
+        if not path:
             path = made
             _make_videos(pathlib.Path(made))
         kind = "shards" if (pathlib.Path(path) / "dataset_info.json").exists() else "videos"
