@@ -1,0 +1,215 @@
+"""Measure speed and memory: python -m m3ddm_jax.bench --what=forward|data|outpaint|train [--report=FILE].
+
+Prints a table and, with --report, writes the same as JSON together with versions, machine and load.
+
+forward   one float32 forward of the config's U-Net beside a 3x3 convolution of PyTorch, both on two threads
+data      clips a second of the input pipeline beside bare decoding in as many threads
+outpaint  seconds and peak memory of the command from a cold start, and its peak memory for short and long videos
+train     seconds of a training step of the config, and frames a second
+"""
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import pathlib
+import platform
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from data import throughput
+from m3ddm_jax.measure import memory, timing
+from m3ddm_jax.models import registry
+from m3ddm_jax.train import train
+
+THREADS = 2  # of the forward comparison
+REPEATS = 5
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+MIB = 2**20
+
+
+def bench_forward(config: ConfigDict) -> dict[str, Any]:
+    """Seconds of one float32 forward of the U-Net: 8 frames of latents 32x32, 4 global frames of 32x32.
+
+    The yardstick, run in turns with it: PyTorch's 3x3 convolution 320 -> 320 on [16, 320, 32, 32].
+    """
+    hyper = {**config.model, "dtype": "float32", "remat": False}
+    model = registry.build(**hyper)
+    # Any weights do, and numbers from numpy spare the compilation of their initialisation.
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.uniform(0, 0.02, leaf.shape), leaf.dtype), registry.abstract_variables(model)
+    )
+    shape = (1, 8, 32, 32, hyper["latent_channels"])
+    latents = jax.random.normal(jax.random.key(1), shape)
+    conditions = {
+        "timestep": jnp.array([500.0]),
+        "fps": jnp.array([8.0]),
+        "global_latents": jax.random.normal(jax.random.key(2), (1, 4, *shape[2:])),
+    }
+    arguments = (variables, latents, jnp.ones((*shape[:-1], 1)), latents)
+    forward = jax.jit(lambda arguments, conditions: model.apply(*arguments, **conditions))
+    functions = {"forward": lambda: forward(arguments, conditions)}
+    if convolution := _torch_convolution():
+        functions["convolution"] = convolution
+    times = timing.time_together(functions, REPEATS)
+    result = {"parameters": sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))}
+    for name, time in times.items():
+        result |= {f"{name}_seconds": time.median, f"{name}_spread": time.spread}
+    if convolution:
+        result["forward_in_convolutions"] = times["forward"].median / times["convolution"].median
+    else:
+        result["note"] = "no yardstick: PyTorch is not installed, or JAX does not run on the CPU"
+    return result
+
+
+def _torch_convolution() -> Callable[[], Any] | None:
+    if importlib.util.find_spec("torch") is None or jax.default_backend() != "cpu":
+        return None
+    import torch
+
+    torch.set_num_threads(THREADS)
+    layer = torch.nn.Conv2d(320, 320, 3, padding=1)
+    images = torch.randn(16, 320, 32, 32)
+
+    @torch.inference_mode()
+    def run():
+        layer(images)
+
+    return run
+
+
+def bench_outpaint(model: str | None) -> dict[str, Any]:
+    """The command as a user runs it, in a process of its own, on synthetic scenes outpainted to 16:9."""
+    options = [f"--model={model}"] if model else []
+    result = {}
+    with tempfile.TemporaryDirectory() as folder:
+        scene, wide = pathlib.Path(folder, "scene.mp4"), pathlib.Path(folder, "wide.mp4")
+        for name, side, frames, steps in [
+            ("cold start, 512x512, 16 frames", 512, 16, None),
+            ("256x256, 64 frames, 1 step", 256, 64, 1),
+            ("256x256, 512 frames, 1 step", 256, 512, 1),
+        ]:
+            run_module("data.synthetic", scene, f"--size={side}x{side}", f"--frames={frames}")
+            limit = [] if steps is None else [f"--steps={steps}"]
+            run = run_module("m3ddm_jax.outpaint", scene, wide, "--aspect=16:9", *options, *limit)
+            result |= {f"{name}: seconds": run.seconds, f"{name}: peak MiB": run.peak_bytes / MIB}
+    return result
+
+
+def run_module(module: str, *arguments) -> memory.ChildRun:
+    """Runs one of our entry points in a process of its own; raises ValueError with its last line where it fails."""
+    run = memory.run_child([sys.executable, "-m", module, *map(str, arguments)], cwd=ROOT)
+    if run.returncode:
+        raise ValueError(f"{module} failed: {(run.stderr.strip().splitlines() or ['no message'])[-1]}")
+    return run
+
+
+def bench_train(config: ConfigDict) -> dict[str, Any]:
+    """Median step of the real training loop with the config's data, on its first bucket; two steps warm it up."""
+    config = config.copy_and_resolve_references()
+    config.data.buckets = config.data.buckets[:1]
+    config.train.update(steps=2 + REPEATS, log_every=1, save_every=1000, sample_every=0)
+    with tempfile.TemporaryDirectory() as workdir:
+        train(config, workdir)
+        lines = pathlib.Path(workdir, "metrics.jsonl").read_text().splitlines()[2:]
+    steps = [json.loads(line) for line in lines]
+    names = ("step_seconds", "frames_per_second", "input_wait_seconds")
+    medians = {name: statistics.median(step[name] for step in steps) for name in names}
+    return medians | {"peak MiB": memory.peak_rss() / MIB}
+
+
+def surroundings() -> dict[str, Any]:
+    """Versions, machine and load that numbers belong to."""
+    packages = ("jax", "jaxlib", "flax", "numpy", "torch", "av", "grain")
+    return {
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in packages if importlib.util.find_spec(name)},
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "devices": [device.device_kind for device in jax.devices()],
+        "load": os.getloadavg(),
+    }
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def table(result: dict[str, Any]) -> str:
+    """One line a number."""
+    width = max(map(len, result))
+    return "\n".join(
+        f"{name.ljust(width)}  {value:.4g}" if isinstance(value, float) else f"{name.ljust(width)}  {value}"
+        for name, value in result.items()
+    )
+
+
+def measure(what: str) -> dict[str, Any]:
+    """The numbers that --what names."""
+    if what == "forward":
+        if hasattr(os, "sched_setaffinity"):  # XLA takes as many threads as it finds cores
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
+        return bench_forward(flags.FLAGS.config)
+    if what == "data":
+        return throughput.measure(flags.FLAGS.clips)
+    if what == "outpaint":
+        return bench_outpaint(flags.FLAGS.model)
+    return bench_train(flags.FLAGS.config)
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        _fail(ValueError(f"unknown argument {argv[1]!r}"))
+    logging.set_verbosity(logging.WARNING)
+    what, path = flags.FLAGS.what, flags.FLAGS.report
+    before = os.getloadavg()
+    try:
+        result = measure(what)
+        print(table(result))
+        if path:
+            about = surroundings() | {"load_before": before}
+            pathlib.Path(path).write_text(json.dumps({"what": what, "result": result, **about}, indent=1) + "\n")
+    except (ValueError, OSError) as error:
+        _fail(error)
+
+
+def _define_flags() -> None:
+    flags.DEFINE_enum("what", None, ["forward", "data", "outpaint", "train"], "What to measure.")
+    config_flags.DEFINE_config_file("config", "configs/m3ddm_small.py", "Model of forward, experiment of train.")
+    flags.DEFINE_string("clips", None, "Shards or folder of videos of data; synthetic scenes by default.")
+    flags.DEFINE_string("model", None, "Model folder of outpaint; the one that comes with the project by default.")
+    flags.DEFINE_string("report", None, "JSON file to write.")
+    flags.mark_flag_as_required("what")
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except Exception as error:  # a config file may raise anything
+        _fail(error)
+
+
+def _fail(error: Exception) -> None:
+    print(f"bench: {str(error).splitlines()[0]}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    _define_flags()
+    app.run(main, flags_parser=_parse_flags)
