@@ -40,8 +40,10 @@ def rescale_zero_terminal_snr(alphas_cumprod: np.ndarray) -> np.ndarray:
 
 
 def shift_snr(alphas_cumprod: np.ndarray, shift: float) -> np.ndarray:
-    """The same schedule with its signal-to-noise ratio multiplied by shift ** 2; below 1 it adds the noise that large or
-    redundant latents need (Hoogeboom et al., simple diffusion, 2023)."""
+    """The same schedule with its signal-to-noise ratio multiplied by shift ** 2.
+
+    A shift below 1 adds the noise that large or redundant latents need (Hoogeboom et al., simple diffusion, 2023).
+    """
     return alphas_cumprod * shift**2 / (alphas_cumprod * shift**2 + 1 - alphas_cumprod)
 
 
