@@ -170,7 +170,7 @@ class _VideoReader(_Reader):
             for packet in container.demux():
                 if not packet.size:
                     continue
-                corrupt |= packet.is_corrupt
+                corrupt = packet.is_corrupt  # of the last one: a file that ends within a packet
                 if packet.dts is not None or packet.pts is not None:
                     moment = (packet.pts if packet.pts is not None else packet.dts) + (packet.duration or 0)
                     end = max(end, float(moment * packet.time_base))
@@ -188,7 +188,8 @@ class _VideoReader(_Reader):
             self._set_times(rates, float(stream.time_base))
 
     def _order(self, times: list[int | None], keys: list[bool], container_format: str) -> None:
-        self._counted = any(time is None for time in times)  # no timestamps: frames are counted
+        # without timestamps, or with the same ones twice as in joined files, frames are counted
+        self._counted = None in times or len(set(times)) < len(times)
         if self._counted:
             times, keys = range(len(times)), [True] + [False] * (len(times) - 1)
         elif container_format == "gif":
@@ -243,18 +244,21 @@ class _VideoReader(_Reader):
         keyframe = int(self._keyframes[self._keyframes <= index].max(initial=0))
         if index < self._next or keyframe > self._next:
             self._seek(keyframe)
-        shown = None
+        shown = self._cache.get(index - 1)
         for frame in self._decoder:
             position = self._take(frame)
             if position < index:
                 shown = frame
-                continue
-            if position > index and shown is None and self._begun > 0:
-                self._restart()  # the container landed behind the keyframe
-                return self._decode(index)
-            found = frame if position == index or shown is None else shown
-            self._keep(index, found)
-            return found
+            elif position > index and shown is None and self._begun > 0:
+                break
+            else:
+                found = frame if position == index or shown is None else shown
+                self._keep(index, found)
+                return found
+        if self._begun > 0:
+            self._keyframes = self._keyframes[:0]  # decoding began behind the keyframe: this container cannot seek
+            self._restart()
+            return self._decode(index)
         raise ValueError(f"{self._path} breaks off: frame {index} of {len(self._ticks)} cannot be decoded")
 
     def _seek(self, keyframe: int) -> None:
