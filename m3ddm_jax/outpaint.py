@@ -28,7 +28,7 @@ Target = tuple[pathlib.Path, Canvas]
 
 
 def outpaint(source: FrameSource, outpainter: Outpainter, canvas: Canvas, path: pathlib.Path, rng: Any) -> int:
-    """Outpaints a source to one file or folder, with progress on stderr; returns the number of frames.
+    """Outpaints a source to one file or folder, with progress on a terminal's stderr; returns the number of frames.
 
     Raises ValueError where reading, outpainting or writing fails; nothing is left of the output then.
     """
@@ -36,7 +36,7 @@ def outpaint(source: FrameSource, outpainter: Outpainter, canvas: Canvas, path: 
     with FrameSink(path, source.fps, canvas.height, canvas.width, like=source) as sink:
         if sink.lost_sound:
             print(f"outpaint: {sink.lost_sound}", file=sys.stderr)
-        with tqdm.tqdm(total=len(source), unit="frame", desc=path.name) as progress:
+        with tqdm.tqdm(total=len(source), unit="frame", desc=path.name, disable=None) as progress:
             for frames in outpainter(source, canvas, rng):
                 end = count + len(frames)
                 sink.write(canvas.paste(frames, source[count:end]))

@@ -1,0 +1,191 @@
+"""The command as users call it, with the outpainters that need no model."""
+
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+
+import av
+import numpy as np
+import pytest
+
+from m3ddm_jax.geometry import Canvas
+from m3ddm_jax.outpaint import make_outpainter, plan_targets
+from m3ddm_jax.video import FrameSink, FrameSource
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def call(*arguments, largest_file=None):
+    """Runs the command; returns exit code, lines of stdout, lines of stderr."""
+    limit = (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file,) * 2)) if largest_file else None
+    command = [sys.executable, "-m", "m3ddm_jax.outpaint", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, preexec_fn=limit)
+    return done.returncode, done.stdout.splitlines(), done.stderr.splitlines()
+
+
+def refused(*arguments, **keywords):
+    """The one line that the command says when it refuses."""
+    code, out, err = call(*arguments, **keywords)
+    assert (code, out) == (2, []) and len(err) == 1, err
+    assert err[0].startswith("outpaint: ")
+    return err[0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """in.mp4 and frames/: 6 frames of 40x32 at 10 fps."""
+    folder = tmp_path_factory.mktemp("inputs")
+    frames = np.random.default_rng(0).integers(0, 256, (6, 32, 40, 3), np.uint8)
+    for name in ("in.mp4", "frames"):
+        with FrameSink(folder / name, 10, 32, 40) as sink:
+            sink.write(frames)
+    return folder
+
+
+@pytest.mark.parametrize("method", ["edge", "blur", "telea", "mosaic"])
+@pytest.mark.parametrize("name", ["in.mp4", "frames"])
+def test_known_pixels_are_exact(folder, tmp_path, method, name):
+    code, out, err = call(folder / name, tmp_path / "out", "--aspect=16:9", f"--method={method}")
+    assert code == 0 and err == []
+    rate = "10 fps" if name == "in.mp4" else "24 fps"
+    assert len(out) == 1 and all(word in out[0] for word in (str(tmp_path / "out"), "56x32", "6 frames", rate, " s"))
+    written = FrameSource(tmp_path / "out")[:]
+    canvas = Canvas.from_aspect(32, 40, 16 / 9)
+    np.testing.assert_array_equal(written[:, *canvas.box], FrameSource(folder / name)[:])
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_several_aspects_write_a_file_each(folder, tmp_path):
+    code, out, err = call(folder / "in.mp4", tmp_path / "out.mkv", "--aspect=16:9,9:16,1:1", "--method=edge")
+    assert code == 0 and err == [] and len(out) == 3
+    sizes = {p.name: (FrameSource(p).width, FrameSource(p).height) for p in tmp_path.iterdir()}
+    assert sizes == {"out_16x9.mkv": (56, 32), "out_9x16.mkv": (40, 72), "out_1x1.mkv": (40, 40)}
+    assert all(FrameSource(path).fps == 10 and len(FrameSource(path)) == 6 for path in tmp_path.iterdir())
+
+
+def test_pad_anchor_and_fps(folder, tmp_path):
+    assert call(folder / "frames", tmp_path / "a", "--pad=2,4,6,0", "--method=edge")[0] == 0
+    assert call(folder / "frames", tmp_path / "b", "--size=50x40", "--anchor=1,0.25", "--method=edge")[0] == 0
+    assert call(folder / "frames", tmp_path / "c.mp4", "--aspect=1:1", "--fps=12.5", "--method=edge")[0] == 0
+    source = FrameSource(folder / "frames")[:]
+    np.testing.assert_array_equal(FrameSource(tmp_path / "a")[:][:, 4:36, 2:42], source)
+    np.testing.assert_array_equal(FrameSource(tmp_path / "b")[:][:, 2:34, 10:50], source)
+    assert FrameSource(tmp_path / "c.mp4").fps == 12.5
+
+
+def test_sound_that_is_lost_is_told(folder, tmp_path):
+    with av.open(str(tmp_path / "sound.mkv"), "w") as container:
+        video, sound = container.add_stream("libx264", rate=10), container.add_stream("aac", rate=48000, layout="mono")
+        video.height = video.width = 32
+        video.pix_fmt = "yuv420p"
+        for frame in np.zeros((10, 32, 32, 3), np.uint8):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(frame)))
+        samples = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.int16), format="s16", layout="mono")
+        samples.sample_rate = 48000
+        container.mux([*video.encode(None), *sound.encode(samples), *sound.encode(None)])
+    code, out, err = call(tmp_path / "sound.mkv", tmp_path / "out.webm", "--aspect=16:9", "--method=edge")
+    assert (code, len(out), len(err)) == (0, 1, 1) and "aac" in err[0] and "left out" in err[0]
+    code, out, err = call(tmp_path / "sound.mkv", tmp_path / "out.mp4", "--aspect=16:9", "--method=edge")
+    assert (code, len(out), len(err)) == (0, 1, 0)
+
+
+def bad_inputs(folder):
+    """name -> the words that must be told."""
+    (folder / "empty.mp4").touch()
+    (folder / "text.mp4").write_text("no video at all\n" * 40)
+    (folder / "cut.mp4").write_bytes((folder / "in.mp4").read_bytes()[:-800])
+    (folder / "no_images").mkdir()
+    with av.open(str(folder / "zero.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=24)
+        stream.height = stream.width = 32
+        stream.pix_fmt = "yuv420p"
+        container.start_encoding()
+    with FrameSink(folder / "changing", 24, 32, 40) as sink:
+        sink.write(FrameSource(folder / "frames")[:])
+    with FrameSink(folder / "other", 24, 32, 32) as sink:
+        sink.write(np.zeros((1, 32, 32, 3), np.uint8))
+    (folder / "other" / "000000.png").replace(folder / "changing" / "000003.png")
+    return {
+        "missing.mp4": "no file or folder",
+        "empty.mp4": "no readable video",
+        "text.mp4": "no readable video",
+        "cut.mp4": "breaks off",
+        "zero.mp4": "no video stream",
+        "no_images": "no images",
+        "changing": "must all be 40x32",
+    }
+
+
+def test_bad_inputs_are_refused(folder, tmp_path):
+    for name, words in bad_inputs(folder).items():
+        line = refused(folder / name, tmp_path / "out.mp4", "--aspect=16:9", "--method=edge")
+        assert name in line and words in line
+        assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--size=41x32"], "even, found 41x32"),
+        (["--size=38x32"], "38x32 is smaller than the source's 40x32"),
+        (["--size=large"], "--size must be WIDTHxHEIGHT"),
+        (["--aspect=wide"], "--aspect must be WIDTH:HEIGHT"),
+        (["--aspect=16:9,0:9"], "--aspect must be WIDTH:HEIGHT"),
+        (["--aspect=9000:1"], "too large"),
+        (["--pad=1,2,3"], "--pad must be"),
+        (["--pad=-2,0,2,0"], "no padding may be negative"),
+        (["--pad=1,0,0,0"], "even, found 41x32"),
+        (["--aspect=16:9", "--anchor=2,0"], "the anchor must lie in 0..1"),
+        (["--aspect=16:9", "--anchor=left"], "--anchor must be"),
+        (["--pad=2,0,2,0", "--anchor=0,0"], "takes no --anchor"),
+        ([], "one of --aspect, --size and --pad is needed, found none"),
+        (["--aspect=16:9", "--size=80x80"], "found --aspect and --size"),
+    ],
+)
+def test_bad_targets_are_refused(folder, tmp_path, arguments, words):
+    flags = dict(argument.removeprefix("--").split("=") for argument in arguments)
+    with pytest.raises(ValueError, match=words):
+        plan_targets(FrameSource(folder / "in.mp4"), tmp_path / "out.mp4", **flags)
+
+
+def test_bad_outputs_are_refused(folder, tmp_path):
+    source = FrameSource(folder / "frames")
+    for path, words in (
+        (folder / "frames", "is the input"),
+        (tmp_path / "none" / "out.mp4", "there is no folder"),
+        (tmp_path / "out.avi", "must end in"),
+        (tmp_path, "holds other things"),
+    ):
+        (tmp_path / "stranger").touch()
+        with pytest.raises(ValueError, match=words):
+            plan_targets(source, path, aspect="16:9")
+
+
+def test_methods_and_their_options():
+    with pytest.raises(ValueError, match="--method must be one of m3ddm, edge, blur, telea, mosaic, found 'magic'"):
+        make_outpainter("magic")
+    with pytest.raises(ValueError, match="--method=edge takes no --steps"):
+        make_outpainter("edge", model=None, steps=3)
+
+
+def test_the_command_refuses_in_one_line(folder, tmp_path):
+    out = tmp_path / "out.mp4"
+    assert "one of --aspect" in refused(folder / "in.mp4", out)
+    assert "even" in refused(folder / "in.mp4", out, "--size=41x33", "--method=edge")
+    assert "an input and an output" in refused(folder / "in.mp4")
+    assert "--steps" in refused(folder / "in.mp4", out, "--aspect=1:1", "--steps=few")
+    assert "fps" in refused(folder / "in.mp4", out, "--aspect=1:1", "--fps=-1")
+    assert "nosuchflag" in refused(folder / "in.mp4", out, "--nosuchflag=1")
+    assert str(tmp_path / "nomodel") in refused(
+        folder / "in.mp4", out, "--aspect=1:1", f"--model={tmp_path / 'nomodel'}"
+    )
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out.gif", "out"])
+def test_a_full_disk_leaves_nothing(folder, tmp_path, name):
+    line = refused(folder / "frames", tmp_path / name, "--size=64x64", "--method=edge", largest_file=2000)
+    assert f"cannot write {tmp_path / name}" in line
+    assert os.listdir(tmp_path) == []
