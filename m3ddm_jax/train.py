@@ -15,7 +15,6 @@ import flax.linen as nn
 import grain
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from absl import app, flags, logging
 from einops import rearrange
@@ -76,9 +75,7 @@ def train(config: ConfigDict, workdir: str, devices: Sequence[jax.Device] | None
     train_step = make_step(config, networks)
     dataset = make_dataset(config, config.train.seed)
     batches = iter(dataset)
-
-    def put(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        return put_batch(mesh, {name: value for name, value in batch.items() if name != "clip_id"})
+    put = functools.partial(put_batch, mesh)
 
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(loop.StopRequest())
@@ -102,6 +99,10 @@ def train(config: ConfigDict, workdir: str, devices: Sequence[jax.Device] | None
         else:
             state, examples_seen = checkpoints.restore(like)
             batches.set_state({"next_index": steps_drawn(examples_seen, config.train.batch_size)})
+
+        if jax.process_index() == 0:
+            size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+            print(f"{size:,} parameters on {mesh.size} device(s), from step {int(state.step)}", flush=True)
 
         # The updates.
         shardings = jax.tree.map(lambda leaf: leaf.sharding, like)

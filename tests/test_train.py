@@ -108,21 +108,18 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_clips(quick_compiles, tmp
     assert not [path for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdigit()]
 
 
-def environment(**more):
-    one_device = {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    return os.environ | one_device | more
-
-
-def command(workdir, *overrides, config="configs/test.py"):
-    return [sys.executable, "-m", "m3ddm_jax.train", f"--config={config}", f"--workdir={workdir}", *overrides]
+def command(workdir, *overrides):
+    overrides = ["--config.mesh.data=2", "--config.mesh.fsdp=4", *overrides]
+    return [sys.executable, "-m", "m3ddm_jax.train", "--config=configs/test.py", f"--workdir={workdir}", *overrides]
 
 
 def test_sigterm_finishes_the_step_saves_exports_and_exits_0(quick_compiles, tmp_path):
     workdir = tmp_path / "run"
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": quick_compiles, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     process = subprocess.Popen(
         command(workdir, "--config.train.steps=1000000"),
         cwd=ROOT,
-        env=environment(JAX_COMPILATION_CACHE_DIR=quick_compiles, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0"),
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -147,7 +144,7 @@ def test_sigterm_finishes_the_step_saves_exports_and_exits_0(quick_compiles, tmp
 )
 def test_a_bad_config_is_one_line_and_exit_2(tmp_path, overrides, said):
     workdir = tmp_path / "run"
-    done = subprocess.run(command(workdir, *overrides), cwd=ROOT, env=environment(), capture_output=True, text=True)
+    done = subprocess.run(command(workdir, *overrides), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert said in done.stderr and len(done.stderr.splitlines()) == 1
     assert not workdir.exists()

@@ -58,6 +58,10 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Global arrays, split along the first axis over data and fsdp, from this process's rows of a batch."""
+    """Global arrays, split along the first axis over data and fsdp, from this process's rows of a batch.
+
+    Strings, such as clip ids, stay behind.
+    """
     sharding = NamedSharding(mesh, P(BATCH_AXES))
-    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+    numbers = {name: value for name, value in batch.items() if value.dtype.kind != "U"}
+    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in numbers.items()}

@@ -46,7 +46,9 @@ def test_batch_sizes():
 def test_a_batch_is_split_in_order():
     mesh = make_mesh(data=2, fsdp=4)
     rows = np.arange(16, dtype=np.float32)[:, None]
-    placed = put_batch(mesh, {"fps": rows})["fps"]
+    batch = put_batch(mesh, {"fps": rows, "clip_id": np.array(["a"] * 16)})
+    assert list(batch) == ["fps"]
+    placed = batch["fps"]
     np.testing.assert_array_equal(placed, rows)
     by_device = {shard.device: shard.data for shard in placed.addressable_shards}
     for k, device in enumerate(mesh.devices.flat):

@@ -40,30 +40,29 @@ class Trainer:
         config = CONFIG.copy_and_resolve_references()
         config.train.update(changed)
         self.mesh = mesh
-        rng = jax.random.key(0)
         init = functools.partial(registry.init, NETWORKS.model)
-        self.like = abstract_state(init, NETWORKS.optimizer, rng, mesh)
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.like)
         with jax.set_mesh(mesh):
+            rng = jax.random.key(0)
+            self.like = abstract_state(init, NETWORKS.optimizer, rng, mesh)
             self.state = init_state(init, NETWORKS.optimizer, rng, self.like)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.like)
         self.batch = put_batch(mesh, make_batch())
         step = train.make_step(config, NETWORKS)
         self.jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
 
+    def fresh(self):
+        """The initial state in memory of its own, which a step may take."""
+
+        def copy(x):
+            if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+                return jax.random.wrap_key_data(copy(jax.random.key_data(x)))
+            return jax.device_put(np.array(x), x.sharding)
+
+        return jax.tree.map(copy, self.state)
+
     def step(self, state):
         with jax.set_mesh(self.mesh):
-            return self.jitted(copy_of(state), self.batch, {})
-
-
-def copy_of(state):
-    """The step gives the memory of its state away."""
-
-    def copy(x):
-        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(copy(jax.random.key_data(x)))
-        return jax.device_put(np.array(x), x.sharding)
-
-    return jax.tree.map(copy, state)
+            return self.jitted(state, self.batch, {})
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +86,7 @@ def assert_close(a, b, tolerance=1e-5):
 
 
 def test_eight_devices_agree_with_one(one, eight):
-    (state_1, metrics_1), (state_8, metrics_8) = one.step(one.state), eight.step(eight.state)
+    (state_1, metrics_1), (state_8, metrics_8) = one.step(one.fresh()), eight.step(eight.fresh())
     np.testing.assert_allclose(metrics_8["loss"], metrics_1["loss"], rtol=1e-5)
     np.testing.assert_allclose(metrics_8["grad_norm"], metrics_1["grad_norm"], rtol=1e-5)
     assert_close(gradients(state_8), gradients(state_1))
@@ -95,7 +94,7 @@ def test_eight_devices_agree_with_one(one, eight):
 
 def test_accumulation_changes_nothing(eight, one):
     parts = Trainer(one.mesh, accumulate=4)
-    (state_1, metrics_1), (state_4, metrics_4) = one.step(one.state), parts.step(parts.state)
+    (state_1, metrics_1), (state_4, metrics_4) = one.step(one.fresh()), parts.step(parts.fresh())
     np.testing.assert_allclose(metrics_4["loss"], metrics_1["loss"], rtol=1e-5)
     assert_close(gradients(state_4), gradients(state_1))
 
@@ -114,8 +113,7 @@ def compiled_programs():
 
 
 def test_what_a_step_returns_lies_as_it_did_and_compiles_once(eight):
-    state = eight.state
-    state, _ = eight.step(state)
+    state, _ = eight.step(eight.fresh())
     with compiled_programs() as seen:
         for _ in range(2):
             state, _ = eight.step(state)
@@ -136,19 +134,20 @@ def test_what_a_step_returns_lies_as_it_did_and_compiles_once(eight):
 
 
 def test_loss_falls_on_one_batch_and_statistics_stay(one):
-    state, first = one.step(one.state)
+    state, first = one.step(one.fresh())
     for _ in range(40):
         state, _ = one.step(state)
+    assert int(state.step) == 41
     # The draws follow from the step alone: back at step 0, the same noise and timesteps.
-    _, last = one.step(state.replace(step=jnp.zeros_like(state.step)))
+    state, last = one.step(state.replace(step=jnp.zeros_like(state.step)))
     assert last["loss"] < 0.7 * first["loss"]
     jax.tree.map(np.testing.assert_array_equal, state.batch_stats, one.state.batch_stats)
-    assert int(state.step) == 41
 
 
 def test_each_step_draws_anew_and_repeatably(one):
-    later = one.state.replace(step=one.state.step + 1)
-    losses = [float(one.step(state)[1]["loss"]) for state in (one.state, one.state, later)]
+    later = one.fresh()
+    later = later.replace(step=later.step + 1)
+    losses = [float(one.step(state)[1]["loss"]) for state in (one.fresh(), one.fresh(), later)]
     assert losses[0] == losses[1] != losses[2]
 
 
