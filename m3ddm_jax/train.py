@@ -315,6 +315,10 @@ def _define_flags() -> None:
 
 def _parse_flags(argv: list[str]) -> list[str]:
     try:
+        # The parser's own message would not name the file where fields are overridden too.
+        for path in (argument.removeprefix("--config=") for argument in argv if argument.startswith("--config=")):
+            if not pathlib.Path(path).is_file():
+                raise ValueError(f"there is no config file {path}")
         return flags.FLAGS(argv)
     except Exception as error:  # a config file may raise anything
         _fail(error)

@@ -139,6 +139,7 @@ def test_sigterm_finishes_the_step_saves_exports_and_exits_0(quick_compiles, tmp
     "overrides, said",
     [
         (["--config.train.learning_rat=1"], "learning_rat"),
+        (["--config=configs/nowhere.py"], "there is no config file configs/nowhere.py"),
         (["--config.train.batch_size=6", "--config.train.accumulate=4"], "a batch of 6 clips does not divide"),
     ],
 )
