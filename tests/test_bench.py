@@ -11,13 +11,13 @@ from m3ddm_jax import bench
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
-def test_forward_is_compared_with_the_convolution_of_the_same_run(monkeypatch):
+def test_forward_is_compared_with_the_convolution_of_the_same_run(monkeypatch, quick_compiles):
     monkeypatch.setattr(bench, "REPEATS", 1)
     result = bench.bench_forward(miniature.get_config())
     assert result["forward_in_convolutions"] == result["forward_seconds"] / result["convolution_seconds"] > 0
 
 
-def test_forward_without_torch_reports_seconds_alone(monkeypatch):
+def test_forward_without_torch_reports_seconds_alone(monkeypatch, quick_compiles):
     monkeypatch.setattr(bench, "REPEATS", 1)
     monkeypatch.setattr(bench, "_torch_convolution", lambda: None)
     result = bench.bench_forward(miniature.get_config())
