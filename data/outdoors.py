@@ -151,7 +151,7 @@ def paste(image: np.ndarray, sprite: np.ndarray, top: int, left: int) -> None:
     """Puts a sprite over an image with alpha, in place, as far as it lies inside."""
     rows, columns = image.shape[:2]
     first_row, first_column = max(0, -top), max(0, -left)
-    part = sprite[first_row : rows - top, first_column : columns - left]
+    part = sprite[first_row : max(0, rows - top), first_column : max(0, columns - left)]
     if part.size:
         target = image[top + first_row :, left + first_column :][: part.shape[0], : part.shape[1]]
         target *= 1 - part[..., 3:]

@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 
-from data import decode, synthetic, textures, worlds
+from data import decode, outdoors, synthetic, textures, worlds
 
 
 def world_scene(monkeypatch, builder, seed=0, height=48, width=64):
@@ -62,6 +62,15 @@ def test_noise_has_a_falling_spectrum():
     power = np.abs(np.fft.fft2(values - values.mean())) ** 2
     low, high = power[0, 1:5].mean(), power[0, 24:48].mean()
     assert values.min() >= 0 and values.max() <= 1 and low > 30 * high
+
+
+@pytest.mark.parametrize("left", [-5, -4, -2, 0, 3, 5, 6, 7, 9])
+def test_a_sprite_is_pasted_as_far_as_it_lies_inside(left):
+    image = np.zeros((4, 6, 4), np.float32)
+    outdoors.paste(image, np.ones((2, 4, 4), np.float32), 1, left)
+    expected = np.zeros((4, 6, 4), np.float32)
+    expected[1:3, max(0, left) : max(0, left + 4)] = 1
+    np.testing.assert_array_equal(image, expected)
 
 
 def test_scenes_too_small_are_refused():
