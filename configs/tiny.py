@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
             {"kind": "synthetic", "path": "", "weight": 0.5},
         ),
         num_frames=8,
-        buckets=((128, 128), (128, 192), (192, 128)),
+        buckets=((128, 128), (96, 160), (160, 96)),
         global_frames=8,
         global_size=128,
         max_interval=6,
@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
     )
     config.data.masks.update(all=0.1)  # no guidance: the null conditions need not be learnt well
     config.train.update(
-        steps=3000,
+        steps=2400,
         batch_size=4,
         learning_rate=6e-4,
         warmup_steps=100,
@@ -48,6 +48,7 @@ def get_config() -> ConfigDict:
         log_every=20,
         save_every=250,
         sample_every=0,
+        export_dtype="float16",
     )
     config.sample.update(
         num_frames=8,

@@ -151,6 +151,8 @@ def check_config(config: ConfigDict) -> None:
         if found != expected:
             lacks, surplus = (", ".join(sorted(names)) or "nothing" for names in (expected - found, found - expected))
             raise ValueError(f"config section {section} lacks {lacks} and has {surplus} that is not known")
+    if config.train.export_dtype not in ("float32", "float16"):
+        raise ValueError(f"export_dtype {config.train.export_dtype!r} is unknown: float32 and float16 are accepted")
 
 
 def build_networks(config: ConfigDict) -> Networks:
@@ -301,6 +303,7 @@ def export(folder: pathlib.Path, config: ConfigDict, networks: Networks, state: 
     """Write the averaged weights as a model folder that outpaints as the config's sample section says."""
     variables = {"params": state.ema_params, "batch_stats": state.batch_stats}
     variables = multihost_utils.process_allgather(variables, tiled=True)
+    variables["params"] = jax.tree.map(lambda leaf: leaf.astype(config.train.export_dtype), variables["params"])
     if jax.process_index() == 0:
         settings = {"diffusion": config.diffusion.to_dict(), "sample": config.sample.to_dict()}
         autoencoder = (networks.codec, networks.codec_variables)

@@ -157,6 +157,7 @@ def test_a_bad_config_is_one_line_and_exit_2(tmp_path, overrides, said):
         (lambda c: c.train.update(steps=0), "steps is 0"),
         (lambda c: c.mesh.update(data=3), "does not fill 1 device"),
         (lambda c: c.model.update(dtype="float7"), "dtype 'float7' is unknown"),
+        (lambda c: c.train.update(export_dtype="float7"), "export_dtype 'float7' is unknown"),
         (lambda c: c.model.update(kind="gan"), "model kind 'gan' is unknown"),
         (lambda c: c.diffusion.update(schedule="square"), "schedule 'square' is unknown"),
         (lambda c: c.diffusion.update(prediction="y"), "prediction 'y' is unknown"),

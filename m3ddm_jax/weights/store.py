@@ -31,7 +31,9 @@ def save_model(
     settings: dict[str, Any] | None = None,
     autoencoder: tuple[nn.Module, Variables] | None = None,
 ) -> None:
-    """Write a model folder that `load_model` reads back bit for bit; an old folder of that name is replaced at the end.
+    """Write a model folder that `load_model` reads back; an old folder of that name is replaced at the end.
+
+    Weights are stored in the dtype that they have: float16 halves the folder.
 
     settings: plain values its pipeline needs (diffusion, sampling), written to pipeline.json.
     autoencoder: the codec of a latent model, written to the sub-folder `autoencoder` in the same layout.
@@ -60,10 +62,11 @@ def _write(folder: Path, module: nn.Module, variables: Variables) -> None:
     flat = flatten_dict(jax.device_get(variables), sep=".")
     # safetensors writes raw memory: a transposed view would come back scrambled.
     save_file({name: np.ascontiguousarray(value) for name, value in flat.items()}, folder / _WEIGHTS)
+    (folder / _WEIGHTS).chmod(0o644)
 
 
 def load_model(folder: str | os.PathLike) -> tuple[nn.Module, Variables]:
-    """(module, variables as numpy) of a model folder.
+    """(module, variables as numpy, float32 whatever they are stored in) of a model folder.
 
     Raises ValueError where the folder, its config or its weights are missing or broken, and where weights are missing,
     surplus or of another shape than the config says: all of them are listed.
@@ -83,7 +86,9 @@ def load_model(folder: str | os.PathLike) -> tuple[nn.Module, Variables]:
     check_names(
         str(folder / _WEIGHTS), {n: v.shape for n, v in weights.items()}, {n: v.shape for n, v in expected.items()}
     )
-    return module, unflatten_dict(weights, sep=".")
+    return module, unflatten_dict(
+        {name: value.astype(np.float32, copy=False) for name, value in weights.items()}, sep="."
+    )
 
 
 def check_names(source: str, found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> None:

@@ -40,6 +40,17 @@ def test_a_folder_comes_back_bit_for_bit(saved):
     assert load_settings(folder) == {"sample": {"steps": 3}}
 
 
+def test_half_the_size_and_float32_when_loaded(saved, tmp_path):
+    folder, module, variables = saved
+    halves = jax.tree.map(lambda leaf: leaf.astype(np.float16), variables)
+    save_model(tmp_path / "half", module, halves)
+    size, whole = ((path / "weights.safetensors").stat().st_size for path in (tmp_path / "half", folder))
+    assert size < 0.7 * whole
+    _, loaded = load_model(tmp_path / "half")
+    assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {np.dtype(np.float32)}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), loaded, variables)
+
+
 def test_saving_again_replaces_the_folder_and_leaves_nothing_beside_it(saved):
     folder, module, variables = saved
     save_model(folder.parent / "again", module, variables, settings={})
