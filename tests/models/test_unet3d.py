@@ -10,6 +10,8 @@ from safetensors.numpy import load_file
 from m3ddm_jax.models import layers, registry, unet3d
 from m3ddm_jax.weights.m3ddm import official_to_ours, variables_from_official
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 # float32 sums in another order: the official modules themselves move by this much between machines.
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-5}
 

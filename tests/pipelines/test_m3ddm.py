@@ -10,6 +10,8 @@ from m3ddm_jax.pipelines.hierarchy import Window
 from m3ddm_jax.pipelines.m3ddm import M3DDM, _LatentSpool, _WorkCanvas
 from m3ddm_jax.weights import save_model
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 SETTINGS = {
     "diffusion": {"schedule": "cosine", "zero_terminal_snr": True, "shift": 1.0, "prediction": "x0"},
     "sample": {
