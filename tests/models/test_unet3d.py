@@ -116,11 +116,12 @@ TINY = {
 @pytest.fixture(scope="module")
 def tiny():
     module = unet3d.M3DDMUNet(**TINY)
-    variables = jax.jit(partial(registry.init, module))(jax.random.key(0))
-    # Zero-initialised outputs would hide what depends on what.
+    # Zero-initialised outputs would hide what depends on what: every parameter is drawn.
     rng = np.random.default_rng(1)
-    params = jax.tree.map(lambda x: np.asarray(x + rng.normal(0, 0.1, x.shape), np.float32), variables["params"])
-    return module, {**variables, "params": params}, jax.jit(module.apply)
+    shapes = registry.abstract_variables(module)
+    variables = jax.tree.map(lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(np.float32), shapes)
+    variables["batch_stats"] = jax.tree.map(np.ones_like, variables["batch_stats"])
+    return module, variables, jax.jit(module.apply)
 
 
 def tiny_inputs(frames=2, batch=1):
