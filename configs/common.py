@@ -51,6 +51,7 @@ def diffusion() -> ConfigDict:
             "shift": 1.0,  # below 1: more noise at every timestep
             "prediction": "v_prediction",
             "min_snr_gamma": 0.0,  # 0 weighs all timesteps alike, as a zero-terminal-SNR schedule needs it
+            "unknown": "black",  # what the network sees of unknown pixels; "filled": the known ones, continued smoothly
             "known_weight": 1.0,  # of the error where latents are known
         }
     )

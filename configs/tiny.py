@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
         remat=False,
     )
     # A patch has more numbers than the network has channels: it can say what is there, but not what noise is on it.
-    config.diffusion.update(prediction="x0", shift=0.25, known_weight=0.1)
+    config.diffusion.update(prediction="x0", shift=0.125, known_weight=0.1, unknown="filled")
     config.data.update(
         sources=(
             {"kind": "shards", "path": "clips", "weight": 0.5},
@@ -39,11 +39,11 @@ def get_config() -> ConfigDict:
     )
     config.data.masks.update(all=0.1)  # no guidance: the null conditions need not be learnt well
     config.train.update(
-        steps=2400,
+        steps=1200,
         batch_size=4,
-        learning_rate=6e-4,
-        warmup_steps=100,
-        ema_decay=0.998,
+        learning_rate=1e-3,
+        warmup_steps=50,
+        ema_decay=0.995,
         drop_local=0.0,
         log_every=20,
         save_every=250,

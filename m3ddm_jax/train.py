@@ -28,13 +28,13 @@ from data.pipeline import make_batches
 from m3ddm_jax.diffusion.guidance import Guidance
 from m3ddm_jax.diffusion.schedule import Schedule, make_schedule
 from m3ddm_jax.diffusion.solvers import make_solver, spaced_timesteps
+from m3ddm_jax.flow.region_fill import BLACK
 from m3ddm_jax.models import registry
 from m3ddm_jax.parallel.mesh import check_batch_size, make_mesh, put_batch, replicated
 from m3ddm_jax.pipelines.sampler import Conditions, make_sampler
 from m3ddm_jax.training import loop
 from m3ddm_jax.training.checkpoint import Checkpoints
 from m3ddm_jax.training.diffusion_step import (
-    BLACK,
     calibrated_batch_stats,
     decode_latents,
     encode_batch,
@@ -221,6 +221,7 @@ def make_step(config: ConfigDict, networks: Networks) -> Callable:
         prediction=config.diffusion.prediction,
         min_snr_gamma=config.diffusion.min_snr_gamma or None,
         known_weight=config.diffusion.known_weight,
+        unknown=config.diffusion.unknown,
         drop_local=config.train.drop_local,
         drop_global=config.train.drop_global,
         accumulate=config.train.accumulate,
@@ -234,7 +235,9 @@ def fixed_values(config: ConfigDict, networks: Networks) -> dict[str, Any]:
     for name, module in (("model", networks.model), ("autoencoder", networks.codec)):
         kind, hyper = registry.describe(module)
         named[name] = {"kind": kind, **hyper}
-    diffusion = {name: config.diffusion[name] for name in ("schedule", "zero_terminal_snr", "shift", "prediction")}
+    diffusion = {
+        name: config.diffusion[name] for name in ("schedule", "zero_terminal_snr", "shift", "prediction", "unknown")
+    }
     return named | {"diffusion": diffusion}
 
 
@@ -259,7 +262,7 @@ def make_preview(config: ConfigDict, model: nn.Module, codec: nn.Module) -> Call
     def preview(state: TrainState, batch: VideoBatch, codec_variables: Variables) -> jax.Array:
         variables = {"params": state.ema_params, "batch_stats": state.batch_stats}
         nothing = jnp.zeros(len(batch["fps"]), bool)
-        seen = encode_batch(codec, codec_variables, batch, drop_local=nothing, drop_global=nothing)
+        seen = encode_batch(codec, codec_variables, batch, nothing, nothing, config.diffusion.unknown)
         encode_context = functools.partial(model.apply, variables, method="encode_context")
         conditions = Conditions(
             mask=seen.mask,

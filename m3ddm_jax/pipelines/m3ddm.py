@@ -20,6 +20,7 @@ from tqdm import tqdm
 from m3ddm_jax.diffusion.guidance import Guidance
 from m3ddm_jax.diffusion.schedule import make_schedule
 from m3ddm_jax.diffusion.solvers import make_solver, spaced_timesteps
+from m3ddm_jax.flow.region_fill import hide
 from m3ddm_jax.geometry import Canvas
 from m3ddm_jax.models.autoencoder import reduce_mask
 from m3ddm_jax.pipelines import compositing
@@ -59,6 +60,7 @@ class M3DDM:
             self._lines, self._num_frames = sample["lines"], sample["num_frames"]
             self._strides = tuple(sample["strides"])
             self._global_frames, self._global_size = sample["global_frames"], sample["global_size"]
+            self._hide = jax.jit(partial(hide, unknown=diffusion["unknown"]))
             schedule = make_schedule(
                 diffusion["schedule"], zero_terminal_snr=diffusion["zero_terminal_snr"], shift=diffusion["shift"]
             )
@@ -134,7 +136,7 @@ class M3DDM:
         for window in padded:
             guess = work.place(source[list(window.frames)])
             mask = np.repeat(work.mask[None], len(window.frames), axis=0)
-            masked_latents = np.array(self._encode(_to_unit_range(guess * (1 - mask))))
+            masked_latents = np.array(self._encode(self._hide(_to_unit_range(guess), mask)))
             guess_latents = np.array(self._encode(_to_unit_range(guess)))
             latent_mask = np.array(reduce_mask(mask, self._downscale))
             for place, frame in enumerate(window.frames):

@@ -12,6 +12,7 @@ from einops import rearrange
 
 from m3ddm_jax.diffusion.schedule import Schedule
 from m3ddm_jax.diffusion.targets import PREDICTIONS, add_noise, make_target, min_snr_weight
+from m3ddm_jax.flow.region_fill import hide
 from m3ddm_jax.losses.diffusion import diffusion_loss
 from m3ddm_jax.models.autoencoder import reduce_mask
 from m3ddm_jax.parallel.constrain import constrain
@@ -20,7 +21,6 @@ from m3ddm_jax.training.ema import update_ema
 from m3ddm_jax.training.state import TrainState
 from m3ddm_jax.types import Latents, Variables, VideoBatch
 
-BLACK = -1.0
 """What a network sees of an unknown pixel."""
 
 
@@ -65,13 +65,19 @@ def decode_latents(codec: nn.Module, codec_variables: Variables, latents: Latent
 
 
 def encode_batch(
-    codec: nn.Module, codec_variables: Variables, batch: VideoBatch, drop_local: jax.Array, drop_global: jax.Array
+    codec: nn.Module,
+    codec_variables: Variables,
+    batch: VideoBatch,
+    drop_local: jax.Array,
+    drop_global: jax.Array,
+    unknown: str = "black",
 ) -> Conditions:
     """Latents of a batch of uint8 clips. A clip with drop_local is wholly unknown, one with drop_global has zeros as
-    global latents (they still pass the encoder): the two null conditions of guidance."""
+    global latents (they still pass the encoder): the two null conditions of guidance. unknown: as in
+    flow.region_fill.hide."""
     video = to_unit_range(batch["video"])
     mask = jnp.maximum(batch["mask"], drop_local[:, None, None, None, None].astype(batch["mask"].dtype))
-    masked_video = jnp.where(mask > 0, BLACK, video)
+    masked_video = hide(video, mask, unknown)
     global_latents = encode_frames(codec, codec_variables, to_unit_range(batch["global_frames"]))
     return Conditions(
         latents=encode_frames(codec, codec_variables, video),
@@ -91,6 +97,7 @@ def make_diffusion_step(
     prediction: str,
     min_snr_gamma: float | None,
     known_weight: float,
+    unknown: str,
     drop_local: float,
     drop_global: float,
     accumulate: int,
@@ -99,7 +106,8 @@ def make_diffusion_step(
     """The pure function (state, batch without clip_id, frozen codec's variables) -> (state, metrics) for `jax.jit`.
 
     prediction: what the network predicts, and the space of the loss. min_snr_gamma: None weighs all timesteps alike.
-    known_weight: weight of the error where the latents are known, 1 being the paper's.
+    known_weight: weight of the error where the latents are known, 1 being the paper's. unknown: what stands in for
+    unknown pixels (flow.region_fill.hide).
     drop_local, drop_global: probabilities of the null conditions. accumulate: micro-batches a batch is worked off in;
     all chance is drawn for the whole batch before, so it changes rounding alone.
     Metrics, float32: loss and grad_norm (before clipping).
@@ -142,7 +150,7 @@ def make_diffusion_step(
         return diffusion_loss(output, target, weight)
 
     def loss_and_grad(state: TrainState, batch: VideoBatch, draws: Draws, codec_variables: Variables):
-        inputs = encode_batch(codec, codec_variables, batch, draws.drop_local, draws.drop_global)
+        inputs = encode_batch(codec, codec_variables, batch, draws.drop_local, draws.drop_global, unknown)
         return jax.value_and_grad(loss_fn)(state.params, state.batch_stats, inputs, draws)
 
     def train_step(state: TrainState, batch: VideoBatch, codec_variables: Variables):

@@ -13,7 +13,13 @@ from m3ddm_jax.weights import save_model
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 SETTINGS = {
-    "diffusion": {"schedule": "cosine", "zero_terminal_snr": True, "shift": 1.0, "prediction": "x0"},
+    "diffusion": {
+        "schedule": "cosine",
+        "zero_terminal_snr": True,
+        "shift": 1.0,
+        "prediction": "x0",
+        "unknown": "filled",
+    },
     "sample": {
         "lines": 16,
         "num_frames": 4,
