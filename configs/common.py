@@ -122,6 +122,7 @@ def sample() -> ConfigDict:
             "guidance_global": 4.0,
             "guidance_interval": (0.0, 1.0),
             "strength": 1.0,  # share of the noise levels that is run; 1 starts at pure noise
+            "noise_scale": 1.0,  # of the noise that sampling starts from; below 1 towards the mean of what is likely
             "clip": None,  # bound of the predicted latents
             "global_frames": 16,
             "global_size": 256,

@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
     )
     config.data.masks.update(all=0.1)  # no guidance: the null conditions need not be learnt well
     config.train.update(
-        steps=1200,
+        steps=771,
         batch_size=4,
         learning_rate=1e-3,
         warmup_steps=50,
@@ -54,7 +54,9 @@ def get_config() -> ConfigDict:
         num_frames=8,
         global_frames=8,
         global_size=128,
-        steps=8,
+        steps=1,
+        strength=0.6,
+        noise_scale=0.2,
         guidance_local=1.0,
         guidance_global=1.0,
         clip=2.0,

@@ -59,6 +59,7 @@ class M3DDM:
             diffusion, sample = settings["diffusion"], settings["sample"]
             self._lines, self._num_frames = sample["lines"], sample["num_frames"]
             self._strides = tuple(sample["strides"])
+            self._noise_scale = sample["noise_scale"]
             self._global_frames, self._global_size = sample["global_frames"], sample["global_size"]
             self._hide = jax.jit(partial(hide, unknown=diffusion["unknown"]))
             schedule = make_schedule(
@@ -146,7 +147,8 @@ class M3DDM:
             masks.append(latent_mask)
             masked.append(masked_latents)
             guesses.append(guess_latents)
-            noises.append(window_noise(rng, guess_latents.shape[1:], window.stride, window.frames))
+            noise = window_noise(rng, guess_latents.shape[1:], window.stride, window.frames)
+            noises.append(np.float32(self._noise_scale) * noise)
         conditions = Conditions(
             mask=np.stack(masks),
             masked_latents=np.stack(masked),

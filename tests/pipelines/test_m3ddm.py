@@ -30,6 +30,7 @@ SETTINGS = {
         "guidance_global": 1.0,
         "guidance_interval": [0.0, 1.0],
         "strength": 1.0,
+        "noise_scale": 1.0,
         "clip": 2.0,
         "global_frames": 3,
         "global_size": 24,
