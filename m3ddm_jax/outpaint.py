@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import tqdm
-from absl import app, flags
+from absl import app, flags, logging
 
 from m3ddm_jax.geometry import CENTRE, Canvas
 from m3ddm_jax.pipelines.base import OUTPAINTERS, Outpainter
@@ -161,6 +161,7 @@ def _fail(error: Exception) -> NoReturn:
 
 
 def main(arguments: Sequence[str]) -> None:
+    logging.set_verbosity(logging.WARNING)  # else jax names every accelerator that is not there
     try:
         _run(list(arguments[1:]), flags.FLAGS)
     except (ValueError, OSError) as error:
