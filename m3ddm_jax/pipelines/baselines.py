@@ -1,5 +1,6 @@
 """Outpainters that see one frame at a time: repeated edges, a blur, inpainting by OpenCV."""
 
+import abc
 from collections.abc import Iterator
 
 import cv2
@@ -21,7 +22,7 @@ def blur_fill(frames: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(spread(frames, mask)), 0, 255).astype(np.uint8)
 
 
-class _FrameByFrame:
+class _FrameByFrame(abc.ABC):
     def __call__(self, source: FrameSource, canvas: Canvas, rng: None = None) -> Iterator[np.ndarray]:
         """Yields canvas frames, uint8 [n,H,W,3], a few at a time."""
         for start in range(0, len(source), CHUNK):
@@ -29,9 +30,9 @@ class _FrameByFrame:
             blank = np.zeros((len(frames), canvas.height, canvas.width, 3), np.uint8)
             yield self.fill(canvas.paste(blank, frames), canvas)
 
+    @abc.abstractmethod
     def fill(self, frames: np.ndarray, canvas: Canvas) -> np.ndarray:
         """Canvas frames, uint8 [n,H,W,3], with what lies outside the source's box filled."""
-        raise NotImplementedError
 
 
 class Edge(_FrameByFrame):

@@ -1,5 +1,6 @@
 """Reading: any frame of a video file or of a folder of images, in bounded memory."""
 
+import abc
 import collections
 import math
 import pathlib
@@ -83,7 +84,7 @@ class FrameSource:
         return frames
 
 
-class _Reader:
+class _Reader(abc.ABC):
     """What a FrameSource stands on: properties of the video, and one frame by index."""
 
     fps: float
@@ -94,8 +95,9 @@ class _Reader:
     start_time = 0.0
     colour = Colour()
 
+    @abc.abstractmethod
     def read(self, index: int) -> np.ndarray:
-        raise NotImplementedError
+        """uint8 [h,w,3] of the frame of that index in the file."""
 
 
 class _ArrayReader(_Reader):
