@@ -9,6 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from m3ddm_jax.models.autoencoder import PatchCodec
+from m3ddm_jax.models.i3d import I3D
+from m3ddm_jax.models.kl_autoencoder import AutoencoderKL
+from m3ddm_jax.models.lpips import LPIPS
 from m3ddm_jax.models.unet3d import M3DDMUNet
 
 # How a model is run, not what it is: never written to config.json.
@@ -30,12 +33,24 @@ def _unet_example(module: M3DDMUNet) -> tuple[tuple, dict]:
     return (latents, mask, latents), {"timestep": 0, "fps": 0.0, "global_latents": global_latents}
 
 
-def _codec_example(module: PatchCodec) -> tuple[tuple, dict]:
-    return (jnp.zeros((1, module.patch_size, module.patch_size, 3)),), {}
+def _codec_example(module: PatchCodec | AutoencoderKL) -> tuple[tuple, dict]:
+    return (jnp.zeros((1, module.downscale, module.downscale, 3)),), {}
+
+
+def _i3d_example(module: I3D) -> tuple[tuple, dict]:
+    return (jnp.zeros((1, 9, 224, 224, 3)),), {}
+
+
+def _lpips_example(module: LPIPS) -> tuple[tuple, dict]:
+    images = jnp.zeros((1, 32, 32, 3))
+    return (images, images), {}
 
 
 _KINDS = {
     "m3ddm": _Entry(M3DDMUNet, _unet_example),
+    "autoencoder": _Entry(AutoencoderKL, _codec_example),
+    "i3d": _Entry(I3D, _i3d_example),
+    "lpips": _Entry(LPIPS, _lpips_example),
     "patch_codec": _Entry(PatchCodec, _codec_example),
 }
 

@@ -1,57 +1,158 @@
-"""The official M3DDM checkpoint's names and layouts -> our tree."""
+"""The official M3DDM checkpoint <-> our tree, which keeps its names."""
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
-from einops import rearrange
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from m3ddm_jax.models import registry
 from m3ddm_jax.models.unet3d import M3DDMUNet
 from m3ddm_jax.types import Variables
-from m3ddm_jax.weights.store import check_names
+from m3ddm_jax.weights.checkpoint import Checkpoint, contradictions, read_sizes
+from m3ddm_jax.weights.names import COUNTER, channels_first, count, size, take, targets, torch_name
 
-_LEAVES = {"running_mean": "mean", "running_var": "var", "bias": "bias"}
+# What shows in no shape.
+ASSUMED = {"attention_head_dim": 8, "norm_num_groups": 32}
+# Fields of diffusers' U-Net configs that have one value here.
+FIXED = {
+    "act_fn": "silu",
+    "center_input_sample": False,
+    "downsample_padding": 1,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "mid_block_scale_factor": 1,
+    "norm_eps": 1e-5,
+}
+# Fields that are hyper-parameters here; attention_head_dim is the number of heads, whatever it is called.
+_FIELDS = {
+    "out_channels": "latent_channels",
+    "block_out_channels": "block_out_channels",
+    "layers_per_block": "layers_per_block",
+    "attention_head_dim": "num_heads",
+    "norm_num_groups": "norm_num_groups",
+    "cross_attention_dim": "cross_attention_dim",
+    "global_widths": "global_widths",
+    "frame_embedding_dim": "frame_embedding_dim",
+}
+# Official layers whose kernels have taps of size 1 that ours have not, and where those lie.
+_UNIT_TAPS = {
+    "conv_in": (2,),
+    "conv": (2,),
+    "proj_in": (2, 3),
+    "proj_out": (2, 3),
+    "proj_in2": (2, 3, 4),
+    "proj_out2": (2, 3, 4),
+    "conv_shortcut": (2, 3, 4),
+}
 
 
-def official_to_ours(name: str) -> str | None:
-    """Our path (joined by '.') of an official parameter name; None for buffers that carry nothing."""
-    *scopes, leaf = re.sub(r"\.(\d+)", r"_\1", name).split(".")
-    if leaf == "num_batches_tracked":
-        return None
-    module = ".".join(scopes).replace(".layers_", "_layers_").replace("net_0.proj", "net_0_proj")
-    is_norm = re.search(r"norm\d*$|normalization$|conv_norm_out$", module)
-    collection = "batch_stats" if leaf.startswith("running_") else "params"
-    leaf = _LEAVES.get(leaf) or ("scale" if is_norm else "kernel")
-    return f"{collection}.{module}.{leaf}"
+def m3ddm_from_checkpoint(checkpoint: Checkpoint) -> tuple[M3DDMUNet, Variables]:
+    """(module, variables) of an official checkpoint; variables are views of its file.
 
-
-def _channels_last(tensor: np.ndarray) -> np.ndarray:
-    """[out, in, *taps] -> [*taps, in, out]; vectors as they are."""
-    return tensor if tensor.ndim < 2 else rearrange(tensor, "o i ... -> ... i o")
+    Sizes are those of the shapes, heads and groups those of config.json, else 8 and 32, with a warning.
+    Raises ValueError that lists every missing, surplus and misshapen tensor, and what config.json has otherwise.
+    """
+    shown = _sizes(checkpoint.tensors)
+    module = build_unet({**ASSUMED, **shown, **checkpoint.config})
+    remarks = contradictions(checkpoint.config, shown, FIXED)
+    found = take(checkpoint.source, checkpoint.tensors, targets(module), remarks)
+    checkpoint.warn_of(ASSUMED)
+    return module, unflatten_dict(found, sep=".")
 
 
 def variables_from_official(module: M3DDMUNet, state_dict: Mapping[str, np.ndarray]) -> Variables:
     """Variables of `module` from an official state dict (names as diffusers writes them).
 
-    Raises ValueError that lists every missing, surplus and misshapen tensor, under our names.
+    Raises ValueError that lists every missing, surplus and misshapen tensor.
     """
-    expected = flatten_dict(registry.abstract_variables(module), sep=".")
-    found = {}
-    for name, tensor in state_dict.items():
-        path = official_to_ours(name)
-        if path is None:
-            continue
-        tensor = _channels_last(np.asarray(tensor))
-        target = expected.get(path)
-        # 1x1 convolutions are dense layers here, 1x3x3 ones act on single frames: only taps of size 1 may go.
-        if target is not None and _without_ones(tensor.shape) == _without_ones(target.shape):
-            tensor = tensor.reshape(target.shape)
-        found[path] = tensor
-    check_names("the state dict", {n: v.shape for n, v in found.items()}, {n: v.shape for n, v in expected.items()})
-    return unflatten_dict(found, sep=".")
+    return unflatten_dict(take("the state dict", state_dict, targets(module)), sep=".")
 
 
-def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(size for size in shape if size != 1)
+def state_dict_from_variables(variables: Variables) -> dict[str, np.ndarray]:
+    """The official state dict of our variables: its names and layouts, the dtypes that they have.
+
+    The inverse of `variables_from_official`, bit for bit; BatchNorm's counters, which nothing is computed from, are 0.
+    """
+    state_dict = {}
+    for path, value in flatten_dict(variables, sep=".").items():
+        name = torch_name(path)
+        *_, layer, leaf = name.split(".")
+        tensor = channels_first(np.asarray(value))
+        if leaf == "weight":
+            tensor = np.expand_dims(tensor, _UNIT_TAPS.get(layer, ()))
+        state_dict[name] = np.ascontiguousarray(tensor)
+        if leaf == "running_mean":
+            state_dict[name.replace(leaf, COUNTER)] = np.zeros((), np.int64)
+    return state_dict
+
+
+def unet_sizes(tensors: Mapping[str, np.ndarray], attention_block: str, plain_block: str) -> dict[str, Any]:
+    """The fields of a diffusers U-Net's config that its tensors' shapes show; another network's show few or none.
+
+    attention_block, plain_block: what blocks with and without attention are called; {} stands for Down or Up.
+    """
+
+    def types(side):
+        levels = range(count(tensors, f"{side}_blocks.{{}}."))
+        attention = [count(tensors, f"{side}_blocks.{level}.attentions.{{}}.") > 0 for level in levels]
+        return [(attention_block if here else plain_block).format(side.capitalize()) for here in attention]
+
+    widths = [size(tensors, f"down_blocks.{level}.resnets.0.norm2.bias") for level in range(len(types("down")))]
+    shown = {
+        "in_channels": size(tensors, "conv_in.weight", 1),
+        "block_out_channels": widths if all(widths) else None,
+        "down_block_types": types("down"),
+        "up_block_types": types("up"),
+        "layers_per_block": count(tensors, "down_blocks.0.resnets.{}."),
+    }
+    return {name: value for name, value in shown.items() if value}
+
+
+def _sizes(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    stage = "global_img_encoder.resnet_layer.{}."
+    widths = [
+        size(tensors, f"{stage.format(number)}layers.0.shortcut.normalization.bias")
+        for number in range(count(tensors, stage))
+    ]
+    frame_mlp = "mid_block.attentions.0.temporal_position_embed_proj.linear_1.weight"
+    shown = {
+        **unet_sizes(tensors, "CrossAttn{}Block3D", "{}BlockP3D"),
+        "out_channels": size(tensors, "conv_out.spatial_conv.bias"),
+        "cross_attention_dim": size(tensors, "global_img_encoder.convolution.bias"),
+        "global_widths": widths if all(widths) else None,
+        "frame_embedding_dim": size(tensors, frame_mlp, axis=1),
+    }
+    return {name: value for name, value in shown.items() if value}
+
+
+def build_unet(config: Mapping[str, Any]) -> M3DDMUNet:
+    """The U-Net that a config in diffusers' words describes; what it leaves open is as published.
+
+    Raises ValueError for values that make no network.
+    """
+    hyper = read_sizes(config, _FIELDS, M3DDMUNet)
+    types = config.get("down_block_types", [])
+    if not isinstance(types, list):
+        raise ValueError(f"config.json says down_block_types {types!r}: a list of names is accepted")
+    if types:
+        hyper["attention_levels"] = tuple("CrossAttn" in str(name) for name in types)
+    module = M3DDMUNet(**hyper)
+    widths, heads, groups = module.block_out_channels, module.num_heads, module.norm_num_groups
+    if len(widths) != len(module.attention_levels):
+        raise ValueError(f"{len(widths)} block_out_channels and {len(module.attention_levels)} down_block_types differ")
+    if any(width % heads or width % groups for width in widths):
+        raise ValueError(f"levels of {list(widths)} channels do not divide into {heads} heads and {groups} groups")
+    return module
+
+
+def official_to_ours(name: str) -> str | None:
+    """Our path (joined by '.') of an official parameter name; None for buffers that carry nothing."""
+    *scopes, leaf = re.sub(r"\.(\d+)", r"_\1", name).split(".")
+    if leaf == COUNTER:
+        return None
+    module = ".".join(scopes).replace(".layers_", "_layers_").replace("net_0.proj", "net_0_proj")
+    is_norm = re.search(r"norm\d*$|normalization$|conv_norm_out$", module)
+    collection = "batch_stats" if leaf.startswith("running_") else "params"
+    leaf = {"running_mean": "mean", "running_var": "var", "bias": "bias"}.get(leaf, "scale" if is_norm else "kernel")
+    return f"{collection}.{module}.{leaf}"

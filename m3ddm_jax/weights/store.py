@@ -4,23 +4,25 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
-import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from m3ddm_jax.models import registry
 from m3ddm_jax.types import Variables
+from m3ddm_jax.weights.memory import check_memory
+from m3ddm_jax.weights.tensors import read_safetensors, write_safetensors
 
 _CONFIG = "config.json"
 _WEIGHTS = "weights.safetensors"
 _SETTINGS = "pipeline.json"
 _AUTOENCODER = "autoencoder"
+# Problems that are all named, whatever they are; of another network's weights no more are.
+_FEW = 20
 
 
 def save_model(
@@ -31,82 +33,131 @@ def save_model(
     settings: dict[str, Any] | None = None,
     autoencoder: tuple[nn.Module, Variables] | None = None,
 ) -> None:
-    """Write a model folder that `load_model` reads back; an old folder of that name is replaced at the end.
+    """Write a model folder that `load_model` reads back; the model in a folder that is there is replaced at the end.
 
-    Weights are stored in the dtype that they have: float16 halves the folder.
+    Weights are stored in the dtype that they have: float16 halves the folder. They are copied one at a time, so that
+    views of a file never fill memory. What else lies in an old folder stays, its `autoencoder` too where none is given.
 
     settings: plain values its pipeline needs (diffusion, sampling), written to pipeline.json.
     autoencoder: the codec of a latent model, written to the sub-folder `autoencoder` in the same layout.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        _write(temporary, module, variables)
+        _write(temporary / "new", module, variables)
         if settings is not None:
-            (temporary / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+            (temporary / "new" / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
         if autoencoder is not None:
-            (temporary / _AUTOENCODER).mkdir()
-            _write(temporary / _AUTOENCODER, *autoencoder)
-        temporary.chmod(0o755)
+            _write(temporary / "new" / _AUTOENCODER, *autoencoder)
         if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
+            _replace(folder, temporary / "new")
+        else:
+            (temporary / "new").rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write(folder: Path, module: nn.Module, variables: Variables) -> None:
+    folder.mkdir()
     kind, hyper = registry.describe(module)
     (folder / _CONFIG).write_text(json.dumps({"kind": kind, **hyper}, indent=2) + "\n")
-    flat = flatten_dict(jax.device_get(variables), sep=".")
-    # safetensors writes raw memory: a transposed view would come back scrambled.
-    save_file({name: np.ascontiguousarray(value) for name, value in flat.items()}, folder / _WEIGHTS)
-    (folder / _WEIGHTS).chmod(0o644)
+    write_safetensors(folder / _WEIGHTS, flatten_dict(variables, sep="."))
+
+
+def _replace(folder: Path, new: Path) -> None:
+    (folder / _SETTINGS).unlink(missing_ok=True)
+    for path in new.iterdir():
+        if (folder / path.name).is_dir():
+            shutil.rmtree(folder / path.name)
+        path.replace(folder / path.name)
+
+
+def check_replaceable(folder: str | os.PathLike, kind: str) -> None:
+    """Raise ValueError where saving a model of a kind to a folder would take the place of something else.
+
+    A folder that is not there, that is empty or holds nothing but an autoencoder, and a model folder of that kind are
+    fine.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        if folder.exists():
+            raise ValueError(f"{folder} is a file: name a folder")
+        return
+    names = {path.name for path in folder.iterdir()}
+    if names <= {_AUTOENCODER}:
+        return
+    found = _read_json(folder / _CONFIG).get("kind") if _CONFIG in names else None
+    if found != kind:
+        what = f"a model folder of kind {found!r}" if found else "a folder of other files"
+        raise ValueError(f"{folder} is {what}: name a new folder, or one that holds a model of kind {kind!r}")
 
 
 def load_model(folder: str | os.PathLike) -> tuple[nn.Module, Variables]:
     """(module, variables as numpy, float32 whatever they are stored in) of a model folder.
 
-    Raises ValueError where the folder, its config or its weights are missing or broken, and where weights are missing,
-    surplus or of another shape than the config says: all of them are listed.
+    Float32 weights are read-only views of the file: they are read when they are used, and take memory once.
+    Raises ValueError where the folder, its config or its weights are missing or broken, where weights are missing,
+    surplus or of another shape than the config says (all of them are listed), and where memory is too little.
     """
     folder = Path(folder)
     config = _read_json(folder / _CONFIG)
     if "kind" not in config:
         raise ValueError(f"{folder / _CONFIG} names no model kind")
     module = registry.build(config.pop("kind"), **config)
-    try:
-        weights = load_file(folder / _WEIGHTS)
-    except FileNotFoundError:
-        raise ValueError(f"{folder} has no {_WEIGHTS}") from None
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{folder / _WEIGHTS} cannot be read: {error}") from None
+    if not (folder / _WEIGHTS).exists():
+        raise ValueError(f"{folder} has no {_WEIGHTS}")
     expected = flatten_dict(registry.abstract_variables(module), sep=".")
-    check_names(
-        str(folder / _WEIGHTS), {n: v.shape for n, v in weights.items()}, {n: v.shape for n, v in expected.items()}
-    )
-    return module, unflatten_dict(
-        {name: value.astype(np.float32, copy=False) for name, value in weights.items()}, sep="."
-    )
+    check_memory(str(folder), 4 * sum(leaf.size for leaf in expected.values()))
+    weights = read_safetensors(folder / _WEIGHTS)
+    check_names(str(folder / _WEIGHTS), _shapes(weights), _shapes(expected))
+    return module, unflatten_dict({name: np.asarray(value, np.float32) for name, value in weights.items()}, sep=".")
 
 
-def check_names(source: str, found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> None:
-    """Raise one ValueError that lists every missing, surplus and misshapen weight of a source; shapes by name."""
-    problems = [f"missing {name} {list(expected[name])}" for name in sorted(expected.keys() - found.keys())]
-    problems += [f"surplus {name} {list(found[name])}" for name in sorted(found.keys() - expected.keys())]
-    problems += [
+def _shapes(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
+
+
+def check_names(
+    source: str,
+    found: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
+    remarks: Iterable[str] = (),
+) -> None:
+    """Raise one ValueError that lists every missing, surplus and misshapen weight of a source; shapes by name.
+
+    Where most names are missing, the source is another network's: then the first few are listed. Remarks are problems
+    that were found before.
+    """
+    common = sorted(expected.keys() & found.keys())
+    missing = [f"missing {name} {list(expected[name])}" for name in sorted(expected.keys() - found.keys())]
+    surplus = [f"surplus {name} {list(found[name])}" for name in sorted(found.keys() - expected.keys())]
+    misshapen = [
         f"{name} is {list(found[name])}, expected {list(expected[name])}"
-        for name in sorted(expected.keys() & found.keys())
+        for name in common
         if tuple(found[name]) != tuple(expected[name])
     ]
-    if problems:
-        raise ValueError(f"{source} does not fit the model: {'; '.join(problems)}")
+    problems = [*remarks, *missing, *surplus, *misshapen]
+    if not problems:
+        return
+    fitting = f"{len(common) - len(misshapen)} of {len(expected)} weights fit"
+    if len(common) < len(missing) and len(problems) > _FEW:
+        few = [*missing[: _FEW // 4], *surplus[: _FEW // 4]]
+        raise ValueError(
+            f"{source} is another network's: {fitting}; {'; '.join(few)}; and {len(problems) - len(few)} more"
+        )
+    raise ValueError(f"{source} does not fit the model: {fitting}; {'; '.join(problems)}")
 
 
 def load_autoencoder(folder: str | os.PathLike) -> tuple[nn.Module, Variables]:
     """(module, variables) of the codec that a latent model's folder carries; errors as `load_model`."""
-    return load_model(Path(folder) / _AUTOENCODER)
+    codec = Path(folder) / _AUTOENCODER
+    if Path(folder).is_dir() and not codec.is_dir():
+        raise ValueError(
+            f"{folder} has no {_AUTOENCODER}/: `python -m m3ddm_jax.convert sd-vae SOURCE {codec}` makes it of Stable "
+            "Diffusion's"
+        )
+    return load_model(codec)
 
 
 def load_settings(folder: str | os.PathLike) -> dict[str, Any]:

@@ -3,11 +3,13 @@ import json
 import pytest
 
 from m3ddm_jax.models import registry
-from m3ddm_jax.models.autoencoder import PatchCodec
+from m3ddm_jax.models.autoencoder import AutoencoderKL, PatchCodec
 from m3ddm_jax.models.unet3d import M3DDMUNet
 
+MODULES = [M3DDMUNet(block_out_channels=(8, 16), num_heads=2), AutoencoderKL((8, 16)), PatchCodec(4)]
 
-@pytest.mark.parametrize("module", [M3DDMUNet(block_out_channels=(8, 16), num_heads=2), PatchCodec(4)])
+
+@pytest.mark.parametrize("module", MODULES)
 def test_build_inverts_describe_through_json(module):
     kind, hyper = json.loads(json.dumps(registry.describe(module)))
     assert registry.build(kind, **hyper) == module

@@ -8,7 +8,8 @@ from safetensors.numpy import load_file, save_file
 from m3ddm_jax.models import registry
 from m3ddm_jax.models.autoencoder import PatchCodec
 from m3ddm_jax.models.unet3d import M3DDMUNet
-from m3ddm_jax.weights import load_autoencoder, load_model, load_settings, save_model
+from m3ddm_jax.weights import load_autoencoder, load_model, load_settings, memory, save_model
+from m3ddm_jax.weights.store import check_names, check_replaceable
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +58,72 @@ def test_saving_again_replaces_the_folder_and_leaves_nothing_beside_it(saved):
     save_model(folder.parent / "again", module, variables)
     assert sorted(p.name for p in (folder.parent / "again").iterdir()) == ["config.json", "weights.safetensors"]
     assert not list(folder.parent.glob(".*"))
+
+
+def test_what_is_no_part_of_the_model_stays(saved, tmp_path):
+    folder, module, variables = saved
+    save_model(tmp_path / "a", module, variables, settings={}, autoencoder=(PatchCodec(2), {}))
+    (tmp_path / "a/README.md").write_text("mine")
+    save_model(tmp_path / "a", PatchCodec(8), {})
+    assert load_model(tmp_path / "a") == (PatchCodec(8), {})
+    assert load_autoencoder(tmp_path / "a") == (PatchCodec(2), {})
+    assert (tmp_path / "a/README.md").read_text() == "mine"
+    assert not (tmp_path / "a/pipeline.json").exists()
+    save_model(tmp_path / "a", module, variables, autoencoder=(PatchCodec(4), {}))
+    assert load_autoencoder(tmp_path / "a") == (PatchCodec(4), {})
+
+
+def test_nothing_is_left_of_what_cannot_be_written(saved, tmp_path):
+    folder, module, variables = saved
+    with pytest.raises(TypeError):
+        save_model(tmp_path / "a", module, variables, settings={"not plain": object()})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_something_else_is_not_replaced(saved, tmp_path):
+    folder, module, variables = saved
+    for fine in (tmp_path / "new", tmp_path, folder):
+        check_replaceable(fine, "m3ddm")
+    save_model(tmp_path / "a/autoencoder", PatchCodec(2), {})
+    check_replaceable(tmp_path / "a", "m3ddm")
+    with pytest.raises(ValueError, match="a model folder of kind 'm3ddm'"):
+        check_replaceable(folder, "patch_codec")
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(ValueError, match="a folder of other files"):
+        check_replaceable(tmp_path, "m3ddm")
+    with pytest.raises(ValueError, match="is a file"):
+        check_replaceable(tmp_path / "notes", "m3ddm")
+
+
+def test_weights_are_mapped_and_memory_is_asked_first(saved, monkeypatch):
+    folder, module, variables = saved
+    kernel = load_model(folder)[1]["params"]["conv_in"]["kernel"]
+    assert not kernel.flags.owndata and not kernel.flags.writeable
+    needed = 4 * sum(leaf.size for leaf in jax.tree.leaves(variables))
+    monkeypatch.setattr(memory, "available_memory", lambda: needed)
+    load_model(folder)
+    monkeypatch.setattr(memory, "available_memory", lambda: needed - 1)
+    with pytest.raises(ValueError, match=r"weights of .*tiny need 0\.00 GB of memory, 0\.00 GB are free"):
+        load_model(folder)
+
+
+def test_a_missing_autoencoder_names_the_command(saved, tmp_path):
+    folder, module, variables = saved
+    save_model(tmp_path / "a", module, variables)
+    with pytest.raises(ValueError, match=r"convert sd-vae SOURCE .*a/autoencoder`"):
+        load_autoencoder(tmp_path / "a")
+    with pytest.raises(ValueError, match="no such folder"):
+        load_autoencoder(tmp_path / "nothing")
+
+
+def test_of_another_networks_names_the_first_are_listed():
+    expected = {f"a{number}": (2,) for number in range(30)}
+    check_names("it", expected, expected)
+    with pytest.raises(ValueError, match=r"^it does not fit the model: 16 of 30 weights fit; missing a0 .*missing a9 "):
+        check_names("it", {name: expected[name] for name in list(expected)[14:]}, expected)
+    found = {name: expected[name] for name in list(expected)[16:]} | {f"b{number}": (3,) for number in range(9)}
+    with pytest.raises(ValueError, match=r"^it is another network's: 14 of 30 weights fit; .*surplus b4 .*15 more$"):
+        check_names("it", found, expected)
 
 
 def broken_copy(saved, tmp_path, edit):

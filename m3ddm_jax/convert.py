@@ -1,0 +1,101 @@
+"""Turn somebody's checkpoint into a model folder: python -m m3ddm_jax.convert KIND SOURCE FOLDER
+
+KIND is what SOURCE holds:
+
+  m3ddm       M3DDM's U-Net as its authors publish it
+  sd-vae      the KL autoencoder of Stable Diffusion; FOLDER models/m3ddm/autoencoder completes models/m3ddm
+  sd-inpaint  the inpainting U-Net of Stable Diffusion 1.5, inflated into a U-Net that M3DDM's training starts from
+
+SOURCE is a folder in the layout of diffusers, a single file (.safetensors, or .bin, .ckpt, .pt or .pth, which need
+torch), or hf:OWNER/NAME. A config.json beside the weights is read. Weights keep the dtype that they have. FOLDER is
+new, or a model folder of the same kind: then the model in it is replaced, and what else lies there stays. Exit code 0,
+or 2 with one line that says what is wrong.
+"""
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import flax.linen as nn
+import jax
+from absl import app, flags, logging
+
+from configs import m3ddm as recipe
+from m3ddm_jax.models import registry
+from m3ddm_jax.types import Variables
+from m3ddm_jax.weights.checkpoint import open_checkpoint
+from m3ddm_jax.weights.m3ddm import m3ddm_from_checkpoint
+from m3ddm_jax.weights.stable_diffusion import autoencoder_from_checkpoint, inflate_from_checkpoint
+from m3ddm_jax.weights.store import check_replaceable, save_model
+
+
+def convert(kind: str, source: str, folder: str) -> str:
+    """Convert one checkpoint; returns a line that says what was made.
+
+    Raises ValueError for an unknown kind, a source that is not what the kind says, or a folder of something else;
+    nothing is written then.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"KIND must be one of {', '.join(KINDS)}, found {kind!r}")
+    return KINDS[kind](source, Path(folder))
+
+
+def _m3ddm(source: str, folder: Path) -> str:
+    check_replaceable(folder, "m3ddm")
+    return _save(folder, *m3ddm_from_checkpoint(open_checkpoint(source, "unet")), settings=_settings())
+
+
+def _sd_vae(source: str, folder: Path) -> str:
+    check_replaceable(folder, "autoencoder")
+    return _save(folder, *autoencoder_from_checkpoint(open_checkpoint(source, "vae")))
+
+
+def _sd_inpaint(source: str, folder: Path) -> str:
+    check_replaceable(folder, "m3ddm")
+    return _save(folder, *inflate_from_checkpoint(open_checkpoint(source, "unet")), settings=_settings())
+
+
+KINDS: dict[str, Callable[[str, Path], str]] = {"m3ddm": _m3ddm, "sd-vae": _sd_vae, "sd-inpaint": _sd_inpaint}
+"""kind -> what converts a source of it into a model folder, and says what it made."""
+
+
+def _settings() -> dict[str, Any]:
+    """What M3DDM's pipeline reads besides weights: how the network was trained, how it samples."""
+    config = recipe.get_config()
+    return {"diffusion": config.diffusion.to_dict(), "sample": config.sample.to_dict()}
+
+
+def _save(folder: Path, module: nn.Module, variables: Variables, settings: dict[str, Any] | None = None) -> str:
+    save_model(folder, module, variables, settings=settings)
+    count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    return f"{folder}: {registry.describe(module)[0]}, {count:,} parameters"
+
+
+def _parse_flags(arguments: Sequence[str]) -> list[str]:
+    try:
+        return flags.FLAGS(arguments)
+    except flags.Error as error:
+        _fail(error)
+
+
+def _fail(error: Exception) -> NoReturn:
+    print(f"convert: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def main(arguments: Sequence[str]) -> None:
+    logging.set_verbosity(logging.WARNING)  # else jax names every accelerator that is not there
+    jax.config.update("jax_platforms", "cpu")  # nothing here is worth an accelerator, which may be in use
+    warnings.showwarning = lambda message, *_: print(f"convert: {message}", file=sys.stderr)
+    try:
+        if len(arguments) != 4:
+            raise ValueError(f"KIND, SOURCE and FOLDER are needed, found {len(arguments) - 1} arguments")
+        print(convert(*arguments[1:]))
+    except (ValueError, OSError) as error:
+        _fail(error)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=_parse_flags)
