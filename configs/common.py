@@ -39,7 +39,6 @@ def m3ddm() -> ConfigDict:
     config.diffusion.update(schedule="scaled_linear", zero_terminal_snr=False, prediction="epsilon", min_snr_gamma=0.0)
     config.data.update(sources=({"kind": "shards", "path": "clips", "weight": 1.0},), num_threads=16)
     config.train.update(drop_local=0.0)  # the masks hide a quarter of the clips wholly already
-    config.sample.update(steps=50, solver="ddim")
     return config
 
 
@@ -61,6 +60,7 @@ def data() -> ConfigDict:
     return ConfigDict(
         {
             # kind: shards (made by data.prepare), videos (a folder of them) or synthetic; path; weight in the mixture.
+            # Or all of the kind latents (made by m3ddm_jax.precompute with the rest of this section as it is here).
             "sources": ({"kind": "synthetic", "path": "", "weight": 1.0},),
             "num_frames": 16,
             "buckets": ((256, 256),),  # height x width of a batch, drawn for each step
@@ -89,6 +89,7 @@ def train() -> ConfigDict:
     return ConfigDict(
         {
             "seed": 0,
+            "init_from": "",  # model folder whose weights a new run starts from; empty: random ones
             "steps": 100_000,
             "batch_size": 64,  # clips of one update, over all devices
             "accumulate": 1,  # micro-batches a batch is worked off in
@@ -110,21 +111,28 @@ def train() -> ConfigDict:
 
 
 def sample() -> ConfigDict:
-    """Exported with the model: how it outpaints."""
+    """Exported with the model: how it outpaints (m3ddm_jax.pipelines.m3ddm.Settings says what each field means)."""
     return ConfigDict(
         {
-            "lines": 256,  # shorter side of the canvas it works on
+            "canvas": "target",
+            "lines": 256,
+            "guess": "spread",
+            "latent_mask": "max",
+            "posterior": "mean",
+            "global_frames": 16,
+            "global_size": 256,
+            "windows": "parallel",
             "num_frames": 16,
             "strides": (15, 5, 1),
-            "steps": 25,
+            "noise": "frame",
+            "noise_scale": 1.0,
+            "strength": 1.0,
             "solver": "dpm++",
+            "steps": 20,
             "guidance_local": 2.0,
             "guidance_global": 4.0,
             "guidance_interval": (0.0, 1.0),
-            "strength": 1.0,  # share of the noise levels that is run; 1 starts at pure noise
-            "noise_scale": 1.0,  # of the noise that sampling starts from; below 1 towards the mean of what is likely
-            "clip": None,  # bound of the predicted latents
-            "global_frames": 16,
-            "global_size": 256,
+            "clip": None,
+            "seam": "matched",
         }
     )

@@ -12,8 +12,9 @@ CENTRE = (0.5, 0.5)
 class Canvas:
     """A canvas of even sides, in pixels, and the source's place on it; the source keeps its own resolution.
 
-    top and left count from the canvas's upper left corner. Raises ValueError for odd or empty sides, and for a source
-    that does not lie wholly on the canvas.
+    top and left count from the canvas's upper left corner. aspect: the exact one (width / height) that was asked for,
+    which even sides meet as nearly as they can; None where none was.
+    Raises ValueError for odd or empty sides, and for a source that does not lie wholly on the canvas.
     """
 
     height: int
@@ -22,6 +23,7 @@ class Canvas:
     source_width: int
     top: int
     left: int
+    aspect: float | None = dataclasses.field(default=None, compare=False)
 
     def __post_init__(self):
         if min(self.source_height, self.source_width) < 1:
@@ -66,7 +68,8 @@ class Canvas:
             width = max(width, 2 * round(height * aspect / 2))
         else:
             height = max(height, 2 * round(width / aspect / 2))
-        return cls.from_size(source_height, source_width, height, width, anchor)
+        canvas = cls.from_size(source_height, source_width, height, width, anchor)
+        return dataclasses.replace(canvas, aspect=aspect)
 
     @classmethod
     def from_pad(cls, source_height: int, source_width: int, left: int, top: int, right: int, bottom: int) -> "Canvas":

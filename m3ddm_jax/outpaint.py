@@ -5,6 +5,7 @@ grows, and the source's pixels stay as they are. Several aspects (--aspect=16:9,
 aspect: out_16x9.mp4. Sound, timing and colour coding are kept. Exit code 0, or 2 with one line that says what is wrong.
 """
 
+import ast
 import inspect
 import math
 import pathlib
@@ -93,8 +94,25 @@ def make_outpainter(method: str, **options: Any) -> Outpainter:
     given = {name: value for name, value in options.items() if value is not None}
     unknown = given.keys() - inspect.signature(make).parameters.keys()
     if unknown:
-        raise ValueError(f"--method={method} takes no --{min(unknown)}")
+        raise ValueError(f"--method={method} takes no --{min(unknown).replace('settings', 'set')}")
     return make(**given)
+
+
+def parse_settings(texts: Sequence[str]) -> dict[str, Any] | None:
+    """Settings from NAME=VALUE texts, numbers and tuples as Python writes them, all else as text; None for none.
+
+    Raises ValueError for a text without a name.
+    """
+    settings = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise ValueError(f"--set must be NAME=VALUE such as solver=plms, found {text!r}")
+        try:
+            settings[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            settings[name] = value
+    return settings or None
 
 
 def _aspect_ratio(name: str) -> float:
@@ -121,7 +139,15 @@ def _run(arguments: list[str], values: flags.FlagValues) -> None:
         raise ValueError(f"an input and an output are needed, found {len(arguments)}: {' '.join(arguments)}")
     source = FrameSource(arguments[0], values.fps)
     targets = plan_targets(source, pathlib.Path(arguments[1]), values.aspect, values.size, values.pad, values.anchor)
-    outpainter = make_outpainter(values.method, model=values.model, steps=values.steps)
+    outpainter = make_outpainter(
+        values.method,
+        model=values.model,
+        preset=values.preset,
+        settings=parse_settings(values.set),
+        steps=values.steps,
+        dtype=values.dtype,
+        windows=values.windows,
+    )
     rng = None
     if values.method == "m3ddm":
         import jax  # takes a second that the other methods do without
@@ -143,8 +169,12 @@ def _define_flags() -> None:
     )
     flags.DEFINE_float("fps", None, "Frames a second of a folder (else 24); a video is sampled anew at this rate.")
     flags.DEFINE_string("method", "m3ddm", f"One of {', '.join(OUTPAINTERS)}.")
-    flags.DEFINE_string("model", None, "Model folder; else the one that comes with the library.")
+    flags.DEFINE_string("model", None, "Model folder, or hf:OWNER/NAME; else the one that comes with the library.")
+    flags.DEFINE_enum("preset", None, ["official"], "Outpaint as M3DDM's released code does; else as the model says.")
+    flags.DEFINE_multi_string("set", [], "NAME=VALUE: one setting of the model; docs/models.md lists them. Repeatable.")
     flags.DEFINE_integer("steps", None, "Denoising steps; else what the model folder says.", lower_bound=1)
+    flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "In what a model computes; else float32.")
+    flags.DEFINE_integer("windows", None, "Windows that are sampled at once; else one a device.", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "The same seed gives the same video.", lower_bound=0)
 
 

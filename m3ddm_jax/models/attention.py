@@ -1,6 +1,7 @@
 """attention(q, k, v): softmax attention over heads, in the form that is fastest for its size and platform."""
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -61,28 +62,47 @@ def _query_blocks(num_queries: int, num_keys: int) -> int:
     return next(blocks for blocks in range(wanted, num_queries + 1) if num_queries % blocks == 0)
 
 
-class Attention(nn.Module):
-    """Multi-head attention of tokens [B, T, C] on a context [B, S, D] (itself where none is given) -> [B, T, C].
+@flax.struct.dataclass
+class KeysValues:
+    """What attention asks of a context: keys and values [B, S, heads, D]."""
 
+    keys: jax.Array
+    values: jax.Array
+
+
+class Attention(nn.Module):
+    """Multi-head attention of tokens [B, T, features] on a context, themselves where none is given; same shape.
+
+    context: tokens [B', S, D], or what `keys_values` made of them. B' may be less than B: clip i then takes context
+    i modulo B', which is never repeated in memory.
     q, k, v without bias, output projection with bias and zero weights at the start. Source: M3DDM code,
     `CrossAttention`.
     """
 
+    features: int
     num_heads: int
     dtype: Dtype = jnp.float32
 
-    @nn.compact
-    def __call__(self, tokens: jax.Array, context: jax.Array | None = None) -> jax.Array:
-        channels = tokens.shape[-1]
-        context = tokens if context is None else context
+    def setup(self):
+        self.to_q = nn.Dense(self.features, use_bias=False, dtype=self.dtype)
+        self.to_k = nn.Dense(self.features, use_bias=False, dtype=self.dtype)
+        self.to_v = nn.Dense(self.features, use_bias=False, dtype=self.dtype)
+        self.to_out_0 = nn.Dense(self.features, dtype=self.dtype, kernel_init=nn.initializers.zeros)
 
-        def project(x, name):
-            x = nn.Dense(channels, use_bias=False, dtype=self.dtype, name=name)(x)
-            return rearrange(x, "b t (n d) -> b t n d", n=self.num_heads)
+    def keys_values(self, context: jax.Array) -> KeysValues:
+        """Keys and values of context tokens [B, S, D], for the calls that share them."""
+        keys, values = (
+            rearrange(project(context), "b s (n d) -> b s n d", n=self.num_heads) for project in (self.to_k, self.to_v)
+        )
+        return KeysValues(keys, values)
 
-        out = attention(project(tokens, "to_q"), project(context, "to_k"), project(context, "to_v"))
-        out = rearrange(out, "b t n d -> b t (n d)")
-        return nn.Dense(channels, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="to_out_0")(out)
+    def __call__(self, tokens: jax.Array, context: jax.Array | KeysValues | None = None) -> jax.Array:
+        if not isinstance(context, KeysValues):
+            context = self.keys_values(tokens if context is None else context)
+        contexts = context.keys.shape[0]
+        query = rearrange(self.to_q(tokens), "(r b) t (n d) -> b (r t) n d", b=contexts, n=self.num_heads)
+        out = attention(query, context.keys, context.values)
+        return self.to_out_0(rearrange(out, "b (r t) n d -> (r b) t (n d)", t=tokens.shape[1]))
 
 
 class GatedFeedForward(nn.Module):
@@ -101,20 +121,25 @@ class GatedFeedForward(nn.Module):
 class TransformerBlock(nn.Module):
     """Self-attention, attention on a context (itself where none is given), feed-forward; each pre-normed and residual.
 
-    tokens: [B, T, C]. With `frames` = F the tokens of F frames lie behind one another in T: the self-attention stays
-    inside a frame, while the context [B, S, D] is shared by all of them and never repeated.
+    tokens: [B, T, features]. With `frames` = F the tokens of F frames lie behind one another in T: the self-attention
+    stays inside a frame, while the context (as `Attention` takes it) is shared by all of them and never repeated.
     """
 
+    features: int
     num_heads: int
     dtype: Dtype = jnp.float32
 
-    @nn.compact
-    def __call__(self, tokens: jax.Array, context: jax.Array | None = None, frames: int = 1) -> jax.Array:
-        def norm(name):
-            return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name=name)
+    def setup(self):
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(epsilon=1e-5, dtype=self.dtype) for _ in range(3))
+        self.attn1, self.attn2 = (Attention(self.features, self.num_heads, self.dtype) for _ in range(2))
+        self.ff = GatedFeedForward(self.dtype)
 
-        split = rearrange(norm("norm1")(tokens), "b (f t) c -> (b f) t c", f=frames)
-        attended = Attention(self.num_heads, self.dtype, name="attn1")(split)
-        tokens = tokens + rearrange(attended, "(b f) t c -> b (f t) c", f=frames)
-        tokens = tokens + Attention(self.num_heads, self.dtype, name="attn2")(norm("norm2")(tokens), context)
-        return tokens + GatedFeedForward(self.dtype, name="ff")(norm("norm3")(tokens))
+    def keys_values(self, context: jax.Array) -> KeysValues:
+        """What the attention on a context asks of its tokens [B, S, D]."""
+        return self.attn2.keys_values(context)
+
+    def __call__(self, tokens: jax.Array, context: jax.Array | KeysValues | None = None, frames: int = 1) -> jax.Array:
+        split = rearrange(self.norm1(tokens), "b (f t) c -> (b f) t c", f=frames)
+        tokens = tokens + rearrange(self.attn1(split), "(b f) t c -> b (f t) c", f=frames)
+        tokens = tokens + self.attn2(self.norm2(tokens), context)
+        return tokens + self.ff(self.norm3(tokens))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from m3ddm_jax.models.attention import TransformerBlock
+from m3ddm_jax.models.attention import KeysValues, TransformerBlock
 from m3ddm_jax.models.layers import (
     Downsample,
     Dtype,
@@ -28,6 +28,12 @@ _TIMESTEP_PERIOD = 1000.0
 _FPS_PERIOD = 30.0
 _FRAME_PERIOD = 1000.0
 _ENCODER_STRIDES = (1, 1, 2, 1, 1)
+
+BlockContext = jax.Array | tuple[KeysValues, ...]
+"""What the transformers of one block attend to: tokens [B, S, D], or keys and values for each of them."""
+
+Context = tuple[BlockContext, ...]
+"""One BlockContext a block: those of the encoder, the middle one, those of the decoder."""
 
 
 class ResnetBlock(nn.Module):
@@ -57,34 +63,51 @@ class ResnetBlock(nn.Module):
 class SpatioTemporalTransformer(nn.Module):
     """A transformer over the cells of each frame with cross-attention, then one over the frames of each cell.
 
-    x: [B, T, H, W, C]; context: [B, S, D], shared by all frames. Group norms: per frame in the spatial half,
-    clip-level in the temporal one.
+    x: [B, T, H, W, features]; context, shared by all frames: as `models.attention.Attention` takes it. Group norms: per
+    frame in the spatial half, clip-level in the temporal one.
     """
 
+    features: int
     num_heads: int
     num_groups: int
     frame_embedding_dim: int
     dtype: Dtype = jnp.float32
 
-    @nn.compact
-    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
-        batch, frames, height, width, channels = x.shape
-        space = rearrange(x, "b f h w c -> (b f) h w c")
-        space = GroupNorm(self.num_groups, epsilon=1e-6, dtype=self.dtype, name="norm")(space)
-        tokens = rearrange(space, "(b f) h w c -> b (f h w) c", b=batch)
-        tokens = nn.Dense(channels, dtype=self.dtype, name="proj_in")(tokens)
-        tokens = TransformerBlock(self.num_heads, self.dtype, name="transformer_blocks_0")(tokens, context, frames)
-        tokens = nn.Dense(channels, dtype=self.dtype, name="proj_out")(tokens)
-        x = x + rearrange(tokens, "b (f h w) c -> b f h w c", f=frames, h=height)
+    def setup(self):
+        features, dtype = self.features, self.dtype
+        self.norm = GroupNorm(self.num_groups, epsilon=1e-6, dtype=dtype)
+        self.proj_in = nn.Dense(features, dtype=dtype)
+        self.transformer_blocks_0 = TransformerBlock(features, self.num_heads, dtype)
+        self.proj_out = nn.Dense(features, dtype=dtype)
+        self.temporal_position_embed_proj = EmbeddingMLP(features)
+        self.norm2 = GroupNorm(self.num_groups, epsilon=1e-6, dtype=dtype)
+        self.proj_in2 = nn.Dense(features, dtype=dtype, kernel_init=identity_kernel)
+        self.transformer_blocks2_0 = TransformerBlock(features, self.num_heads, dtype)
+        self.proj_out2 = nn.Dense(features, dtype=dtype, kernel_init=identity_kernel)
 
+    def keys_values(self, tokens: jax.Array) -> KeysValues:
+        """What the cross-attention asks of context tokens [B, S, D]."""
+        return self.transformer_blocks_0.keys_values(tokens)
+
+    def __call__(self, x: jax.Array, context: jax.Array | KeysValues) -> jax.Array:
+        return self.time(self.space(x, context))
+
+    def space(self, x: jax.Array, context: jax.Array | KeysValues) -> jax.Array:
+        """The half inside frames, with its residual."""
+        batch, frames, height, _, _ = x.shape
+        normed = self.norm(rearrange(x, "b f h w c -> (b f) h w c"))
+        tokens = self.proj_in(rearrange(normed, "(b f) h w c -> b (f h w) c", b=batch))
+        tokens = self.proj_out(self.transformer_blocks_0(tokens, context, frames))
+        return x + rearrange(tokens, "b (f h w) c -> b f h w c", f=frames, h=height)
+
+    def time(self, x: jax.Array) -> jax.Array:
+        """The half between frames, with its residual."""
+        batch, frames, height, _, _ = x.shape
         frame_embedding = sinusoidal_embedding(jnp.arange(frames), self.frame_embedding_dim, _FRAME_PERIOD)
-        frame_embedding = EmbeddingMLP(channels, name="temporal_position_embed_proj")(frame_embedding)
-        time = GroupNorm(self.num_groups, epsilon=1e-6, dtype=self.dtype, name="norm2")(x)
-        tokens = rearrange(time, "b f h w c -> (b h w) f c")
-        tokens = nn.Dense(channels, dtype=self.dtype, kernel_init=identity_kernel, name="proj_in2")(tokens)
-        tokens = tokens + frame_embedding.astype(self.dtype)
-        tokens = TransformerBlock(self.num_heads, self.dtype, name="transformer_blocks2_0")(tokens)
-        tokens = nn.Dense(channels, dtype=self.dtype, kernel_init=identity_kernel, name="proj_out2")(tokens)
+        frame_embedding = self.temporal_position_embed_proj(frame_embedding)
+        tokens = self.proj_in2(rearrange(self.norm2(x), "b f h w c -> (b h w) f c"))
+        tokens = self.transformer_blocks2_0(tokens + frame_embedding.astype(self.dtype))
+        tokens = self.proj_out2(tokens)
         return x + rearrange(tokens, "(b h w) f c -> b f h w c", b=batch, h=height)
 
 
@@ -155,11 +178,15 @@ class GlobalFrameEncoder(nn.Module):
         return nn.Conv(self.features, (3, 3), padding="VALID", dtype=self.dtype, name="convolution")(x)
 
 
+def _of_layer(context: BlockContext, layer: int) -> jax.Array | KeysValues:
+    return context[layer] if isinstance(context, tuple) else context
+
+
 class Stage(nn.Module):
     """Resnets, each followed by a transformer where the level has attention, then a resampler.
 
     A down stage (no `skips`) returns the activation and what it leaves for the decoder; an up stage takes one skip a
-    resnet, the last one first, and returns the activation.
+    resnet, the last one first, and returns the activation. context: tokens, or what `keys_values` made of them.
     """
 
     features: int
@@ -172,28 +199,38 @@ class Stage(nn.Module):
     dtype: Dtype = jnp.float32
     remat: bool = False
 
-    @nn.compact
-    def __call__(self, x, time_embedding, fps_embedding, context, skips=None):
+    def setup(self):
         resnet, transformer = (
             nn.remat(block) if self.remat else block for block in (ResnetBlock, SpatioTemporalTransformer)
         )
+        self.resnets = [resnet(self.features, self.num_groups, self.dtype) for _ in range(self.num_layers)]
+        self.attentions = [
+            transformer(self.features, self.num_heads, self.num_groups, self.frame_embedding_dim, self.dtype)
+            for _ in range(self.num_layers if self.attention else 0)
+        ]
+        if self.resample == "down":
+            self.downsamplers_0 = Downsample(self.dtype)
+        if self.resample == "up":
+            self.upsamplers_0 = Upsample(self.dtype)
+
+    def keys_values(self, tokens: jax.Array) -> tuple[KeysValues, ...]:
+        """What each transformer's cross-attention asks of context tokens [B, S, D]."""
+        return tuple(transformer.keys_values(tokens) for transformer in self.attentions)
+
+    def __call__(self, x, time_embedding, fps_embedding, context, skips=None):
         outputs = []
-        for layer in range(self.num_layers):
+        for layer, resnet in enumerate(self.resnets):
             if skips is not None:
                 x = jnp.concatenate([x, skips[-1 - layer]], axis=-1)
-            x = resnet(self.features, self.num_groups, self.dtype, name=f"resnets_{layer}")(
-                x, time_embedding, fps_embedding
-            )
+            x = resnet(x, time_embedding, fps_embedding)
             if self.attention:
-                x = transformer(
-                    self.num_heads, self.num_groups, self.frame_embedding_dim, self.dtype, name=f"attentions_{layer}"
-                )(x, context)
+                x = self.attentions[layer](x, _of_layer(context, layer))
             outputs.append(x)
         if self.resample == "down":
-            x = Downsample(self.dtype, name="downsamplers_0")(x)
+            x = self.downsamplers_0(x)
             outputs.append(x)
         if self.resample == "up":
-            x = Upsample(self.dtype, name="upsamplers_0")(x)
+            x = self.upsamplers_0(x)
         return x if skips is not None else (x, outputs)
 
 
@@ -206,15 +243,22 @@ class MiddleBlock(nn.Module):
     frame_embedding_dim: int
     dtype: Dtype = jnp.float32
 
-    @nn.compact
+    def setup(self):
+        self.resnets = [ResnetBlock(self.features, self.num_groups, self.dtype) for _ in range(2)]
+        self.attentions = [
+            SpatioTemporalTransformer(
+                self.features, self.num_heads, self.num_groups, self.frame_embedding_dim, self.dtype
+            )
+        ]
+
+    def keys_values(self, tokens: jax.Array) -> tuple[KeysValues, ...]:
+        """As `Stage.keys_values`."""
+        return tuple(transformer.keys_values(tokens) for transformer in self.attentions)
+
     def __call__(self, x, time_embedding, fps_embedding, context):
-        x = ResnetBlock(self.features, self.num_groups, self.dtype, name="resnets_0")(x, time_embedding, fps_embedding)
-        x = SpatioTemporalTransformer(
-            self.num_heads, self.num_groups, self.frame_embedding_dim, self.dtype, name="attentions_0"
-        )(x, context)
-        return ResnetBlock(self.features, self.num_groups, self.dtype, name="resnets_1")(
-            x, time_embedding, fps_embedding
-        )
+        x = self.resnets[0](x, time_embedding, fps_embedding)
+        x = self.attentions[0](x, _of_layer(context, 0))
+        return self.resnets[1](x, time_embedding, fps_embedding)
 
 
 class M3DDMUNet(nn.Module):
@@ -271,19 +315,29 @@ class M3DDMUNet(nn.Module):
         self.conv_out = Pseudo3DConv(self.latent_channels, dtype=self.dtype)
         self.global_img_encoder = GlobalFrameEncoder(self.global_widths, self.cross_attention_dim, dtype=self.dtype)
 
-    def encode_context(self, global_latents: jax.Array, calibrate: bool = False) -> jax.Array:
-        """Context tokens of a video's global frames, computed once a video.
+    def encode_context(self, global_latents: jax.Array) -> Context:
+        """What `context=` takes, computed once a video: each cross-attention's keys and values of the global frames.
 
-        global_latents: [B, G, h, w, C], h and w at least 5 -> [B, G * (h/2 - 2) * (w/2 - 2), cross_attention_dim].
+        global_latents: [B, G, h, w, C], h and w at least 5 -> arrays [B, G * (h/2 - 2) * (w/2 - 2), heads, D] by block
+        and transformer.
+        """
+        tokens = self.context_tokens(global_latents)
+        return tuple(block.keys_values(tokens) for block in (*self.down_blocks, self.mid_block, *self.up_blocks))
+
+    def context_tokens(self, global_latents: jax.Array, calibrate: bool = False) -> jax.Array:
+        """Tokens [B, G * (h/2 - 2) * (w/2 - 2), cross_attention_dim] of global latents [B, G, h, w, C].
+
+        Raises ValueError where h or w is less than 5.
         """
         if min(global_latents.shape[2:4]) < 5:
             raise ValueError(f"global latents of {global_latents.shape[2:4]} cells are too small: 5 or more a side")
         features = self.global_img_encoder(rearrange(global_latents, "b g h w c -> (b g) h w c"), calibrate)
-        return rearrange(features, "(b g) h w c -> b (g h w) c", b=global_latents.shape[0])
+        features = rearrange(features, "(b g) h w c -> b (g h w) c", b=global_latents.shape[0])
+        return features.astype(self.dtype)
 
     def calibrate(self, global_latents: jax.Array) -> jax.Array:
-        """As `encode_context`, but sets the BatchNorm statistics from this batch (mutable=["batch_stats"])."""
-        return self.encode_context(global_latents, calibrate=True)
+        """As `context_tokens`, but sets the BatchNorm statistics from this batch (mutable=["batch_stats"])."""
+        return self.context_tokens(global_latents, calibrate=True)
 
     def __call__(
         self,
@@ -294,12 +348,13 @@ class M3DDMUNet(nn.Module):
         timestep: jax.Array,
         fps: jax.Array,
         global_latents: jax.Array | None = None,
-        context: jax.Array | None = None,
+        context: Context | jax.Array | None = None,
     ) -> jax.Array:
         """Predict the diffusion target of noisy latents.
 
         latents, masked_latents: [B, T, h, w, C]; mask: [B, T, h, w, 1], 1 = generate; timestep, fps: [B] or scalars;
-        global_latents: [B, G, h', w', C], or context: what `encode_context` returned. Returns float32 [B, T, h, w, C].
+        global_latents: [B, G, h', w', C], or context: what `encode_context` or `context_tokens` returned, for B clips
+        or for fewer that clips share (clip i takes i modulo their number). Returns float32 [B, T, h, w, C].
         Raises ValueError where h or w is no multiple of 2 ** (levels - 1), or not exactly one context is given.
         """
         multiple = 2 ** (len(self.block_out_channels) - 1)
@@ -307,23 +362,27 @@ class M3DDMUNet(nn.Module):
             raise ValueError(f"latents of {latents.shape[2:4]} cells: both sides must be multiples of {multiple}")
         if (global_latents is None) == (context is None):
             raise ValueError("give exactly one of global_latents and context")
+        num_down, num_up = len(self.down_blocks), len(self.up_blocks)
         if context is None:
-            context = self.encode_context(global_latents)
+            # Each layer makes its own keys and values, which rematerialisation then need not keep.
+            context = self.context_tokens(global_latents)
+        if not isinstance(context, tuple):
+            context = (context,) * (num_down + 1 + num_up)
         batch = latents.shape[0]
         width = self.block_out_channels[0]
         timestep, fps = (jnp.broadcast_to(jnp.asarray(x), (batch,)) for x in (timestep, fps))
         time_embedding = self.time_embedding(sinusoidal_embedding(timestep, width, _TIMESTEP_PERIOD))
         fps_embedding = self.fps_embedding(sinusoidal_embedding(fps, width, _FPS_PERIOD))
-        conditions = (time_embedding, fps_embedding, context.astype(self.dtype))
+        embeddings = (time_embedding, fps_embedding)
 
         x = self.conv_in(jnp.concatenate([latents, masked_latents, mask], axis=-1).astype(self.dtype))
         skips = [x]
-        for block in self.down_blocks:
-            x, outputs = block(x, *conditions)
+        for block, of_block in zip(self.down_blocks, context[:num_down], strict=True):
+            x, outputs = block(x, *embeddings, of_block)
             skips += outputs
-        x = self.mid_block(x, *conditions)
-        for block in self.up_blocks:
-            x = block(x, *conditions, skips=skips[-block.num_layers :])
+        x = self.mid_block(x, *embeddings, context[num_down])
+        for block, of_block in zip(self.up_blocks, context[num_down + 1 :], strict=True):
+            x = block(x, *embeddings, of_block, skips=skips[-block.num_layers :])
             skips = skips[: -block.num_layers]
         x = nn.silu(self.conv_norm_out(x))
         return self.conv_out(x).astype(jnp.float32)

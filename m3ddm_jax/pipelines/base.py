@@ -1,6 +1,6 @@
 """What every outpainter is, and the table of their names."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,10 +21,17 @@ class Outpainter(Protocol):
         """
 
 
-def _m3ddm(model: str | None = None, steps: int | None = None) -> Outpainter:
+def _m3ddm(
+    model: str | None = None,
+    preset: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    steps: int | None = None,
+    dtype: str = "float32",
+    windows: int | None = None,
+) -> Outpainter:
     from m3ddm_jax.pipelines.m3ddm import M3DDM  # brings jax, which the others can do without
 
-    return M3DDM(model, steps=steps)
+    return M3DDM(model, preset=preset, settings=settings, steps=steps, dtype=dtype, windows=windows)
 
 
 OUTPAINTERS: dict[str, Callable[..., Outpainter]] = {
@@ -34,4 +41,4 @@ OUTPAINTERS: dict[str, Callable[..., Outpainter]] = {
     "telea": Telea,
     "mosaic": Mosaic,
 }
-"""name -> what makes the outpainter; only those that stand on a model take options: model (a folder) and steps."""
+"""name -> what makes the outpainter; only those that stand on a model take options."""

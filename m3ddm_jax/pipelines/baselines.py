@@ -22,6 +22,14 @@ def blur_fill(frames: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(spread(frames, mask)), 0, 255).astype(np.uint8)
 
 
+def inpaint_telea(frames: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Inpaints what is unknown, frame by frame, by OpenCV's Telea with a radius of 5 pixels.
+
+    frames: uint8 [T,H,W,3]. mask: uint8 [H,W,1], 1 = unknown. Returns uint8 [T,H,W,3], known pixels unchanged.
+    """
+    return np.stack([cv2.inpaint(frame, mask[..., 0], TELEA_RADIUS, cv2.INPAINT_TELEA) for frame in frames])
+
+
 class _FrameByFrame(abc.ABC):
     def __call__(self, source: FrameSource, canvas: Canvas, rng: None = None) -> Iterator[np.ndarray]:
         """Yields canvas frames, uint8 [n,H,W,3], a few at a time."""
@@ -57,5 +65,4 @@ class Telea(_FrameByFrame):
     """Inpaints each frame by itself (Telea, An Image Inpainting Technique Based on the Fast Marching Method, 2004)."""
 
     def fill(self, frames: np.ndarray, canvas: Canvas) -> np.ndarray:
-        mask = canvas.mask()[..., 0]
-        return np.stack([cv2.inpaint(frame, mask, TELEA_RADIUS, cv2.INPAINT_TELEA) for frame in frames])
+        return inpaint_telea(frames, canvas.mask())

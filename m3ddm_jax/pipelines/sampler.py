@@ -2,13 +2,14 @@
 
 import itertools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
+from einops import rearrange, repeat
 
 from m3ddm_jax.diffusion.guidance import Guidance
 from m3ddm_jax.diffusion.schedule import Schedule
@@ -23,16 +24,17 @@ class Conditions:
 
     mask: [W, T, h, w, 1], 1 = generate; masked_latents: [W, T, h, w, C]; guides: bool [W, T], frames wholly known from
     an earlier window, which the null condition keeps; fps: [W].
-    context, null_context: [1, S, D], tokens of the video's global frames and of none; black: [h, w, C], the latents of
-    a black frame, which is what the null condition sees of the others.
+    context, null_context: what the network's encode_context makes of global frames and of none, of one video (1 along
+    the first axis) or of one for each window (W); black: [h, w, C], the latents of a black frame, which is what the
+    null condition sees of the others.
     """
 
     mask: jax.Array
     masked_latents: jax.Array
     guides: jax.Array
     fps: jax.Array
-    context: jax.Array
-    null_context: jax.Array
+    context: Any
+    null_context: Any
     black: jax.Array
 
 
@@ -51,68 +53,72 @@ def make_sampler(
     branches that guidance needs there as one batch. prediction: what the network predicts; clip: bound of the
     predicted clean latents, where the codec has one.
     """
-    levels = solver.timesteps / schedule.num_timesteps
-    guided = [guidance.acts(level) for level in levels]
+    guided = [guidance.acts(timestep / schedule.num_timesteps) for timestep in solver.timesteps]
     alphas_cumprod = schedule.alphas_cumprod[solver.timesteps]
-    table = (solver.timesteps, alphas_cumprod, solver.coefficients)
+    table = (solver.timesteps, alphas_cumprod, solver.matrices)
 
     def step(variables: Variables, conditions: Conditions, branches: Mapping[tuple[bool, bool], float]):
         inputs = _stack_branches(conditions, branches)
         weights = jnp.asarray(list(branches.values()), jnp.float32)
 
-        def run(carry, row):
-            x, x0_before = carry
-            timestep, alpha_cumprod, coefficients = row
+        def run(state, row):
+            timestep, alpha_cumprod, matrix = row
+            x = state[0]
             outputs = module.apply(
                 variables,
-                jnp.concatenate([x] * len(branches)),
+                repeat(x, "w ... -> (w n) ...", n=len(branches)),
                 inputs.mask,
                 inputs.masked_latents,
                 timestep=timestep,
                 fps=inputs.fps,
                 context=inputs.context,
             )
-            output = jnp.tensordot(weights, rearrange(outputs, "(n w) ... -> n w ...", n=len(branches)), axes=1)
-            x0 = convert(prediction, "x0", output, x, alpha_cumprod)
-            x0 = x0 if clip is None else jnp.clip(x0, -clip, clip)
-            return (solver_step(coefficients, x, x0, x0_before), x0), None
+            outputs = rearrange(outputs, "(w n) ... -> n w ...", n=len(branches))
+            output = jnp.tensordot(weights, outputs, axes=1, precision="highest")
+            if clip is not None:
+                x0 = jnp.clip(convert(prediction, "x0", output, x, alpha_cumprod), -clip, clip)
+                output = convert("x0", solver.prediction, x0, x, alpha_cumprod)
+            else:
+                output = convert(prediction, solver.prediction, output, x, alpha_cumprod)
+            return solver_step(matrix, state, output), None
 
         return run
 
     @jax.jit
     def sample(variables: Variables, guess: Latents, noise: Latents, conditions: Conditions) -> Latents:
-        x = add_noise(guess, noise, alphas_cumprod[0])
-        carry = (x, jnp.zeros_like(x))
+        state = solver.start(add_noise(guess, noise, alphas_cumprod[0]))
         start = 0
         # Stretches of steps with and without guidance run different batches: one scan each.
         for acts, stretch in itertools.groupby(guided):
             stop = start + len(list(stretch))
             branches = guidance.weights() if acts else {(True, True): 1.0}
             rows = jax.tree.map(lambda values, span=slice(start, stop): jnp.asarray(values[span]), table)
-            carry, _ = jax.lax.scan(step(variables, conditions, branches), carry, rows)
+            state, _ = jax.lax.scan(step(variables, conditions, branches), state, rows)
             start = stop
-        return carry[0]
+        return state[0]
 
     return sample
 
 
 def _stack_branches(conditions: Conditions, branches: Mapping[tuple[bool, bool], float]) -> Conditions:
-    """The conditions of every branch (local given, global given), one behind the other along the window axis."""
-    windows = conditions.mask.shape[0]
+    """The conditions of every branch (local given, global given): those of a window behind one another.
+
+    Contexts that windows share are stacked once for all of them, as the network takes its contexts in turn.
+    """
     kept = conditions.guides[:, :, None, None, None]
     null_mask = jnp.where(kept, conditions.mask, 1.0)
     null_latents = jnp.where(kept, conditions.masked_latents, conditions.black)
 
-    def spread(context):
-        return jnp.broadcast_to(context, (windows, *context.shape[1:]))
+    def stack(given, null, which):
+        chosen = [given if is_given else jnp.broadcast_to(null, given.shape) for is_given in which]
+        return rearrange(jnp.stack(chosen), "n w ... -> (w n) ...")
 
+    local, with_global = zip(*branches, strict=True)
     return conditions.replace(
-        mask=jnp.concatenate([conditions.mask if local else null_mask for local, _ in branches]),
-        masked_latents=jnp.concatenate([conditions.masked_latents if local else null_latents for local, _ in branches]),
-        fps=jnp.concatenate([conditions.fps] * len(branches)),
-        context=jnp.concatenate(
-            [spread(conditions.context if given else conditions.null_context) for _, given in branches]
-        ),
+        mask=stack(conditions.mask, null_mask, local),
+        masked_latents=stack(conditions.masked_latents, null_latents, local),
+        fps=repeat(conditions.fps, "w -> (w n)", n=len(branches)),
+        context=jax.tree.map(lambda x, null: stack(x, null, with_global), conditions.context, conditions.null_context),
     )
 
 

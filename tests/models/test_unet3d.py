@@ -38,9 +38,10 @@ def test_equals_the_official_unet(golden, case):
         # The official branches: (null, null), (local, null), (null, global), (local, global).
         null = np.zeros_like(global_latents)
         global_latents = np.concatenate([null, null, global_latents, global_latents])
-    context = jax.jit(partial(module.apply, method="encode_context"))(variables, global_latents)
+    tokens = jax.jit(partial(module.apply, method="context_tokens"))(variables, global_latents)
     expected = channels_last(outputs["global_img_encoder"])
-    np.testing.assert_allclose(context.reshape(expected.shape), expected, **TOLERANCE)
+    np.testing.assert_allclose(tokens.reshape(expected.shape), expected, **TOLERANCE)
+    context = jax.jit(partial(module.apply, method="encode_context"))(variables, global_latents)
     apply = jax.jit(partial(module.apply, timestep=inputs["timestep"], fps=inputs["fps"]))
     out = apply(variables, sample[..., :4], sample[..., 8:], sample[..., 4:8], context=context)
     np.testing.assert_allclose(out, channels_last(outputs["sample"]), **TOLERANCE)
@@ -60,18 +61,43 @@ def test_equals_the_official_block(goldens, name):
     module, names = BLOCKS[name]
     io = np.load(goldens / f"m3ddm/blocks/{name}_io.npz")
     args = [channels_last(io[n]) for n in names]
-    shapes = jax.eval_shape(module.init, jax.random.key(0), *args)
-    variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-    for official, tensor in load_file(goldens / f"m3ddm/blocks/{name}.safetensors").items():
-        path = official_to_ours(official)
-        if path is None:
+    variables = official_variables(module, goldens / f"m3ddm/blocks/{name}.safetensors", *args)
+    np.testing.assert_allclose(jax.jit(module.apply)(variables, *args), channels_last(io["output"]), **TOLERANCE)
+
+
+def test_equals_the_official_transformer(goldens):
+    """Its frames have contexts of their own, which only keys and values a frame can say: one frame at a time in space,
+    all of them in time."""
+    io = np.load(goldens / "m3ddm/blocks/spatial_temporal_transformer_io.npz")
+    module = unet3d.SpatioTemporalTransformer(64, num_heads=8, num_groups=16, frame_embedding_dim=320)
+    x, context = channels_last(io["hidden_states"]), io["context"]
+    variables = official_variables(
+        module, goldens / "m3ddm/blocks/spatial_temporal_transformer.safetensors", x, context[:, 0]
+    )
+
+    def run(module, x, context):
+        frames = [module.space(x[:, [f]], context[:, f]) for f in range(x.shape[1])]
+        return module.time(jnp.concatenate(frames, axis=1))
+
+    out = jax.jit(partial(module.apply, method=run))(variables, x, context)
+    np.testing.assert_allclose(out, channels_last(io["output"]), **TOLERANCE)
+
+
+def official_variables(module, path, *args):
+    """The variables of one official block, whose names lack the scopes above it."""
+    variables = jax.tree.map(
+        lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(module.init, jax.random.key(0), *args)
+    )
+    for official, tensor in load_file(path).items():
+        ours = official_to_ours(official)
+        if ours is None:
             continue
-        *scopes, leaf = path.split(".")
+        *scopes, leaf = ours.split(".")
         target = variables
         for scope in scopes:
             target = target[scope]
         target[leaf] = np.moveaxis(tensor, (0, 1), (-1, -2)).reshape(target[leaf].shape) if tensor.ndim > 1 else tensor
-    np.testing.assert_allclose(jax.jit(module.apply)(variables, *args), channels_last(io["output"]), **TOLERANCE)
+    return variables
 
 
 def test_sinusoids_equal_the_official_ones(goldens):
@@ -147,11 +173,39 @@ def test_one_frame_and_one_colour_are_finite(tiny):
 
 def test_context_computed_once_equals_global_latents(tiny):
     module, variables, apply = tiny
-    args, kwargs = tiny_inputs()
-    context = jax.jit(partial(module.apply, method="encode_context"))(variables, kwargs["global_latents"])
+    args, kwargs = tiny_inputs(batch=2)
     direct = apply(variables, *args, **kwargs)
-    kwargs.pop("global_latents")
-    np.testing.assert_allclose(apply(variables, *args, **kwargs, context=context), direct, atol=1e-6)
+    global_latents = kwargs.pop("global_latents")
+    for method in ("encode_context", "context_tokens"):
+        context = jax.jit(partial(module.apply, method=method))(variables, global_latents)
+        np.testing.assert_allclose(apply(variables, *args, **kwargs, context=context), direct, atol=1e-6)
+
+
+def test_keys_and_values_are_not_computed_again(tiny):
+    module, variables, apply = tiny
+    args, kwargs = tiny_inputs()
+    encode_context = jax.jit(partial(module.apply, method="encode_context"))
+    context = encode_context(variables, kwargs.pop("global_latents"))
+    variables = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf * jnp.nan if cross_attends(path) else leaf, variables
+    )
+    assert np.isfinite(apply(variables, *args, **kwargs, context=context)).all()
+
+
+def cross_attends(path):
+    names = [key.key for key in path]
+    spatial = "global_img_encoder" in names or ("transformer_blocks_0" in names and "attn2" in names)
+    return spatial and ("global_img_encoder" in names or names[-2] in ("to_k", "to_v"))
+
+
+def test_clips_share_contexts_in_turn(tiny):
+    module, variables, apply = tiny
+    args, kwargs = tiny_inputs(batch=4)
+    encode_context = jax.jit(partial(module.apply, method="encode_context"))
+    context = encode_context(variables, kwargs.pop("global_latents")[:2])
+    repeated = jax.tree.map(lambda x: jnp.tile(x, (2, 1, 1, 1)), context)
+    expected = apply(variables, *args, **kwargs, context=repeated)
+    np.testing.assert_allclose(apply(variables, *args, **kwargs, context=context), expected, atol=1e-6)
 
 
 def test_samples_of_a_batch_do_not_mix(tiny):
@@ -176,7 +230,7 @@ def test_remat_and_bfloat16_compute_the_same(tiny):
 def test_calibrate_sets_the_statistics_of_its_batch(tiny):
     module, variables, apply = tiny
     global_latents = 5 * tiny_inputs()[1]["global_latents"] + 3
-    encode = jax.jit(partial(module.apply, method="encode_context"))
+    encode = jax.jit(partial(module.apply, method="context_tokens"))
     calibrate = jax.jit(partial(module.apply, method="calibrate", mutable=["batch_stats"]))
     context, updated = calibrate(variables, global_latents)
     again = encode({**variables, **updated}, global_latents)

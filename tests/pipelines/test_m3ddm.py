@@ -2,12 +2,12 @@ import jax
 import numpy as np
 import pytest
 
+from configs import common
 from m3ddm_jax.geometry import Canvas
 from m3ddm_jax.models import registry
 from m3ddm_jax.models.autoencoder import PatchCodec
 from m3ddm_jax.models.unet3d import M3DDMUNet
-from m3ddm_jax.pipelines.hierarchy import Window
-from m3ddm_jax.pipelines.m3ddm import M3DDM, _LatentSpool, _WorkCanvas
+from m3ddm_jax.pipelines.m3ddm import M3DDM, PRESETS, Settings
 from m3ddm_jax.weights import save_model
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -21,19 +21,26 @@ SETTINGS = {
         "unknown": "filled",
     },
     "sample": {
+        "canvas": "target",
         "lines": 16,
+        "guess": "spread",
+        "latent_mask": "max",
+        "posterior": "mean",
+        "global_frames": 3,
+        "global_size": 24,
+        "windows": "parallel",
         "num_frames": 4,
         "strides": [3, 1],
-        "steps": 2,
+        "noise": "frame",
+        "noise_scale": 1.0,
+        "strength": 1.0,
         "solver": "dpm++",
+        "steps": 2,
         "guidance_local": 2.0,
         "guidance_global": 1.0,
         "guidance_interval": [0.0, 1.0],
-        "strength": 1.0,
-        "noise_scale": 1.0,
         "clip": 2.0,
-        "global_frames": 3,
-        "global_size": 24,
+        "seam": "matched",
     },
 }
 
@@ -81,7 +88,7 @@ def outpaint(outpainter, source, canvas, seed=0):
     return np.concatenate(list(outpainter(source, canvas, jax.random.key(seed))))
 
 
-@pytest.mark.parametrize("num_frames", [1, 3, 4, 11, 23])
+@pytest.mark.parametrize("num_frames", [1, 4, 23])
 def test_every_frame_comes_once_at_the_size_of_the_canvas(folder, num_frames):
     canvas = Canvas.from_aspect(20, 16, 2.0)
     frames = outpaint(M3DDM(folder), video(num_frames), canvas)
@@ -99,7 +106,7 @@ def test_a_seed_repeats_and_another_differs(folder):
 def test_windows_sampled_together_equal_windows_sampled_alone(folder):
     canvas, source = Canvas.from_aspect(20, 16, 2.0), video(11)
     alone = outpaint(M3DDM(folder), source, canvas).astype(int)
-    together = outpaint(M3DDM(folder, windows_per_batch=3), source, canvas).astype(int)
+    together = outpaint(M3DDM(folder, windows=3), source, canvas).astype(int)
     # Other batch sizes sum in another order: a value on the edge may round the other way.
     assert np.abs(together - alone).max() <= 1
 
@@ -120,31 +127,78 @@ def test_settings_that_are_missing_are_named(folder, tmp_path):
         M3DDM(broken)
 
 
-def test_work_canvas_is_a_multiple_near_its_lines_and_calls_nothing_unknown_known():
-    canvas = Canvas.from_pad(50, 40, 31, 4, 31, 2)
-    work = _WorkCanvas(canvas, lines=32, multiple=8)
-    assert (work.height, work.width) == (32, 56)
-    rows = np.arange(work.height + 1) * canvas.height / work.height
-    columns = np.arange(work.width + 1) * canvas.width / work.width
-    for row in range(work.height):
-        for column in range(work.width):
-            inside = canvas.top <= rows[row] + 1e-6 and rows[row + 1] - 1e-6 <= canvas.top + canvas.source_height
-            inside &= canvas.left <= columns[column] + 1e-6
-            inside &= columns[column + 1] - 1e-6 <= canvas.left + canvas.source_width
-            assert work.mask[row, column, 0] == (not inside)
+def test_windows_that_fill_the_devices_lie_on_them_in_equal_parts(folder):
+    canvas, source = Canvas.from_aspect(20, 16, 2.0), video(11)
+    outpainter = M3DDM(folder, windows=2)
+    assert outpainter._mesh.size == 2
+    alone = outpaint(M3DDM(folder), source, canvas).astype(int)
+    assert np.abs(outpaint(outpainter, source, canvas) - alone).max() <= 1
 
 
-def test_work_canvas_of_a_portrait_is_a_portrait():
-    work = _WorkCanvas(Canvas.from_aspect(64, 64, 9 / 16), lines=32, multiple=8)
-    assert (work.height, work.width) == (56, 32)
+# Less work than the preset's own numbers, all else as it is.
+SMALL = {"lines": 32, "steps": 2, "global_frames": 2, "global_size": 24}
 
 
-def test_spool_gives_frames_out_once_in_order_and_uses_places_again():
-    with _LatentSpool(window=2) as spool:
-        for start in range(0, 40, 2):
-            frames = (start, start + 1)
-            latents = np.stack([np.full((2, 2, 3), frame, np.float32) for frame in frames])
-            spool.write(Window(1, frames, (False, False), (True, True)), latents)
-            assert spool.take_finished() == (start, start + 2)
-            assert (spool.read(start) == start).all()
-        assert spool._file.seek(0, 2) <= 8 * 4 * 12
+@pytest.mark.parametrize("num_frames", [1, 17])
+def test_the_official_preset_shows_every_frame_once(folder, num_frames):
+    canvas = Canvas.from_aspect(20, 16, 2.0)
+    frames = outpaint(M3DDM(folder, preset="official", settings=SMALL), video(num_frames), canvas)
+    assert frames.shape == (num_frames, canvas.height, canvas.width, 3)
+
+
+def test_windows_in_sequence_show_what_was_made_last(folder, monkeypatch):
+    canvas, source = Canvas.from_aspect(20, 16, 2.0), video(20)
+    outpainter = M3DDM(folder, preset="official", settings=SMALL)
+    made = []
+    sample = outpainter._sample
+
+    def numbered(*args):
+        made.append(np.full_like(sample(*args), len(made) / 4 - 0.5))
+        return made[-1]
+
+    monkeypatch.setattr(outpainter, "_sample", numbered)
+    frames = outpaint(outpainter, source, canvas)
+    # Two windows of 16, which share frame 15: -0.5 and -0.25 of the codec's scale 2.
+    shade = frames[:, 0, 0, 0]
+    assert len(made) == 2
+    np.testing.assert_array_equal(shade, [int((-0.5 / 2 + 1) * 127.5)] * 15 + [int((-0.25 / 2 + 1) * 127.5)] * 5)
+
+
+@pytest.mark.parametrize("name", ["canvas", "windows", "solver"])
+def test_every_setting_of_the_preset_may_be_taken_alone(folder, name):
+    """Each difference from the official code is a setting of its own."""
+    value = {**PRESETS["official"], **SMALL}[name]
+    outpainter = M3DDM(folder, settings={"strides": [1], "noise_scale": 1.0, name: value})
+    assert outpaint(outpainter, video(2), Canvas.from_aspect(20, 16, 2.0)).shape[0] == 2
+
+
+def test_experiments_name_the_settings_that_there_are():
+    assert Settings.make(common.sample().to_dict())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"solver": "heun"}, "'heun'.*ddim"),
+        ({"seam": "soft"}, "seam is 'soft': one of matched, hard"),
+        ({"steps": 0}, "steps is 0: a whole number above 0"),
+        ({"noise_scale": "much"}, "noise_scale is 'much': a number"),
+        ({"speed": 3}, "no setting speed: canvas"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(folder, settings, message):
+    with pytest.raises(ValueError, match=message):
+        M3DDM(folder, settings=settings)
+
+
+def test_unknown_presets_and_dtypes_are_named(folder):
+    with pytest.raises(ValueError, match="preset 'offical' is unknown: one of official"):
+        M3DDM(folder, preset="offical")
+    with pytest.raises(ValueError, match="'float8': float32 and bfloat16"):
+        M3DDM(folder, dtype="float8")
+
+
+def test_bfloat16_differs_little(folder):
+    canvas, source = Canvas.from_aspect(20, 16, 2.0), video(3)
+    half = outpaint(M3DDM(folder, dtype="bfloat16"), source, canvas).astype(int)
+    assert np.abs(half - outpaint(M3DDM(folder), source, canvas)).mean() < 3

@@ -6,7 +6,7 @@ import pytest
 
 from m3ddm_jax.diffusion.guidance import Guidance
 from m3ddm_jax.diffusion.schedule import make_schedule
-from m3ddm_jax.diffusion.solvers import make_solver, solver_step, spaced_timesteps
+from m3ddm_jax.diffusion.solvers import make_solver, solver_step
 from m3ddm_jax.diffusion.targets import add_noise
 from m3ddm_jax.pipelines.sampler import Conditions, make_sampler, window_noise
 
@@ -20,7 +20,8 @@ class Network(nn.Module):
     """Says as x0 something that depends on all it is given, cell by cell."""
 
     def __call__(self, latents, mask, masked_latents, *, timestep, fps, context):
-        condition = (fps + context.mean((1, 2)))[:, None, None, None, None]
+        contexts = jnp.tile(context.mean((1, 2)), len(fps) // len(context))  # clips take contexts in turn
+        condition = (fps + contexts)[:, None, None, None, None]
         return 0.1 * latents + mask + masked_latents + condition + timestep / 1000
 
 
@@ -44,11 +45,11 @@ def draw():
 
 def plain_sample(guess, noise, conditions, solver, guidance):
     """The same in plain loops, one branch at a time."""
-    x, before = add_noise(guess, noise, SCHEDULE.alphas_cumprod[solver.timesteps[0]]), 0 * guess
+    state = solver.start(add_noise(guess, noise, SCHEDULE.alphas_cumprod[solver.timesteps[0]]))
     kept = conditions.guides[..., None, None, None]
-    for timestep, row in zip(solver.timesteps, solver.coefficients, strict=True):
+    for timestep, matrix in zip(solver.timesteps, solver.matrices, strict=True):
 
-        def branch(local, given, x=x, timestep=timestep):
+        def branch(local, given, x=state[0], timestep=timestep):
             return Network()(
                 x,
                 conditions.mask if local else jnp.where(kept, conditions.mask, 1),
@@ -61,33 +62,55 @@ def plain_sample(guess, noise, conditions, solver, guidance):
         e00, e10, e11 = branch(False, False), branch(True, False), branch(True, True)
         x0 = e11
         if guidance.interval[0] <= timestep / 1000 <= guidance.interval[1]:
+            if guidance.global_scale == 1:
+                e10 = e11
             x0 = e00 + guidance.local_scale * (e10 - e00) + guidance.global_scale * (e11 - e10)
-        x, before = solver_step(row, x, x0, before), x0
-    return x
+        state = solver_step(matrix, state, x0)
+    return state[0]
 
 
 @pytest.mark.parametrize(
     "guidance",
-    [Guidance(), Guidance(2.0, 4.0), Guidance(3.0, 3.0), Guidance(1.0, 4.0), Guidance(2.0, 4.0, (0.3, 0.7))],
+    [
+        Guidance(),
+        Guidance(2.0, 4.0),
+        Guidance(2.0, 1.0),
+        Guidance(3.0, 3.0),
+        Guidance(1.0, 4.0),
+        Guidance(2.0, 4.0, (0.3, 0.7)),
+    ],
 )
 def test_equals_a_plain_loop_over_branches(conditions, guidance):
     guess, noise = draw()
-    solver = make_solver("dpm++", SCHEDULE, spaced_timesteps(1000, 6))
+    solver = make_solver("dpm++", SCHEDULE, 6)
     sample = make_sampler(Network(), SCHEDULE, solver, prediction="x0", guidance=guidance)
     expected = plain_sample(guess, noise, conditions, solver, guidance)
     np.testing.assert_allclose(sample({}, guess, noise, conditions), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_each_window_may_bring_its_own_context(conditions):
+    guess, noise = draw()
+    solver = make_solver("ddim", SCHEDULE, 2)
+    sample = make_sampler(Network(), SCHEDULE, solver, prediction="x0", guidance=Guidance(2.0, 4.0))
+    conditions = conditions.replace(context=jax.random.normal(jax.random.key(9), (WINDOWS, 4, 3)))
+    together = sample({}, guess, noise, conditions)
+    for window in range(WINDOWS):
+        this = slice(window, window + 1)
+        names = ("mask", "masked_latents", "guides", "fps", "context")
+        alone = conditions.replace(**{name: getattr(conditions, name)[this] for name in names})
+        np.testing.assert_allclose(together[this], sample({}, guess[this], noise[this], alone), rtol=1e-5, atol=1e-5)
+
+
 def test_clip_bounds_the_latents(conditions):
     guess, noise = draw()
-    solver = make_solver("ddim", SCHEDULE, spaced_timesteps(1000, 3))
+    solver = make_solver("ddim", SCHEDULE, 3)
     sample = make_sampler(Network(), SCHEDULE, solver, prediction="x0", guidance=Guidance(), clip=0.5)
     assert np.abs(sample({}, guess, noise, conditions)).max() == 0.5
 
 
 def test_low_strength_keeps_the_guess(conditions):
     guess, noise = draw()
-    solver = make_solver("ddim", SCHEDULE, spaced_timesteps(1000, 1, strength=0.001))
+    solver = make_solver("ddim", SCHEDULE, 1, strength=0.001)
 
     class Echo(Network):
         def __call__(self, latents, *args, **kwargs):
