@@ -1,4 +1,4 @@
-"""Measure speed and memory: python -m m3ddm_jax.bench --what=forward|data|outpaint|train [--report=FILE].
+"""Measure speed and memory: python -m m3ddm_jax.bench --what=forward|data|outpaint|train|flops [--report=FILE].
 
 Prints a table and, with --report, writes the same as JSON together with versions, machine and load.
 
@@ -6,6 +6,8 @@ forward   one float32 forward of the config's U-Net beside a 3x3 convolution of 
 data      clips a second of the input pipeline beside bare decoding in as many threads
 outpaint  seconds and peak memory of the command from a cold start, and its peak memory for short and long videos
 train     seconds of a training step of the config, and frames a second
+flops     operations of the config's U-Net on one window, counted and not run, beside the official schedule's; what it
+          computes by matrix products, temporal convolutions among them, counts as such
 """
 
 import contextlib
@@ -19,8 +21,10 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,14 +32,20 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from data import throughput
+from m3ddm_jax.diffusion.guidance import Guidance
+from m3ddm_jax.diffusion.solvers import make_solver
 from m3ddm_jax.measure import memory, timing
+from m3ddm_jax.measure.flops import Flops, count_flops
 from m3ddm_jax.models import registry
-from m3ddm_jax.train import train
+from m3ddm_jax.pipelines.m3ddm import PRESETS
+from m3ddm_jax.train import build_model, build_schedule, train
 
 THREADS = 2  # of the forward comparison
 REPEATS = 5
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MIB = 2**20
+TERA = 10**12
+OFFICIAL_BRANCHES = 4  # an evaluation, of which one is thrown away
 
 
 def bench_forward(config: ConfigDict) -> dict[str, Any]:
@@ -129,6 +139,70 @@ def bench_train(config: ConfigDict) -> dict[str, Any]:
     return medians | {"peak MiB": memory.peak_rss() / MIB}
 
 
+def bench_flops(config: ConfigDict) -> dict[str, Any]:
+    """TFLOP of the U-Net on a window of the config's sample section, square and as many lines high as that says.
+
+    Beside it the same window by the official schedule: four branches an evaluation, each of which encodes the global
+    frames anew and makes keys and values of them for every frame.
+    """
+    sample, model = config.sample, build_model(config.model)
+    variables = registry.abstract_variables(model)
+    tokens, context, branch = _count_parts(config, model, variables)
+    guidance = Guidance(sample.guidance_local, sample.guidance_global, tuple(sample.guidance_interval))
+    schedule = build_schedule(config.diffusion)
+    solver = make_solver(sample.solver, schedule, sample.steps, sample.strength)
+    branches = guidance.weights()
+    contexts = {global_given for _, global_given in branches}
+    evaluation = len(branches) * branch.total
+    levels = solver.timesteps / schedule.num_timesteps
+    window = sum(evaluation if guidance.acts(level) else branch.total for level in levels)
+    official_branch = branch.total + tokens.total + sample.num_frames * (context.total - tokens.total)
+    official = OFFICIAL_BRANCHES * official_branch
+    official_window = PRESETS["official"]["steps"] * official
+    return {
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
+        "frames of a window": f"{sample.num_frames} of {sample.lines}x{sample.lines}",
+        "global frames": f"{sample.global_frames} of {sample.global_size}x{sample.global_size}",
+        "TFLOP a branch": branch.total / TERA,
+        "TFLOP a branch: convolutions": branch.convolution / TERA,
+        "TFLOP a branch: matrix products": branch.matmul / TERA,
+        "TFLOP of contexts, once a video": len(contexts) * context.total / TERA,
+        "branches an evaluation": len(branches),
+        "TFLOP an evaluation": evaluation / TERA,
+        "evaluations a window": len(levels),
+        "TFLOP a window": window / TERA,
+        "official TFLOP a branch": official_branch / TERA,
+        "official TFLOP an evaluation": official / TERA,
+        "official TFLOP a window": official_window / TERA,
+        "official / ours, an evaluation": official / evaluation,
+        "official / ours, a window": official_window / window,
+    }
+
+
+def _count_parts(config: ConfigDict, model: nn.Module, variables: Any) -> tuple[Flops, Flops, Flops]:
+    """Operations of a video's context tokens, of its whole context (with keys and values), of a branch given that."""
+    sample = config.sample
+    downscale = config.autoencoder.get("patch_size", 8)  # all but the patch codec reduce by 8
+
+    def latents(frames, size, channels=model.latent_channels):
+        return jax.ShapeDtypeStruct((1, frames, size // downscale, size // downscale, channels), jnp.float32)
+
+    def encode_context(variables, global_latents):
+        return model.apply(variables, global_latents, method="encode_context")
+
+    def branch(variables, latents, mask, context):
+        return model.apply(variables, latents, mask, latents, timestep=0, fps=0, context=context)
+
+    noisy, mask = latents(sample.num_frames, sample.lines), latents(sample.num_frames, sample.lines, channels=1)
+    global_latents = latents(sample.global_frames, sample.global_size)
+    context = jax.eval_shape(encode_context, variables, global_latents)
+    return (
+        count_flops(partial(model.apply, method="context_tokens"), variables, global_latents),
+        count_flops(encode_context, variables, global_latents),
+        count_flops(branch, variables, noisy, mask, context),
+    )
+
+
 def surroundings() -> dict[str, Any]:
     """Versions, machine and load that numbers belong to."""
     packages = ("jax", "jaxlib", "flax", "numpy", "torch", "av", "grain")
@@ -170,6 +244,8 @@ def measure(what: str) -> dict[str, Any]:
         return throughput.measure(flags.FLAGS.clips)
     if what == "outpaint":
         return bench_outpaint(flags.FLAGS.model)
+    if what == "flops":
+        return bench_flops(flags.FLAGS.config)
     return bench_train(flags.FLAGS.config)
 
 
@@ -190,8 +266,8 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _define_flags() -> None:
-    flags.DEFINE_enum("what", None, ["forward", "data", "outpaint", "train"], "What to measure.")
-    config_flags.DEFINE_config_file("config", "configs/m3ddm_small.py", "Model of forward, experiment of train.")
+    flags.DEFINE_enum("what", None, ["forward", "data", "outpaint", "train", "flops"], "What to measure.")
+    config_flags.DEFINE_config_file("config", "configs/m3ddm_small.py", "Model of forward, experiment of train, flops.")
     flags.DEFINE_string("clips", None, "Shards or folder of videos of data; synthetic scenes by default.")
     flags.DEFINE_string("model", None, "Model folder of outpaint; the one that comes with the project by default.")
     flags.DEFINE_string("report", None, "JSON file to write.")
