@@ -5,6 +5,10 @@ KIND is what SOURCE holds:
   m3ddm       M3DDM's U-Net as its authors publish it
   sd-vae      the KL autoencoder of Stable Diffusion; FOLDER models/m3ddm/autoencoder completes models/m3ddm
   sd-inpaint  the inpainting U-Net of Stable Diffusion 1.5, inflated into a U-Net that M3DDM's training starts from
+  i3d         Inception I3D for FVD: a file of TensorFlow's variables (.npz), of piergiaj's or hassony2's module, or
+              TorchScript
+  lpips       LPIPS v0.1: a file of torchvision's alexnet or vgg16 (the package lpips brings the heads), or of that
+              package's own network
 
 SOURCE is a folder in the layout of diffusers, a single file (.safetensors, or .bin, .ckpt, .pt or .pth, which need
 torch), or hf:OWNER/NAME. A config.json beside the weights is read. Weights keep the dtype that they have. FOLDER is
@@ -26,9 +30,12 @@ from configs import m3ddm as recipe
 from m3ddm_jax.models import registry
 from m3ddm_jax.types import Variables
 from m3ddm_jax.weights.checkpoint import open_checkpoint
+from m3ddm_jax.weights.i3d import i3d_from_state_dict, read_i3d
+from m3ddm_jax.weights.lpips import lpips_from_state_dicts
 from m3ddm_jax.weights.m3ddm import m3ddm_from_checkpoint
 from m3ddm_jax.weights.stable_diffusion import autoencoder_from_checkpoint, inflate_from_checkpoint
 from m3ddm_jax.weights.store import check_replaceable, save_model
+from m3ddm_jax.weights.torch_files import read_state_dict
 
 
 def convert(kind: str, source: str, folder: str) -> str:
@@ -57,7 +64,23 @@ def _sd_inpaint(source: str, folder: Path) -> str:
     return _save(folder, *inflate_from_checkpoint(open_checkpoint(source, "unet")), settings=_settings())
 
 
-KINDS: dict[str, Callable[[str, Path], str]] = {"m3ddm": _m3ddm, "sd-vae": _sd_vae, "sd-inpaint": _sd_inpaint}
+def _i3d(source: str, folder: Path) -> str:
+    check_replaceable(folder, "i3d")
+    return _save(folder, *i3d_from_state_dict(read_i3d(source)))
+
+
+def _lpips(source: str, folder: Path) -> str:
+    check_replaceable(folder, "lpips")
+    return _save(folder, *lpips_from_state_dicts(read_state_dict(source)))
+
+
+KINDS: dict[str, Callable[[str, Path], str]] = {
+    "m3ddm": _m3ddm,
+    "sd-vae": _sd_vae,
+    "sd-inpaint": _sd_inpaint,
+    "i3d": _i3d,
+    "lpips": _lpips,
+}
 """kind -> what converts a source of it into a model folder, and says what it made."""
 
 
