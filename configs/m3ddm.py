@@ -1,4 +1,8 @@
-"""M3DDM at full size, 1,299,279,320 parameters, for a pod of 64 accelerators: 4 clips on each."""
+"""M3DDM at full size, 1,299,279,320 parameters, for a pod of 64 accelerators: 4 clips of 16 frames at 256 on each.
+
+From scratch, or from the model folder that train.init_from names; latents are computed in the step, or read where
+data.sources names a folder of m3ddm_jax.precompute.
+"""
 
 from ml_collections import ConfigDict
 

@@ -6,7 +6,7 @@ step trains on, any step is reached at once, and the state of an iterator is one
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Sized
 from typing import NamedTuple
 
 import grain
@@ -60,16 +60,11 @@ def make_batches(
     Iterators have get_state() -> {"next_index": steps taken} and set_state. Raises ValueError for arguments that do not
     fit, at once; for a source whose videos are all unusable, when its first clip is due.
     """
-    if batch_size < 1 or process_count < 1 or batch_size % process_count:
-        raise ValueError(f"batch size {batch_size} is not a multiple of the process count {process_count}")
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process index {process_index} is not below the process count {process_count}")
+    check_split(batch_size, process_index, process_count)
     if min(num_frames, global_frames, global_size, max_interval, num_threads) < 1 or not buckets:
         raise ValueError("frames, global frames, global size, interval, threads and buckets must each be at least 1")
     if any(min(bucket) < MIN_SIDE for bucket in buckets):
         raise ValueError(f"buckets need sides of at least {MIN_SIDE} pixels, found {buckets}")
-    if not sources or any(weight <= 0 for _, _, weight in sources):
-        raise ValueError(f"sources must be at least one (kind, path, weight) with a positive weight, found {sources}")
     lines = round(1.25 * max(max(bucket) for bucket in buckets))  # leaves room for crops
     opened = [open_source(kind, path, lines=lines) for kind, path, _ in sources]
     order = record_order(opened, [weight for _, _, weight in sources], seed=seed, shuffle=shuffle)
@@ -84,25 +79,47 @@ def make_batches(
     )
     local = batch_size // process_count
 
-    def load(index: int) -> dict[str, np.ndarray]:
-        step, place = divmod(index, local)
+    def load(step: int, place: int) -> dict[str, np.ndarray]:
         example = step * batch_size + process_index * local + place
         return loader.load(order[example], example, bucket_of_step(seed, step, buckets))
 
-    examples = grain.MapDataset.range(FOREVER).map(load)
+    return stack_steps(load, local, num_threads)
+
+
+def check_split(batch_size: int, process_index: int, process_count: int) -> None:
+    """Raises ValueError where a global batch does not split evenly over the processes."""
+    if batch_size < 1 or process_count < 1 or batch_size % process_count:
+        raise ValueError(f"batch size {batch_size} is not a multiple of the process count {process_count}")
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process index {process_index} is not below the process count {process_count}")
+
+
+def stack_steps(
+    load: Callable[[int, int], dict[str, np.ndarray]], local_batch_size: int, num_threads: int
+) -> "StepDataset":
+    """The endless data set whose batch of step k stacks load(k, 0), load(k, 1), ...; num_threads load at once."""
+    examples = grain.MapDataset.range(FOREVER).map(lambda index: load(*divmod(index, local_batch_size)))
     # a long video at the head of the queue must not leave the other threads without work
-    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=4 * num_threads + local)
-    return StepDataset(examples.to_iter_dataset(options).batch(local, drop_remainder=True), local)
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=4 * num_threads + local_batch_size)
+    batches = examples.to_iter_dataset(options).batch(local_batch_size, drop_remainder=True)
+    return StepDataset(batches, local_batch_size)
 
 
 def bucket_of_step(seed: int, step: int, buckets: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """Returns the (height, width) of a step's batch, uniform over the buckets, from (seed, step) alone."""
-    height, width = buckets[np.random.default_rng([seed, step, _BUCKET]).integers(len(buckets))]
+    """Returns the (height, width) of a step's batch, from (seed, step) alone: every len(buckets) steps have each bucket
+    once, in an order of their own."""
+    turn, place = divmod(step, len(buckets))
+    height, width = buckets[np.random.default_rng([seed, turn, _BUCKET]).permutation(len(buckets))[place]]
     return int(height), int(width)
 
 
-def record_order(sources: Sequence[Source], weights: Sequence[float], *, seed: int, shuffle: bool) -> grain.MapDataset:
-    """Returns the endless global order of records: each source shuffled anew in each epoch, mixed by the weights."""
+def record_order(sources: Sequence[Sized], weights: Sequence[float], *, seed: int, shuffle: bool) -> grain.MapDataset:
+    """Returns the endless global order of records: each source shuffled anew in each epoch, mixed by the weights.
+
+    Raises ValueError where there is no source, or a weight is not positive.
+    """
+    if not sources or min(weights) <= 0:
+        raise ValueError(f"there must be at least one source, each of a positive weight: found weights {list(weights)}")
     parts = []
     for number, source in enumerate(sources):
         part = grain.MapDataset.range(len(source))

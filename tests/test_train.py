@@ -1,5 +1,6 @@
-"""The whole trainer on synthetic clips: resume, stopping, what it leaves behind and what it refuses."""
+"""The whole trainer on synthetic clips and on latents: resume, stopping, what it leaves behind and what it refuses."""
 
+import functools
 import json
 import os
 import pathlib
@@ -7,27 +8,61 @@ import shutil
 import signal
 import subprocess
 import sys
+from typing import NamedTuple
 
+import flax
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
+from configs import m3ddm_tiny
 from configs import test as test_config
+from m3ddm_jax import precompute
 from m3ddm_jax import train as trainer
-from m3ddm_jax.weights import load_autoencoder, load_model, load_settings
+from m3ddm_jax.models import registry
+from m3ddm_jax.training.state import TrainState, abstract_state
+from m3ddm_jax.weights import load_autoencoder, load_model, load_settings, save_model
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
-def make_config(devices=1, **train):
-    config = test_config.get_config()
+def save_codec(folder, seed=0):
+    """A KL autoencoder of few and random weights."""
+    module = registry.build("autoencoder", block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2)
+    rng = np.random.default_rng(seed)
+    shapes = registry.abstract_variables(module)
+    save_model(folder, module, jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), shapes))
+
+
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("codec") / "autoencoder"
+    save_codec(folder)
+    return str(folder)
+
+
+def make_config(codec, devices=1, latents=None, **train):
+    config = m3ddm_tiny.get_config()
+    config.autoencoder.folder = codec
     config.train.update(train)
     config.mesh.update({1: {"data": 1, "fsdp": 1}, 8: {"data": 2, "fsdp": 4}}[devices])
+    if latents:
+        config.data.sources = ({"kind": "latents", "path": latents, "weight": 1.0},)
     return config
 
 
-def run(workdir, steps, devices=1):
-    return trainer.train(make_config(devices, steps=steps, save_every=2), workdir, jax.devices()[:devices])
+@pytest.fixture(scope="module")
+def latents(quick_compiles, codec, tmp_path_factory):
+    """A folder of the latents of 24 clips."""
+    folder = tmp_path_factory.mktemp("latents") / "folder"
+    config = make_config(codec)
+    assert not precompute.precompute(config, folder, 24, batch_size=8, examples_per_shard=8, devices=jax.devices()[:1])
+    return str(folder)
+
+
+def run(config, workdir):
+    return trainer.train(config, workdir, jax.devices()[: config.mesh.data * config.mesh.fsdp])
 
 
 def losses(workdir):
@@ -40,11 +75,21 @@ def assert_bitwise(a, b):
     jax.tree.map(np.testing.assert_array_equal, *plain)
 
 
-@pytest.fixture(scope="module", params=[1, 8])
-def straight(request, quick_compiles, tmp_path_factory):
-    """(devices, workdir, state) of 4 updates in one run, with checkpoints after 2 and 4."""
+class Run(NamedTuple):
+    config: ConfigDict
+    workdir: pathlib.Path
+    state: TrainState
+
+
+@pytest.fixture(scope="module", params=["pixels, 1 device", "latents, 8 devices"])
+def straight(request, quick_compiles, codec, tmp_path_factory):
+    """4 updates in one run, with checkpoints after 2 and 4."""
     workdir = tmp_path_factory.mktemp("straight") / "run"
-    return request.param, workdir, run(workdir, 4, request.param)
+    if request.param == "pixels, 1 device":
+        config = make_config(codec, save_every=2)
+    else:
+        config = make_config(codec, 8, request.getfixturevalue("latents"), save_every=2)
+    return Run(config, workdir, run(config, workdir))
 
 
 def halved(workdir, target):
@@ -54,21 +99,27 @@ def halved(workdir, target):
     return target
 
 
+def changed(config, change):
+    config = config.copy_and_resolve_references()
+    change(config)
+    return config
+
+
 def test_two_and_two_updates_are_four_bitwise(straight, tmp_path):
-    devices, workdir, state = straight
+    config, workdir, state = straight
     resumed = halved(workdir, tmp_path / "run")
-    assert_bitwise(run(resumed, 4, devices), state)
+    # A run that goes on looks for no weights to start from.
+    assert_bitwise(run(changed(config, lambda c: c.train.update(init_from="nowhere")), resumed), state)
     assert losses(resumed) == losses(workdir) and list(losses(workdir)) == [1, 2, 3, 4]
     files = [folder / "model" / "weights.safetensors" for folder in (workdir, resumed)]
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-@pytest.mark.parametrize("straight", [8], indirect=True)
+@pytest.mark.parametrize("straight", ["latents, 8 devices"], indirect=True)
 def test_a_run_of_eight_devices_goes_on_with_one(straight, tmp_path):
-    _, workdir, _ = straight
-    resumed = halved(workdir, tmp_path / "run")
-    run(resumed, 4, devices=1)
-    np.testing.assert_allclose(list(losses(resumed).values()), list(losses(workdir).values()), rtol=1e-4)
+    resumed = halved(straight.workdir, tmp_path / "run")
+    run(changed(straight.config, lambda c: c.mesh.update(data=1, fsdp=1)), resumed)
+    np.testing.assert_allclose(list(losses(resumed).values()), list(losses(straight.workdir).values()), rtol=1e-4)
 
 
 def test_the_exported_folder_is_the_averaged_model(straight):
@@ -77,23 +128,62 @@ def test_the_exported_folder_is_the_averaged_model(straight):
     jax.tree.map(np.testing.assert_array_equal, variables["params"], jax.device_get(state.ema_params))
     jax.tree.map(np.testing.assert_array_equal, variables["batch_stats"], jax.device_get(state.batch_stats))
     assert module.block_out_channels == (16, 32)
-    assert load_autoencoder(workdir / "model")[0].downscale == 8
+    assert load_autoencoder(workdir / "model")[0].latent_channels == 4
     settings = load_settings(workdir / "model")
-    assert settings["diffusion"]["prediction"] == "v_prediction" and settings["sample"]["num_frames"] == 2
+    assert settings["diffusion"]["prediction"] == "epsilon" and settings["sample"]["num_frames"] == 2
     # Calibrated once before the first update: nothing is left of the initial 0 and 1.
     means = [np.asarray(leaf) for leaf in jax.tree.leaves(variables["batch_stats"])]
     assert all(np.any(leaf != 0) and np.any(leaf != 1) for leaf in means)
 
 
-def test_a_checkpoint_of_another_network_is_refused(straight, tmp_path):
-    devices, workdir, _ = straight
-    config = make_config(devices, steps=5)
-    config.model.num_heads = 4
+def begin(config):
+    """The state before the first update, and how it should lie on the mesh."""
+    networks = trainer.build_networks(config)
+    mesh = trainer.make_mesh(**config.mesh, devices=jax.devices()[: config.mesh.data * config.mesh.fsdp])
+    rng = jax.random.key(config.train.seed)
+    with jax.set_mesh(mesh):
+        like = abstract_state(functools.partial(registry.init, networks.model), networks.optimizer, rng, mesh)
+        batch = trainer.put_batch(mesh, next(iter(trainer.make_dataset(config, 0))))
+        return trainer.begin(config, networks, rng, like, batch, mesh), like
+
+
+@pytest.mark.parametrize("straight", ["latents, 8 devices"], indirect=True)
+def test_a_new_run_starts_from_a_model_folder(straight, tmp_path):
+    folder = straight.workdir / "model"
+    config = changed(straight.config, lambda c: c.train.update(init_from=str(folder)))
+    state, like = begin(config)
+    _, variables = load_model(folder)
+    for params in (state.params, state.ema_params):
+        jax.tree.map(np.testing.assert_array_equal, params, variables["params"])
+    jax.tree.map(np.testing.assert_array_equal, state.batch_stats, variables["batch_stats"])
+    assert jax.tree.map(lambda leaf: leaf.sharding, state) == jax.tree.map(lambda leaf: leaf.sharding, like)
+    assert int(state.step) == 0 and not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
+    with pytest.raises(ValueError, match="model .* does not fit the config: num_heads is 2 there and 4 here"):
+        begin(changed(config, lambda c: c.model.update(num_heads=4)))
+    with pytest.raises(ValueError, match="nowhere is not a model folder"):
+        begin(changed(config, lambda c: c.train.update(init_from="nowhere")))
+
+
+@pytest.mark.parametrize("straight", ["latents, 8 devices"], indirect=True)
+def test_statistics_that_a_model_folder_never_had_set_are_calibrated(straight, tmp_path):
+    module, variables = load_model(straight.workdir / "model")
+    stats = flax.traverse_util.path_aware_map(
+        lambda path, leaf: np.full_like(leaf, path[-1] == "var"), variables["batch_stats"]
+    )
+    save_model(tmp_path / "model", module, variables | {"batch_stats": stats})
+    state, _ = begin(changed(straight.config, lambda c: c.train.update(init_from=str(tmp_path / "model"))))
+    assert all(np.any(leaf != 0) and np.any(leaf != 1) for leaf in jax.tree.leaves(state.batch_stats))
+
+
+def test_a_checkpoint_of_another_network_is_refused(straight, codec, tmp_path):
     with pytest.raises(ValueError, match="model.num_heads is 2 there and 4 here"):
-        trainer.train(config, workdir, jax.devices()[:devices])
+        run(changed(straight.config, lambda c: c.model.update(num_heads=4)), straight.workdir)
+    save_codec(tmp_path / "other", seed=1)
+    with pytest.raises(ValueError, match="autoencoder.weights is [0-9a-f]{64} there and [0-9a-f]{64} here"):
+        run(make_config(str(tmp_path / "other")), straight.workdir)
 
 
-def test_a_loss_that_is_not_finite_stops_and_names_the_clips(quick_compiles, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_and_names_the_clips(codec, latents, tmp_path, monkeypatch):
     put, calls = trainer.put_batch, []
 
     def put_badly(mesh, batch):
@@ -103,21 +193,41 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_clips(quick_compiles, tmp
 
     monkeypatch.setattr(trainer, "put_batch", put_badly)
     with pytest.raises(FloatingPointError, match=r"step 3: loss nan, .*clips of its batch: synthetic/\d+@"):
-        trainer.train(make_config(steps=9, save_every=3), tmp_path / "run", jax.devices()[:1])
+        run(make_config(codec, latents=latents, steps=9, save_every=3), tmp_path / "run")
     assert list(losses(tmp_path / "run")) == [1, 2]
     assert not [path for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdigit()]
 
 
-def command(workdir, *overrides):
-    overrides = ["--config.mesh.data=2", "--config.mesh.fsdp=4", *overrides]
-    return [sys.executable, "-m", "m3ddm_jax.train", "--config=configs/test.py", f"--workdir={workdir}", *overrides]
+def test_previews_show_what_is_known_what_is_made_and_the_truth(codec, latents):
+    config = make_config(codec, latents=latents)
+    networks = trainer.build_networks(config)
+    batch = next(iter(trainer.make_dataset(config, 0)))
+    del batch["clip_id"]
+    variables = registry.abstract_variables(networks.model)
+    weights = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.01, np.float32), dict(variables))
+    state = TrainState(0, {}, weights["batch_stats"], {}, weights["params"], None)
+    preview = jax.jit(trainer.make_preview(config, networks.model, networks.codec))
+    shown = np.asarray(preview(state, batch, networks.codec_variables))
+    assert shown.shape == (8, 2, 32, 96, 3) and shown.dtype == np.uint8
+    known, made, truth = np.split(shown, 3, axis=3)
+    unknown = batch["mask"].repeat(2, axis=2).repeat(2, axis=3) > 0
+    np.testing.assert_array_equal(known, np.where(unknown, 0, truth))
+    np.testing.assert_array_equal(np.where(unknown, 0, made), known)
+    assert np.any(made != truth)
 
 
-def test_sigterm_finishes_the_step_saves_exports_and_exits_0(quick_compiles, tmp_path):
+def command(codec, workdir, *overrides):
+    overrides = [f"--config.autoencoder.folder={codec}", "--config.mesh.data=2", "--config.mesh.fsdp=4", *overrides]
+    command = [sys.executable, "-m", "m3ddm_jax.train", "--config=configs/m3ddm_tiny.py", f"--workdir={workdir}"]
+    return [*command, *overrides]
+
+
+def test_sigterm_finishes_the_step_saves_exports_and_exits_0(quick_compiles, codec, latents, tmp_path):
     workdir = tmp_path / "run"
+    sources = f"({{'kind': 'latents', 'path': '{latents}', 'weight': 1.0}},)"
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": quick_compiles, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     process = subprocess.Popen(
-        command(workdir, "--config.train.steps=1000000"),
+        command(codec, workdir, f"--config.data.sources={sources}", "--config.train.steps=1000000"),
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -141,11 +251,12 @@ def test_sigterm_finishes_the_step_saves_exports_and_exits_0(quick_compiles, tmp
         (["--config.train.learning_rat=1"], "learning_rat"),
         (["--config=configs/nowhere.py"], "there is no config file configs/nowhere.py"),
         (["--config.train.batch_size=6", "--config.train.accumulate=4"], "a batch of 6 clips does not divide"),
+        (["--config.data.sources=({'kind':'latents','path':'nowhere','weight':1.0},)"], "nowhere holds no precomputed"),
     ],
 )
-def test_a_bad_config_is_one_line_and_exit_2(tmp_path, overrides, said):
+def test_a_bad_config_is_one_line_and_exit_2(codec, tmp_path, overrides, said):
     workdir = tmp_path / "run"
-    done = subprocess.run(command(workdir, *overrides), cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command(codec, workdir, *overrides), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert said in done.stderr and len(done.stderr.splitlines()) == 1
     assert not workdir.exists()
@@ -163,16 +274,41 @@ def test_a_bad_config_is_one_line_and_exit_2(tmp_path, overrides, said):
         (lambda c: c.diffusion.update(prediction="y"), "prediction 'y' is unknown"),
         (lambda c: c.train.update(drop_local=1.5), "drop_local is 1.5"),
         (lambda c: c.data.update(buckets=((32, 40),)), r"bucket \(32, 40\): both sides must be multiples of 16"),
+        (lambda c: c.data.update(global_size=36), "global_size is 36: a multiple of 8"),
         (lambda c: c.data.update(sources=({"kind": "videos", "path": "nowhere", "weight": 1.0},)), "nowhere"),
         (lambda c: c.__delitem__("sample"), "no section sample"),
         (lambda c: c.train.update(surplus=1), "has surplus that is not known"),
     ],
 )
 def test_values_that_do_not_fit(tmp_path, change, message):
-    config = make_config()
+    config = test_config.get_config()
+    config.mesh.update(data=1)
     change(config)
     with pytest.raises(ValueError, match=message):
         trainer.train(config, tmp_path / "run", jax.devices()[:1])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda c: c.data.masks.update(four=0.5), "masks.four is 0.2 there and 0.5 here"),
+        (lambda c: c.data.update(buckets=((32, 48),)), r"buckets is \[\[32, 32\]\] there and \[\[32, 48\]\] here"),
+        (lambda c: c.diffusion.update(unknown="filled"), "unknown is black there and filled here"),
+        (lambda c: c.autoencoder.update(folder="other"), "autoencoder.weights is .* there and .* here"),
+        (
+            lambda c: c.data.update(sources=(*c.data.sources, {"kind": "synthetic", "path": "", "weight": 1.0})),
+            "latents and pixels cannot be mixed in one run",
+        ),
+    ],
+)
+def test_latents_that_do_not_fit(codec, latents, tmp_path, monkeypatch, change, message):
+    monkeypatch.chdir(tmp_path)
+    save_codec("other", seed=1)
+    config = make_config(codec, latents=latents)
+    change(config)
+    with pytest.raises(ValueError, match=message):
+        run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

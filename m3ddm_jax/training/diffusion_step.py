@@ -1,5 +1,6 @@
 """One update of a masked video diffusion model."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -7,85 +8,31 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from einops import rearrange
 
 from m3ddm_jax.diffusion.schedule import Schedule
 from m3ddm_jax.diffusion.targets import PREDICTIONS, add_noise, make_target, min_snr_weight
-from m3ddm_jax.flow.region_fill import hide
 from m3ddm_jax.losses.diffusion import diffusion_loss
-from m3ddm_jax.models.autoencoder import reduce_mask
 from m3ddm_jax.parallel.constrain import constrain
 from m3ddm_jax.parallel.mesh import BATCH_AXES
 from m3ddm_jax.training.ema import update_ema
+from m3ddm_jax.training.encoding import SAMPLED, Conditions, LatentBatch, encode_batch, make_conditions
 from m3ddm_jax.training.state import TrainState
 from m3ddm_jax.types import Latents, Variables, VideoBatch
-
-"""What a network sees of an unknown pixel."""
 
 
 @flax.struct.dataclass
 class Draws:
-    """What chance decides for each clip: timestep [B], noise [B, T, h, w, C], drop_local and drop_global bool [B]."""
+    """What chance decides for each clip: timestep [B]; noise [B, T, h, w, C]; drop_local and drop_global, bool [B] or
+    None where nothing is dropped; posterior, the `noise` of `training.encoding.make_conditions`."""
 
     timestep: jax.Array
     noise: jax.Array
-    drop_local: jax.Array
-    drop_global: jax.Array
-
-
-@flax.struct.dataclass
-class Conditions:
-    """What the network sees of a batch: latents and masked_latents [B, T, h, w, C], mask [B, T, h, w, 1],
-    global_latents [B, G, h', w', C], fps [B]."""
-
-    latents: jax.Array
-    mask: jax.Array
-    masked_latents: jax.Array
-    global_latents: jax.Array
-    fps: jax.Array
-
-
-def to_unit_range(frames: jax.Array) -> jax.Array:
-    """uint8 0..255 -> float32 in [-1, 1]."""
-    return frames.astype(jnp.float32) / 127.5 - 1.0
-
-
-def encode_frames(codec: nn.Module, codec_variables: Variables, frames: jax.Array) -> Latents:
-    """Frames [B, T, H, W, 3] in [-1, 1] -> the mean of their latents [B, T, h, w, C]."""
-    flat = rearrange(frames, "b t h w c -> (b t) h w c")
-    mean, _ = codec.apply(codec_variables, flat, method="encode")
-    return rearrange(mean, "(b t) h w c -> b t h w c", b=frames.shape[0])
-
-
-def decode_latents(codec: nn.Module, codec_variables: Variables, latents: Latents) -> jax.Array:
-    """Latents [B, T, h, w, C] -> frames [B, T, H, W, 3] about [-1, 1], not clipped."""
-    frames = codec.apply(codec_variables, rearrange(latents, "b t h w c -> (b t) h w c"), method="decode")
-    return rearrange(frames, "(b t) h w c -> b t h w c", b=latents.shape[0])
-
-
-def encode_batch(
-    codec: nn.Module,
-    codec_variables: Variables,
-    batch: VideoBatch,
-    drop_local: jax.Array,
-    drop_global: jax.Array,
-    unknown: str = "black",
-) -> Conditions:
-    """Latents of a batch of uint8 clips. A clip with drop_local is wholly unknown, one with drop_global has zeros as
-    global latents (they still pass the encoder): the two null conditions of guidance. unknown: as in
-    flow.region_fill.hide."""
-    video = to_unit_range(batch["video"])
-    mask = jnp.maximum(batch["mask"], drop_local[:, None, None, None, None].astype(batch["mask"].dtype))
-    masked_video = hide(video, mask, unknown)
-    global_latents = encode_frames(codec, codec_variables, to_unit_range(batch["global_frames"]))
-    return Conditions(
-        latents=encode_frames(codec, codec_variables, video),
-        mask=reduce_mask(mask, codec.downscale, mode="max"),
-        masked_latents=encode_frames(codec, codec_variables, masked_video),
-        global_latents=jnp.where(drop_global[:, None, None, None, None], 0.0, global_latents),
-        fps=batch["fps"],
-    )
+    drop_local: jax.Array | None
+    drop_global: jax.Array | None
+    posterior: dict[str, jax.Array]
 
 
 def make_diffusion_step(
@@ -102,8 +49,11 @@ def make_diffusion_step(
     drop_global: float,
     accumulate: int,
     ema_decay: float,
-) -> Callable[[TrainState, VideoBatch, Variables], tuple[TrainState, dict[str, jax.Array]]]:
+) -> Callable[[TrainState, VideoBatch | LatentBatch, Variables], tuple[TrainState, dict[str, jax.Array]]]:
     """The pure function (state, batch without clip_id, frozen codec's variables) -> (state, metrics) for `jax.jit`.
+
+    The batch holds clips, which are encoded in the step, or latents of them; either way all latents that the network
+    sees are samples of the autoencoder's posterior, drawn in the step.
 
     prediction: what the network predicts, and the space of the loss. min_snr_gamma: None weighs all timesteps alike.
     known_weight: weight of the error where the latents are known, 1 being the paper's. unknown: what stands in for
@@ -119,15 +69,22 @@ def make_diffusion_step(
         if not 0 <= probability <= 1:
             raise ValueError(f"{name} is {probability}: a probability, 0 to 1, is accepted")
 
-    def draw(rng: jax.Array, batch: VideoBatch) -> Draws:
-        timestep_key, noise_key, local_key, global_key = jax.random.split(rng, 4)
-        clips, frames, height, width, _ = batch["video"].shape
-        cells = (height // codec.downscale, width // codec.downscale)
+    encode = functools.partial(encode_batch, codec, unknown=unknown)
+
+    def draw(rng: jax.Array, encoded: LatentBatch) -> Draws:
+        timestep_key, noise_key, local_key, global_key, posterior_key = jax.random.split(rng, 5)
+        clips = encoded["fps"].shape
+
+        def normal(key: jax.Array, name: str) -> jax.Array:
+            return constrain(jax.random.normal(key, encoded[f"{name}_mean"].shape), BATCH_AXES)
+
+        posterior_keys = jax.random.split(posterior_key, len(SAMPLED))
         return Draws(
-            timestep=jax.random.randint(timestep_key, (clips,), 0, schedule.num_timesteps),
-            noise=constrain(jax.random.normal(noise_key, (clips, frames, *cells, model.latent_channels)), BATCH_AXES),
-            drop_local=jax.random.bernoulli(local_key, drop_local, (clips,)),
-            drop_global=jax.random.bernoulli(global_key, drop_global, (clips,)),
+            timestep=jax.random.randint(timestep_key, clips, 0, schedule.num_timesteps),
+            noise=normal(noise_key, "latents"),
+            drop_local=jax.random.bernoulli(local_key, drop_local, clips) if drop_local else None,
+            drop_global=jax.random.bernoulli(global_key, drop_global, clips) if drop_global else None,
+            posterior={name: normal(key, name) for name, key in zip(SAMPLED, posterior_keys, strict=True)},
         )
 
     def loss_fn(params: Any, batch_stats: Any, inputs: Conditions, draws: Draws) -> jax.Array:
@@ -149,12 +106,14 @@ def make_diffusion_step(
         weight = weight * jnp.where(inputs.mask > 0, 1.0, known_weight)
         return diffusion_loss(output, target, weight)
 
-    def loss_and_grad(state: TrainState, batch: VideoBatch, draws: Draws, codec_variables: Variables):
-        inputs = encode_batch(codec, codec_variables, batch, draws.drop_local, draws.drop_global, unknown)
+    def loss_and_grad(state: TrainState, batch: VideoBatch | LatentBatch, draws: Draws, codec_variables: Variables):
+        encoded = encode(codec_variables, batch)
+        inputs = make_conditions(encoded, draws.posterior, draws.drop_local, draws.drop_global)
         return jax.value_and_grad(loss_fn)(state.params, state.batch_stats, inputs, draws)
 
-    def train_step(state: TrainState, batch: VideoBatch, codec_variables: Variables):
-        draws = draw(jax.random.fold_in(state.rng, state.step), batch)
+    def train_step(state: TrainState, batch: VideoBatch | LatentBatch, codec_variables: Variables):
+        shapes = jax.eval_shape(encode, codec_variables, batch)
+        draws = draw(jax.random.fold_in(state.rng, state.step), shapes)
         if accumulate == 1:
             loss, grads = loss_and_grad(state, batch, draws, codec_variables)
         else:
@@ -183,14 +142,17 @@ def _mean_over_micro_batches(loss_and_grad: Callable, batch: Any, count: int, pa
     return jax.tree.map(lambda x: x / count, total)
 
 
-def calibrated_batch_stats(
-    model: nn.Module, codec: nn.Module, state: TrainState, global_frames: jax.Array, codec_variables: Variables
-) -> Any:
-    """BatchNorm's running statistics as one batch of global frames (uint8 [B, G, S, S, 3]) has them.
+def has_initial_batch_stats(state: TrainState) -> bool:
+    """Whether BatchNorm's running statistics are what they are initialised with, mean 0 and variance 1."""
+    leaves = jax.tree_util.tree_leaves_with_path(state.batch_stats)
+    return all(np.all(np.asarray(leaf) == (path[-1].key == "var")) for path, leaf in leaves)
+
+
+def calibrated_batch_stats(model: nn.Module, state: TrainState, global_latents: Latents) -> Any:
+    """BatchNorm's running statistics as the global latents [B, G, h, w, C] of one batch have them.
 
     They stay as they are from the first update on, so that training does not depend on how a batch is split.
     """
-    global_latents = encode_frames(codec, codec_variables, to_unit_range(global_frames))
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     _, updated = model.apply(variables, global_latents, method="calibrate", mutable=["batch_stats"])
     return updated["batch_stats"]

@@ -1,0 +1,215 @@
+"""Encoded examples on disk: what a frozen autoencoder made of masked clips, once, in ArrayRecord shards.
+
+A folder holds latents.json, the facts about its examples, and the shards of each bucket, named
+HEIGHTxWIDTH-NUMBER-of-COUNT.array_record. A shard appears whole or not at all: the folder is complete when all of them
+are there, and work on it goes on with those that are missing. A record is an .npz file of one example's arrays.
+"""
+
+import contextlib
+import io
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from data.pipeline import bucket_of_step, check_split, record_order, stack_steps
+
+EXAMPLES_PER_SHARD = 256
+_FACTS = "latents.json"
+
+
+class Shard(NamedTuple):
+    """One file of a folder: `count` examples of one bucket, numbers first, first + 1, ... of the pipeline's order."""
+
+    name: str
+    bucket: tuple[int, int]
+    first: int
+    count: int
+
+
+def plan_shards(buckets: Sequence[tuple[int, int]], examples: int, examples_per_shard: int) -> list[Shard]:
+    """All shards of a folder: `examples` in equal parts over the buckets, no example twice.
+
+    Raises ValueError where there are fewer examples than buckets.
+    """
+    if examples < len(buckets) or examples_per_shard < 1:
+        raise ValueError(f"{examples} examples in shards of {examples_per_shard} for {len(buckets)} buckets: too few")
+    shards: list[Shard] = []
+    first = 0
+    for place, (height, width) in enumerate(buckets):
+        total = examples // len(buckets) + (place < examples % len(buckets))
+        number = -(-total // examples_per_shard)
+        for index in range(number):
+            name = f"{height}x{width}-{index:05d}-of-{number:05d}.array_record"
+            count = min(examples_per_shard, total - index * examples_per_shard)
+            shards.append(Shard(name, (height, width), first, count))
+            first += examples_per_shard
+    return shards
+
+
+def read_facts(folder: str | os.PathLike) -> dict[str, Any] | None:
+    """What latents.json says; None where there is no such file. Raises ValueError where it is no JSON object."""
+    path = pathlib.Path(folder) / _FACTS
+    try:
+        facts = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    if not isinstance(facts, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return facts
+
+
+def write_facts(folder: str | os.PathLike, facts: Mapping[str, Any]) -> None:
+    """Begins a folder with its facts, plain values, among them `buckets`, `examples` and `examples_per_shard`.
+
+    Raises ValueError where something else lies in the folder already.
+    """
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(not path.name.startswith(f".{_FACTS}") for path in folder.iterdir()):
+        raise ValueError(f"{folder} exists already and holds no {_FACTS}")
+    temporary = folder / f".{_FACTS}.{os.getpid()}"
+    temporary.write_text(json.dumps(facts, indent=2) + "\n")
+    temporary.replace(folder / _FACTS)
+
+
+def write_shard(folder: str | os.PathLike, shard: Shard, examples: Iterable[Mapping[str, np.ndarray]]) -> None:
+    """Writes the shard's examples under a name that starts with a dot, and gives it its own name at the end.
+
+    Raises OSError where it cannot be written; what `examples` raises passes through. Nothing is left behind then.
+    """
+    path = pathlib.Path(folder) / shard.name
+    temporary = path.with_name(f".{shard.name}")
+    try:
+        # Uncompressed: latents hardly shrink, and a record is read whole.
+        writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
+        try:
+            for example in examples:
+                writer.write(_pack(example))
+        finally:
+            writer.close()
+        temporary.replace(path)
+    except RuntimeError as error:  # array_record's way to say that a file cannot be written
+        raise OSError(f"cannot write {path}: {error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def missing_shards(folder: str | os.PathLike, shards: Sequence[Shard]) -> list[Shard]:
+    """Those of the shards that the folder does not have yet."""
+    return [shard for shard in shards if not (pathlib.Path(folder) / shard.name).exists()]
+
+
+class LatentFolder:
+    """The examples of a complete folder. Raises ValueError where it is none, or not complete.
+
+    facts: what latents.json says.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self._path = pathlib.Path(path)
+        facts = read_facts(self._path)
+        if facts is None:
+            raise ValueError(f"{path} holds no precomputed latents: it has no {_FACTS}")
+        self.facts = facts
+        try:
+            shards = plan_shards(facts["buckets"], facts["examples"], facts["examples_per_shard"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{self._path / _FACTS} does not describe its shards: {error!r}") from None
+        missing = missing_shards(self._path, shards)
+        if missing:
+            found = f"{len(shards) - len(missing)} of {len(shards)} shards"
+            raise ValueError(f"{path} has {found}: run m3ddm_jax.precompute again to complete it")
+        self._shards = shards
+
+    def bucket(self, bucket: tuple[int, int]) -> "LatentRecords":
+        """The examples of (height, width) pixels. Raises ValueError where there are none."""
+        paths = [str(self._path / shard.name) for shard in self._shards if shard.bucket == tuple(bucket)]
+        if not paths:
+            raise ValueError(f"{self._path} has no examples of {bucket[0]} x {bucket[1]} pixels")
+        return LatentRecords(paths)
+
+
+class LatentRecords:
+    """The examples of some shards by number, each a dict of arrays. Raises ValueError where a file is damaged."""
+
+    def __init__(self, paths: Sequence[str]):
+        try:
+            self._records = grain.sources.ArrayRecordDataSource(list(paths))
+        except RuntimeError as error:
+            raise ValueError(f"a shard of {pathlib.Path(paths[0]).parent} cannot be read: {error}") from error
+        self._folder = pathlib.Path(paths[0]).parent
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        try:
+            return _unpack(self._records[index])
+        except RuntimeError as error:  # array_record's way to say that a file is damaged
+            raise ValueError(f"record {index} of {self._folder} cannot be read: {error}") from error
+
+
+def latent_folders(sources: Sequence[tuple[str, str, float]]) -> list[tuple[str, float]]:
+    """The (path, weight) of sources (kind, path, weight) of the kind "latents"; none where all are of video.
+
+    Raises ValueError where there are both.
+    """
+    folders = [(path, weight) for kind, path, weight in sources if kind == "latents"]
+    if folders and len(folders) < len(sources):
+        kinds = ", ".join(kind for kind, _, _ in sources)
+        raise ValueError(f"latents and pixels cannot be mixed in one run: found sources of the kinds {kinds}")
+    return folders
+
+
+def make_latent_batches(
+    sources: Sequence[tuple[str, float]],
+    *,
+    batch_size: int,
+    buckets: Sequence[tuple[int, int]],
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_threads: int = 4,
+) -> grain.IterDataset:
+    """Makes the endless data set of this process's part of every batch, as data.pipeline.make_batches does of video.
+
+    sources: (folder, weight) each. Every example of a folder comes once in each epoch of its bucket, in a new order;
+    the clip at place i of step k is a function of (seed, k, i) alone. A batch has the arrays of its examples, stacked.
+    Raises ValueError for folders that are none, are not complete or lack a bucket.
+    """
+    check_split(batch_size, process_index, process_count)
+    folders = [LatentFolder(path) for path, _ in sources]
+    weights = [weight for _, weight in sources]
+    records, orders = {}, {}
+    for bucket in buckets:
+        records[tuple(bucket)] = [folder.bucket(bucket) for folder in folders]
+        orders[tuple(bucket)] = record_order(records[tuple(bucket)], weights, seed=seed, shuffle=True)
+    local = batch_size // process_count
+
+    def load(step: int, place: int) -> dict[str, np.ndarray]:
+        bucket = bucket_of_step(seed, step, buckets)
+        # Each bucket has had its turn once in every len(buckets) steps before.
+        record = orders[bucket][step // len(buckets) * batch_size + process_index * local + place]
+        return records[bucket][record.source][record.index]
+
+    return stack_steps(load, local, num_threads)
+
+
+def _pack(example: Mapping[str, np.ndarray]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **example)
+    return buffer.getvalue()
+
+
+def _unpack(record: bytes) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(record)) as arrays:
+        return dict(arrays)

@@ -1,0 +1,184 @@
+"""Encode training clips once: python -m m3ddm_jax.precompute --config=configs/m3ddm.py --examples=N --out=DIR.
+
+The config's clips, with their masks, intervals and global frames, go through its frozen autoencoder, and what that
+makes of them goes to DIR. A run whose only source is {"kind": "latents", "path": DIR, "weight": 1.0} trains on it. The
+same command goes on where it was stopped; a shard that was begun is begun anew.
+"""
+
+import itertools
+import pathlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags, logging
+from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh
+from ml_collections import ConfigDict, config_flags
+from tqdm import tqdm
+
+from data import latents
+from data.masks import MaskSampler
+from data.pipeline import make_batches
+from m3ddm_jax import train
+from m3ddm_jax.parallel.mesh import batch_shards, make_mesh, put_batch, replicated
+from m3ddm_jax.training.checkpoint import check_fit
+from m3ddm_jax.training.encoding import encode_batch
+from m3ddm_jax.training.loop import StopRequest
+
+Arrays = dict[str, np.ndarray]
+
+# Of a LatentBatch; whatever is not named here are latents, in half precision.
+_STORED_AS = {"mask": jnp.uint8, "fps": jnp.float32}
+
+
+class Stopped(Exception):
+    """It was asked to stop in the middle of a shard."""
+
+
+def precompute(
+    config: ConfigDict,
+    out: str,
+    examples: int,
+    *,
+    batch_size: int | None = None,
+    examples_per_shard: int = latents.EXAMPLES_PER_SHARD,
+    devices: Sequence[jax.Device] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> list[latents.Shard]:
+    """Write the shards of `examples` encoded clips that the folder `out` lacks; returns those that it lacks still.
+
+    batch_size: clips encoded at a time, by default one a device. devices: of this process, by default all; processes
+    share out the shards. stop: whether to end, asked before each batch. None of these changes what a shard holds.
+    Raises ValueError where the config does not fit itself or what was begun in the folder, OSError where nothing can be
+    written.
+    """
+    train.check_config(config)
+    if latents.latent_folders(train.list_sources(config)):
+        raise ValueError("the config's clips are latents already: sources of video are accepted")
+    networks = train.build_networks(config)
+    mesh = make_mesh(devices=jax.local_devices() if devices is None else devices)
+    batch_size = batch_size or batch_shards(mesh)
+    if batch_size % batch_shards(mesh) or examples_per_shard % batch_size:
+        accepted = f"a multiple of {batch_shards(mesh)} (devices) that divides {examples_per_shard} (clips of a shard)"
+        raise ValueError(f"batch of {batch_size} clips: {accepted} is accepted")
+    shards = latents.plan_shards(config.data.buckets, examples, examples_per_shard)
+    begin_folder(out, config, networks, examples, examples_per_shard)
+
+    encode = make_encoder(config, networks, mesh)
+    own = latents.missing_shards(out, shards[jax.process_index() :: jax.process_count()])
+    with jax.set_mesh(mesh), tqdm(total=sum(shard.count for shard in own), unit="clip", disable=None) as bar:
+        try:
+            for bucket, group in itertools.groupby(own, key=lambda shard: shard.bucket):
+                batches = iter(make_clips(config, bucket, batch_size))
+                for shard in group:
+                    position = {"next_index": shard.first // batch_size}
+                    if batches.get_state() != position:  # else what is decoded ahead stays of use
+                        batches.set_state(position)
+                    clips = encoded_clips(batches, encode, shard.count, stop)
+                    latents.write_shard(out, shard, clips)
+                    bar.update(shard.count)
+        except Stopped:
+            pass
+    return latents.missing_shards(out, shards)
+
+
+def begin_folder(
+    out: str, config: ConfigDict, networks: train.Networks, examples: int, examples_per_shard: int
+) -> None:
+    """Note what the folder is to hold; raises ValueError where it was begun for something else."""
+    facts = train.latent_facts(config, networks) | {
+        "seed": config.train.seed,
+        "sources": [list(source) for source in train.list_sources(config)],
+        "examples": examples,
+        "examples_per_shard": examples_per_shard,
+    }
+    begun = latents.read_facts(out)
+    if begun is None:
+        latents.write_facts(out, facts)
+    else:
+        check_fit(f"folder {out}", flatten_dict(begun, sep="."), flatten_dict(facts, sep="."))
+
+
+def make_clips(config: ConfigDict, bucket: tuple[int, int], batch_size: int) -> grain.IterDataset:
+    """Batches of the config's clips, all of one size; the clip at place i of step k is number k * batch_size + i."""
+    data = config.data.to_dict() | {"buckets": (bucket,), "masks": MaskSampler(**config.data.masks)}
+    data["sources"] = train.list_sources(config)
+    return make_batches(batch_size=batch_size, seed=config.train.seed, **data)
+
+
+def make_encoder(config: ConfigDict, networks: train.Networks, mesh: Mesh) -> Callable[[Arrays], Arrays]:
+    """The function that makes of a host batch of clips (VideoBatch) what is stored of it (LatentBatch)."""
+    codec_variables = jax.device_put(networks.codec_variables, replicated(mesh))
+
+    @jax.jit
+    def encode(codec_variables, batch):
+        encoded = encode_batch(networks.codec, codec_variables, batch, config.diffusion.unknown)
+        return {name: value.astype(_STORED_AS.get(name, jnp.float16)) for name, value in encoded.items()}
+
+    def run(batch: Arrays) -> Arrays:
+        return jax.device_get(encode(codec_variables, put_batch(mesh, batch))) | {"clip_id": batch["clip_id"]}
+
+    return run
+
+
+def encoded_clips(
+    batches: Iterator[Arrays], encode: Callable[[Arrays], Arrays], count: int, stop: Callable[[], bool]
+) -> Iterator[Arrays]:
+    """The next `count` clips, encoded, one by one. Raises Stopped where `stop()` says so before a batch."""
+    while count > 0:
+        if stop():
+            raise Stopped
+        encoded = encode(next(batches))
+        size = len(encoded["clip_id"])
+        for place in range(min(size, count)):
+            yield {name: value[place] for name, value in encoded.items()}
+        count -= size
+
+
+def _define_flags() -> None:
+    config_flags.DEFINE_config_file("config", None, "Whose clips and autoencoder; any field can be overridden.")
+    flags.DEFINE_integer("examples", None, "Clips to encode.", lower_bound=1)
+    flags.DEFINE_string("out", None, "Folder of the shards; what is found there is completed.")
+    flags.DEFINE_integer("batch", None, "Clips encoded at a time, over all devices; one a device by default.", 1)
+    flags.mark_flags_as_required(["config", "examples", "out"])
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    try:
+        # The parser's own message would not name the file where fields are overridden too.
+        for path in (argument.removeprefix("--config=") for argument in argv if argument.startswith("--config=")):
+            if not pathlib.Path(path).is_file():
+                raise ValueError(f"there is no config file {path}")
+        return flags.FLAGS(argv)
+    except Exception as error:  # a config file may raise anything
+        _fail(error)
+
+
+def _fail(error: Exception) -> None:
+    print(f"precompute: {str(error).splitlines()[0]}", file=sys.stderr)
+    sys.exit(2)
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        _fail(ValueError(f"unknown argument {argv[1]!r}"))
+    logging.set_verbosity(logging.WARNING)
+    options = flags.FLAGS
+    try:
+        with StopRequest() as stop:
+            missing = precompute(options.config, options.out, options.examples, batch_size=options.batch, stop=stop)
+    except (ValueError, OSError) as error:
+        _fail(error)
+    if missing:
+        print(f"{len(missing)} shards are missing in {options.out}: the same command goes on")
+    else:
+        print(f"{options.examples} examples are in {options.out}")
+
+
+if __name__ == "__main__":
+    _define_flags()
+    app.run(main, flags_parser=_parse_flags)

@@ -1,0 +1,151 @@
+"""Between clips and what a diffusion model trains on: the frozen autoencoder's latents of a batch."""
+
+import hashlib
+from typing import Any, TypedDict
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange, repeat
+from flax.traverse_util import flatten_dict
+
+from m3ddm_jax.flow.region_fill import BLACK, hide
+from m3ddm_jax.models import registry
+from m3ddm_jax.models.autoencoder import from_latents, reduce_mask
+from m3ddm_jax.types import Array, Latents, Variables, VideoBatch
+
+SAMPLED = ("latents", "masked", "global")
+"""The latents of a batch, by the beginning of their names in LatentBatch."""
+
+
+class LatentBatch(TypedDict):
+    """A VideoBatch as the autoencoder encodes it: mean and standard deviation of latents as networks see them (scaled).
+
+    latents_mean, latents_std: [B, T, h, w, C], of the clip.
+    masked_mean, masked_std: [B, T, h, w, C], of the clip with its unknown pixels hidden.
+    global_mean, global_std: [B, G, h', w', C], of the global frames.
+    black_mean, black_std: [B, 1, h, w, C], of a black frame.
+    mask: [B, T, h, w, 1], 1 = generate: cells that hold any unknown pixel.
+    fps, clip_id: as in VideoBatch.
+    """
+
+    latents_mean: Array
+    latents_std: Array
+    masked_mean: Array
+    masked_std: Array
+    global_mean: Array
+    global_std: Array
+    black_mean: Array
+    black_std: Array
+    mask: Array
+    fps: Array
+    clip_id: np.ndarray
+
+
+@flax.struct.dataclass
+class Conditions:
+    """What the network sees of a batch: latents and masked_latents [B, T, h, w, C], mask [B, T, h, w, 1],
+    global_latents [B, G, h', w', C], fps [B]; all float32."""
+
+    latents: jax.Array
+    mask: jax.Array
+    masked_latents: jax.Array
+    global_latents: jax.Array
+    fps: jax.Array
+
+
+def to_unit_range(frames: jax.Array) -> jax.Array:
+    """uint8 0..255 -> float32 in [-1, 1]."""
+    return frames.astype(jnp.float32) / 127.5 - 1.0
+
+
+def encode_frames(codec: nn.Module, codec_variables: Variables, frames: jax.Array) -> tuple[Latents, Latents]:
+    """Frames [B, T, H, W, 3] in [-1, 1] -> mean and standard deviation of their latents, [B, T, h, w, C] each."""
+    flat = rearrange(frames, "b t h w c -> (b t) h w c")
+    mean, logvar = codec.apply(codec_variables, flat, method="encode")
+    moments = codec.scale * jnp.stack([mean, jnp.exp(logvar / 2)])
+    mean, std = rearrange(moments, "n (b t) h w c -> n b t h w c", b=frames.shape[0])
+    return mean, std
+
+
+def decode_latents(codec: nn.Module, codec_variables: Variables, latents: Latents) -> jax.Array:
+    """Latents [B, T, h, w, C] -> frames [B, T, H, W, 3] about [-1, 1], not clipped."""
+    frames = from_latents(codec, codec_variables, rearrange(latents, "b t h w c -> (b t) h w c"))
+    return rearrange(frames, "(b t) h w c -> b t h w c", b=latents.shape[0])
+
+
+def encode_batch(
+    codec: nn.Module, codec_variables: Variables, batch: VideoBatch | LatentBatch, unknown: str = "black"
+) -> LatentBatch:
+    """The latents of a batch of uint8 clips, without clip_id; a batch that is encoded already as it is.
+
+    unknown: what stands in for unknown pixels (flow.region_fill.hide).
+    """
+    if "latents_mean" in batch:
+        return batch
+    video = to_unit_range(batch["video"])
+    frames = {
+        "latents": video,
+        "masked": hide(video, batch["mask"], unknown),
+        "global": to_unit_range(batch["global_frames"]),
+        "black": jnp.full_like(video[:1, :1], BLACK),
+    }
+    encoded = {"mask": reduce_mask(batch["mask"], codec.downscale, mode="max"), "fps": batch["fps"]}
+    for name, pictures in frames.items():
+        encoded[f"{name}_mean"], encoded[f"{name}_std"] = encode_frames(codec, codec_variables, pictures)
+    for name in ("black_mean", "black_std"):
+        encoded[name] = repeat(encoded[name], "1 t h w c -> b t h w c", b=video.shape[0])
+    return encoded
+
+
+def make_conditions(
+    encoded: LatentBatch,
+    noise: dict[str, jax.Array] | None = None,
+    drop_local: jax.Array | None = None,
+    drop_global: jax.Array | None = None,
+) -> Conditions:
+    """What the network sees of a batch.
+
+    noise: standard normal of the shape of each of SAMPLED, with which all latents, known ones and global ones too, are
+    samples of the autoencoder's posterior; without it they are its means.
+    drop_local, drop_global: bool [B], which clips are wholly unknown, and which have zeros as global latents (they
+    still pass the encoder): the two null conditions of guidance. None drops nothing.
+    """
+    parts = {name: value.astype(jnp.float32) for name, value in encoded.items()}
+    if drop_local is not None:
+        drop = rearrange(drop_local, "b -> b 1 1 1 1")
+        for part in ("mean", "std"):
+            parts[f"masked_{part}"] = jnp.where(drop, parts[f"black_{part}"], parts[f"masked_{part}"])
+        parts["mask"] = jnp.where(drop, 1.0, parts["mask"])
+
+    def sample(name: str) -> Latents:
+        mean = parts[f"{name}_mean"]
+        return mean if noise is None else mean + parts[f"{name}_std"] * noise[name]
+
+    global_latents = sample("global")
+    if drop_global is not None:
+        global_latents = jnp.where(rearrange(drop_global, "b -> b 1 1 1 1"), 0.0, global_latents)
+    return Conditions(
+        latents=sample("latents"),
+        mask=parts["mask"],
+        masked_latents=sample("masked"),
+        global_latents=global_latents,
+        fps=parts["fps"],
+    )
+
+
+def codec_identity(codec: nn.Module, codec_variables: Variables) -> dict[str, Any]:
+    """Kind and hyper-parameters of a codec and, where it has weights, their SHA-256: what latents depend on."""
+    kind, hyper = registry.describe(codec)
+    identity = {"kind": kind, **hyper}
+    weights = flatten_dict(codec_variables, sep=".")
+    if weights:
+        digest = hashlib.sha256()
+        for name in sorted(weights):
+            value = np.asarray(weights[name], np.float32)
+            digest.update(f"{name} {value.shape} ".encode())
+            digest.update(np.ascontiguousarray(value))
+        identity["weights"] = digest.hexdigest()
+    return identity
