@@ -1,4 +1,4 @@
-import importlib.util
+import runpy
 
 import numpy as np
 import pytest
@@ -55,19 +55,29 @@ def test_decibels_gained_by_known_pixels_that_are_right(ratio):
     assert gain == pytest.approx(-10 * np.log10(ratio), abs=1e-9)
 
 
-def test_ssim_agrees_with_scikit_image():
-    truth = clip(4)
-    output = np.clip(truth.astype(int) + np.random.default_rng(5).integers(-40, 40, truth.shape), 0, 255).astype(
-        np.uint8
-    )
-    expected = [
-        skimage_metrics.structural_similarity(
-            a, b, channel_axis=-1, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
-        )
-        for a, b in zip(truth, output, strict=True)
-    ]
-    scores = image_metrics.score_frames(truth, output, everything(truth))
-    np.testing.assert_allclose(scores.whole_ssim, expected, atol=1e-5)
+# What scikit-image calls the variants of SSIM.
+SCIKIT_IMAGE = {
+    "gaussian": {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False},
+    "uniform7": {},
+    "uniform65": {"win_size": 65},
+}
+
+
+@pytest.mark.parametrize("variant", SCIKIT_IMAGE)
+def test_ssim_agrees_with_scikit_image(variant):
+    """On pictures of little contrast, where population and sample covariances are told apart."""
+    truth = clip(4, height=70, width=72, low=100, high=120)
+    output = truth + clip(5, height=70, width=72, high=10)
+    mask = left_strip(truth, 36)
+    options = {"channel_axis": -1, "data_range": 255, "full": True, **SCIKIT_IMAGE[variant]}
+    pairs = zip(truth, output, strict=True)
+    whole, maps = zip(*(skimage_metrics.structural_similarity(a, b, **options) for a, b in pairs), strict=True)
+    scores = image_metrics.score_frames(truth, output, mask, ssim=variant)
+    # float32 against float64: 1e-6 measured; the other covariances differ by 2e-4, 6e-4 and 6.6e-6.
+    np.testing.assert_allclose(scores.whole_ssim, whole, atol=3e-6)
+    border = image_metrics.SSIM_WINDOWS[variant] // 2
+    expected = [similarity[border:-border, border:36].mean() for similarity in maps]
+    np.testing.assert_allclose(scores.region_ssim, expected, atol=1e-5)
 
 
 def reference_map(a, b):
@@ -106,10 +116,19 @@ def test_an_empty_region_has_no_score():
     assert all(np.isfinite(value) for value in scores["whole"].values())
 
 
-def test_frames_smaller_than_the_window_have_psnr_alone():
-    truth = clip(10, height=8, width=40)
-    scores = summary(truth, clip(11, height=8, width=40), everything(truth))
+@pytest.mark.parametrize(("variant", "height"), [("gaussian", 10), ("uniform7", 6), ("uniform65", 64)])
+def test_frames_smaller_than_the_window_have_psnr_alone(variant, height):
+    truth, output = clip(10, height=height, width=80), clip(11, height=height, width=80)
+    scores = image_metrics.summarize(image_metrics.score_frames(truth, output, everything(truth), ssim=variant))
     assert np.isnan(scores["whole"]["ssim"]) and np.isfinite(scores["whole"]["psnr_video"])
+    with pytest.raises(ValueError, match=f"{variant} needs {height + 1} pixels or more a side, frames are 80x{height}"):
+        image_metrics.ssim_map(truth, output, variant)
+
+
+def test_a_region_without_a_whole_window_has_psnr_alone():
+    truth = clip(18, height=70, width=72)
+    scores = image_metrics.score_frames(truth, clip(19, height=70, width=72), left_strip(truth, 32), ssim="uniform65")
+    assert np.all(np.isnan(scores.region_ssim)) and np.all(np.isfinite(scores.region_mse))
 
 
 def test_one_frame():
@@ -152,6 +171,12 @@ def test_chunks_give_what_the_whole_gives():
         (clip(0), clip(0)[:2], everything(clip(0)), "differ in shape"),
         (clip(0), clip(0) / 255.0, everything(clip(0)), "output must be uint8"),
         (clip(0), clip(0), np.ones((24, 24, 1)), "mask .* does not fit"),
+        (
+            np.where(np.arange(3)[:, None, None, None] == 1, np.nan, clip(0)),
+            clip(0),
+            everything(clip(0)),
+            "frame 1 holds",
+        ),
     ],
 )
 def test_refuses_what_does_not_fit(truth, output, mask, message):
@@ -159,16 +184,25 @@ def test_refuses_what_does_not_fit(truth, output, mask, message):
         image_metrics.score_frames(truth, output, mask)
 
 
-@pytest.mark.parametrize("name", ["4x64x64", "3x97x75", "2x128x160"])
+def test_refuses_another_ssim():
+    with pytest.raises(ValueError, match="'uniform' is unknown: one of gaussian, uniform7, uniform65 is accepted"):
+        image_metrics.score_frames(clip(0), clip(0), everything(clip(0)), ssim="uniform")
+
+
+@pytest.mark.parametrize("name", ["4x64x64", "3x97x75", "2x128x160", "2x192x208"])
 def test_reference_values(goldens, name):
     """Values by scikit-image, on images that the recipe beside them makes."""
-    spec = importlib.util.spec_from_file_location("recipe", goldens / "metrics" / "recipe.py")
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
-    truth, output = recipe.image_pair(f"ssim/{name}", *map(int, name.split("x")))
+    recipe = runpy.run_path(str(goldens / "metrics" / "recipe.py"))
+    truth, output = recipe["image_pair"](f"ssim/{name}", *map(int, name.split("x")))
     expected = np.load(goldens / "metrics" / "ssim_psnr" / "outputs.npz")
-    scores = image_metrics.score_frames(truth, output, everything(truth))
+    references = {"gaussian": "gaussian_wang", "uniform7": "default_uniform7", "uniform65": "win65_propainter"}
+    for variant, reference in references.items():
+        scores = image_metrics.score_frames(truth, output, everything(truth), ssim=variant)
+        if f"{name}/ssim_skimage_{reference}" not in expected:
+            assert np.all(np.isnan(scores.whole_ssim))  # smaller than the window
+            continue
+        # float32 against float64.
+        np.testing.assert_allclose(scores.whole_ssim, expected[f"{name}/ssim_skimage_{reference}"], atol=2e-6)
     np.testing.assert_allclose(image_metrics.psnr(scores.whole_mse), expected[f"{name}/psnr_skimage"], atol=1e-6)
-    np.testing.assert_allclose(scores.whole_ssim, expected[f"{name}/ssim_skimage_gaussian_wang"], atol=2e-6)
     pooled = image_metrics.summarize(scores)["whole"]["psnr_video"]
     assert pooled == pytest.approx(float(expected[f"{name}/psnr_pooled_mse"]), abs=1e-5)
