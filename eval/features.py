@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import zipfile
 from collections.abc import Sequence
 from functools import partial
 
@@ -79,9 +80,9 @@ def i3d_features(
 ) -> np.ndarray:
     """I3D's logits of clips: uint8 [N,T,H,W,3] -> float32 [N,num_classes]; Frechet and kernel distances compare them.
 
-    Batches of `batch_size` clips are split over this host's devices; the last one is padded, so that a shape compiles
-    once. Convolutions are full float32 on every device. Over several hosts each gives its own clips, N may differ, and
-    `gather_features` joins the results.
+    Batches of `batch_size` clips, or as many more as it takes to give each of this host's devices equally many, are
+    split over them; the last one is padded, so that a shape compiles once. Convolutions are full float32 on every
+    device. Over several hosts each gives its own clips, N may differ, and `gather_features` joins the results.
     Raises ValueError as `preprocess`, and for fewer than nine frames.
     """
     devices = jax.local_devices()
@@ -112,14 +113,20 @@ class Features:
     values: np.ndarray
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write an .npz file that `load` reads back."""
-        with open(path, "wb") as file:  # given a name, numpy would append a suffix to it
+        """Write an .npz file that `load` reads back; whole or not at all."""
+        temporary = f"{os.fspath(path)}.part"
+        with open(temporary, "wb") as file:  # given a name, numpy would append a suffix to it
             np.savez(file, clip_ids=self.clip_ids, values=self.values)
+        os.replace(temporary, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Features":
-        with np.load(path) as file:
-            return cls(file["clip_ids"], file["values"])
+        """Raises ValueError for a file that is missing or no file of features."""
+        try:
+            with np.load(path) as file:
+                return cls(file["clip_ids"], file["values"])
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} holds no features: {error}") from None
 
 
 def gather_features(features: Features, clip_ids: Sequence[str]) -> Features:

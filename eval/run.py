@@ -3,205 +3,142 @@
     python -m eval.run --truth=DIR --outputs=DIR --preset=strict --report=OUT.json     outputs that exist
     python -m eval.run --truth=DIR --method=blur --preset=strict --report=OUT.json     outputs made now
 
-Both folders hold videos or folders of frames with the same names. Where several ratios are scored, as the preset does,
-each has a subfolder of outputs: 0.25/, 0.66/. Outputs have the size of the truth, or are the preset's squares: then the
-truth is resized and centre-cropped to them. With --method the truth is brought to the square, its known part is
-outpainted, and what comes out is kept under --outputs where that is given.
+Folders hold videos or folders of frames with the same names. Several ratios lie in subfolders of outputs, 0.25/ and
+0.66/, and several seeds in subfolders around those, seed0/, seed1/. Outputs have the size of the truth or the preset's;
+then the truth is brought to it. With --method, the truth is brought to the preset's size, its known part is outpainted,
+and what was scored is kept under --outputs where that is given. Beside OUT.json come OUT.md, OUT.*.png, and OUT.clips/
+with the scores of finished clips: the same command goes on where it was stopped. docs/evaluation.md has the presets.
+Exit code 0, or 2 with one line that says what is wrong.
 """
 
-import contextlib
-import dataclasses
 import pathlib
 import sys
-import zlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
-import jax
-import numpy as np
 from absl import app, flags, logging
-from tqdm import tqdm
 
-from eval import image_metrics, protocol, report
-from m3ddm_jax.outpaint import make_outpainter
+from eval import protocol, report
+from eval.clips import RESIZES, choose, list_clips
+from eval.evaluation import Method, Task, evaluate
+from eval.networks import file_sha256, load_network
+from eval.regions import parse_regions
+from m3ddm_jax.outpaint import make_outpainter, parse_settings
 from m3ddm_jax.pipelines.base import OUTPAINTERS
-from m3ddm_jax.video import FrameSink, FrameSource
+from m3ddm_jax.weights import load_settings, resolve
 
-CHUNK = 16  # frames of a clip that are held at a time
-
-
-@dataclasses.dataclass(frozen=True)
-class Pair:
-    """A clip to score: its truth, consecutive chunks of what came out for it, and the mask of what was generated."""
-
-    name: str
-    truth: protocol.View
-    chunks: Iterator[np.ndarray]
-    masks: protocol.MaskReader
+_WEIGHTS = "weights.safetensors"
 
 
-def existing_pairs(clips, folder: pathlib.Path, region, preset: protocol.Preset, max_frames: int | None):
-    """Yields a Pair for each clip of the truth, with the output of the same name in a folder.
+def make_method(name: str, options: dict[str, Any]) -> Method:
+    """The method of that name, with what a report says of it; options that are None count as not given.
 
-    Raises ValueError where names, sizes or lengths do not fit.
+    Raises ValueError as make_outpainter.
     """
-    outputs = protocol.list_clips(folder)
-    protocol.match(clips, outputs, folder)
-    for name, path in clips.items():
-        truth, output = (protocol.first_frames(FrameSource(p), max_frames) for p in (path, outputs[name]))
-        size, square = (output.height, output.width), (preset.size, preset.size)
-        if size == square:
-            truth = protocol.to_square(truth, preset.size)
-        if size != (truth.height, truth.width):
-            accepted = f"{truth.width}x{truth.height} or {preset.size}x{preset.size}"
-            raise ValueError(f"{outputs[name]} is {output.width}x{output.height}, not {accepted}")
-        if len(output) != len(truth):
-            raise ValueError(f"{outputs[name]} has {len(output)} frames, its truth has {len(truth)}")
-        chunks = (output[start : start + CHUNK] for start in range(0, len(output), CHUNK))
-        yield Pair(name, truth, chunks, region.masks(name, len(truth), *size))
+    given = {option: value for option, value in options.items() if value is not None}
+    outpainter = make_outpainter(name, **given)
+    return Method(outpainter, {"name": name, **given, **(_describe_m3ddm(given) if name == "m3ddm" else {})})
 
 
-def outpainted_pairs(clips, outpainter, region: protocol.Border, preset: protocol.Preset, max_frames, seed: int):
-    """Yields a Pair for each clip, whose chunks are outpainted from the known part of the truth as they are drawn.
+def _describe_m3ddm(options: dict[str, Any]) -> dict[str, Any]:
+    """Weights of its networks, what they were trained for, and the settings that its sampling ends up with."""
+    from m3ddm_jax.pipelines.m3ddm import DEFAULT_MODEL, PRESETS  # takes seconds that other methods do without
 
-    The random key of a clip depends on the seed and on the clip's name alone.
-    """
-    for name, path in clips.items():
-        truth = protocol.to_square(protocol.first_frames(FrameSource(path), max_frames), preset.size)
-        canvas = region.canvas(truth.height, truth.width)
-        rng = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
-        chunks = outpainter(protocol.known_part(truth, canvas), canvas, rng)
-        yield Pair(name, truth, chunks, region.masks(name, len(truth), truth.height, truth.width))
-
-
-def score_pair(pair: Pair, sink: FrameSink | None = None) -> image_metrics.FrameScores:
-    """Scores frames as they come, known pixels replaced by the truth; a sink gets the frames that were scored.
-
-    Raises ValueError where not as many frames come as the truth has.
-    """
-    parts, done = [], 0
-    for chunk in pair.chunks:
-        stop = done + len(chunk)
-        truth, mask = pair.truth[done:stop], pair.masks(done, stop)
-        output = np.where(mask != 0, chunk, truth)
-        parts.append(image_metrics.score_frames(truth, output, mask))
-        if sink is not None:
-            sink.write(output)
-        done = stop
-    if done != len(pair.truth):
-        raise ValueError(f"{pair.name}: {done} frames came out for {len(pair.truth)}")
-    return image_metrics.FrameScores.concatenate(parts)
-
-
-def score_region(name: str, pairs: Iterator[Pair], count: int, keep: pathlib.Path | None) -> dict[str, Any]:
-    """The scores of every clip for one region, and their mean; scored frames are kept where a folder is given."""
-    rows = []
-    for pair in tqdm(pairs, name, count, unit="clip"):
-        truth = pair.truth
-        size = {"frames": len(truth), "height": truth.height, "width": truth.width}
-        with contextlib.ExitStack() as stack:
-            sink = None
-            if keep:
-                keep.mkdir(parents=True, exist_ok=True)
-                sink = stack.enter_context(FrameSink(keep / pair.name, truth.fps, truth.height, truth.width))
-            scores = score_pair(pair, sink)
-        per_frame = {field: values.tolist() for field, values in dataclasses.asdict(scores).items()}
-        rows.append({"name": pair.name, **size, **image_metrics.summarize(scores), "per_frame": per_frame})
-    return {"name": name, "clips": rows, "mean": report.mean_scores(rows)}
-
-
-def evaluate(
-    truth: str | pathlib.Path,
-    outputs: str | pathlib.Path | None = None,
-    *,
-    method: str | None = None,
-    options: dict[str, Any] | None = None,
-    preset: str = "strict",
-    regions: Sequence[protocol.Border | protocol.MaskFolder] = (),
-    max_frames: int | None = None,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """The report on a folder of true clips: on outputs in a folder, or on those that a method makes now.
-
-    options: keyword arguments of the method; regions: what is generated, by default the preset's ratios.
-    Raises ValueError for folders, clips or regions that do not fit together.
-    """
-    chosen = protocol.PRESETS[preset]
-    clips = protocol.list_clips(truth)
-    regions = regions or [protocol.Border(f"{ratio:g}", ratio=ratio) for ratio in chosen.ratios]
-    outpainter = make_outpainter(method, **(options or {})) if method else None
-    results = []
-    for region in regions:
-        folder = outputs and pathlib.Path(outputs, region.name if len(regions) > 1 else "")
-        if outpainter:
-            pairs = outpainted_pairs(clips, outpainter, region, chosen, max_frames, seed)
-        else:
-            pairs = existing_pairs(clips, folder, region, chosen, max_frames)
-        results.append(score_region(region.name, pairs, len(clips), folder if outpainter else None))
+    folder = resolve(options.get("model", DEFAULT_MODEL))
+    stored = load_settings(folder)
+    single = {**options.get("settings", {}), **({"steps": options["steps"]} if "steps" in options else {})}
+    files = {"network": folder / _WEIGHTS, "autoencoder": folder / "autoencoder" / _WEIGHTS}
     return {
-        "preset": dataclasses.asdict(chosen),
-        "frames": f"first {max_frames}" if max_frames else "all",
-        "method": {"name": method, **(options or {}), "seed": seed} if method else None,
-        "regions": results,
-        "mean": report.mean_scores([result["mean"] for result in results]),
+        "model": str(options.get("model", "embedded")),
+        "sha256": {part: file_sha256(path) for part, path in files.items()},
+        "diffusion": stored["diffusion"],
+        "settings": {**stored["sample"], **PRESETS.get(options.get("preset"), {}), **single},
     }
 
 
-def main(argv: Sequence[str]) -> None:
-    logging.set_verbosity(logging.WARNING)
+def make_task(values: flags.FlagValues) -> Task:
+    """The task that flags ask for. Raises ValueError for flags, folders and weights that do not fit together."""
+    if not values.method and not values.outputs:
+        raise ValueError("--outputs or --method is needed")
+    if values.report:
+        report.check_writable(values.report)
+    preset = protocol.get_preset(values.preset, values.resize)
+    clips, split = choose(list_clips(values.truth), values.split, values.truth)
+    regions = parse_regions(values.ratio, values.pad, values.masks, clips)
+    options = {name: values[name].value for name in ("model", "steps", "dtype", "windows")}
+    options |= {"preset": values.method_preset, "settings": parse_settings(values.set)}
+    unused = [name for name, value in options.items() if value is not None and not values.method]
+    if unused:
+        raise ValueError(f"--{unused[0].replace('settings', 'set')} is for a --method, and none is given")
+    return Task(
+        preset=preset,
+        clips=clips,
+        split=split,
+        regions=tuple(regions) or preset.regions,
+        outputs=pathlib.Path(values.outputs) if values.outputs else None,
+        method=make_method(values.method, options) if values.method else None,
+        seeds=tuple(range(values.seed, values.seed + values.seeds)),
+        max_frames=values.frames,
+        lpips=load_network(values.lpips, "lpips") if values.lpips else None,
+        i3d=load_network(values.fvd, "i3d") if values.fvd else None,
+        kept=pathlib.Path(values.report).with_suffix(".clips") if values.report else None,
+    )
+
+
+def main(arguments: Sequence[str]) -> None:
+    logging.set_verbosity(logging.WARNING)  # else jax names every accelerator that is not there
     values = flags.FLAGS
     try:
-        if len(argv) > 1:
-            raise ValueError(f"unknown argument {argv[1]!r}")
-        if not values.method and not values.outputs:
-            raise ValueError("--outputs or --method is needed")
-        if values.method and values.masks:
-            raise ValueError("--method outpaints around a box: --ratio or --pad, not --masks")
-        if values.report and not pathlib.Path(values.report).resolve().parent.is_dir():
-            raise ValueError(f"--report: the folder of {values.report} does not exist")
-        options = {name: values[name].value for name in ("model", "steps") if values[name].value is not None}
-        result = evaluate(
-            values.truth,
-            values.outputs,
-            method=values.method,
-            options=options,
-            preset=values.preset,
-            regions=protocol.parse_regions(values.ratio, values.pad, values.masks, values.truth),
-            max_frames=values.frames,
-            seed=values.seed,
-        )
-        if values.report:
-            report.write_json(values.report, result)
+        if len(arguments) > 1:
+            raise ValueError(f"unknown argument {arguments[1]!r}")
+        result, pictures = evaluate(make_task(values))
+        files = report.write(values.report, result, pictures) if values.report else []
     except (ValueError, OSError) as error:
         _fail(error)
+    for region in result["regions"]:
+        for frames in region["frames"]:
+            print(f"{region['name']} of {'x'.join(map(str, frames['size']))}: {report.describe_boxes(frames)}")
     print(report.table(result))
+    for name, reason in result["missing"].items():
+        print(f"no {name}: {reason}")
+    if files:
+        print(f"{pathlib.Path(values.report).parent}: {', '.join(files)}")
 
 
 def _define_flags() -> None:
     flags.DEFINE_string("truth", None, "Folder of true clips: videos or folders of frames.")
     flags.DEFINE_string("outputs", None, "Folder of outpainted clips; with --method, where to keep them.")
-    flags.DEFINE_enum("method", None, sorted(OUTPAINTERS), "Outpaint the clips with this method.")
-    flags.DEFINE_string("model", None, "Model folder of the method.")
-    flags.DEFINE_integer("steps", None, "Sampling steps of the method.")
-    flags.DEFINE_integer("seed", 0, "Seed of the method.")
-    flags.DEFINE_enum("preset", "strict", sorted(protocol.PRESETS), "Protocol.")
+    flags.DEFINE_string("preset", "strict", f"Protocol: {', '.join(protocol.PRESETS)}.")
+    flags.DEFINE_string("split", None, "Only these clips of --truth: davis90, davis50, ytvos508, or a file of names.")
+    flags.DEFINE_string("report", None, "JSON file to write; others come beside it.")
+    flags.DEFINE_string("fvd", None, "Model folder of I3D, which `convert i3d` makes; without it there is no FVD.")
+    flags.DEFINE_string("lpips", None, "Model folder of LPIPS, which `convert lpips` makes; without it there is none.")
     flags.DEFINE_string("ratio", None, "Generated fractions of the width, half on each side: 0.25,0.66.")
     flags.DEFINE_string("pad", None, "Generated border in pixels instead: LEFT,TOP,RIGHT,BOTTOM.")
     flags.DEFINE_string("masks", None, "Folder of masks instead, white where generated, named like the clips.")
+    flags.DEFINE_enum("resize", None, RESIZES[:2], "How the truth comes to the preset's size, if not as it says.")
     flags.DEFINE_integer("frames", None, "Use only so many frames from the start of each clip.", lower_bound=1)
-    flags.DEFINE_string("report", None, "JSON file to write.")
+    flags.DEFINE_enum("method", None, sorted(OUTPAINTERS), "Outpaint the clips with this method.")
+    flags.DEFINE_string("model", None, "Model folder of the method.")
+    flags.DEFINE_string("method_preset", None, "What outpaint calls --preset.")
+    flags.DEFINE_multi_string("set", [], "NAME=VALUE: one setting of the model, as in outpaint. Repeatable.")
+    flags.DEFINE_integer("steps", None, "Denoising steps of the method.", lower_bound=1)
+    flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "In what the method's model computes.")
+    flags.DEFINE_integer("windows", None, "Windows that the method samples at once; else one a device.", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "First seed of the method.", lower_bound=0)
+    flags.DEFINE_integer("seeds", 1, "So many seeds, one after the other; 3 or more give a deviation.", lower_bound=1)
     flags.mark_flag_as_required("truth")
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
+def _parse_flags(arguments: Sequence[str]) -> list[str]:
     try:
-        return flags.FLAGS(argv)
+        return flags.FLAGS(arguments)
     except flags.Error as error:
         _fail(error)
 
 
-def _fail(error: Exception) -> None:
-    print(f"eval.run: {str(error).splitlines()[0]}", file=sys.stderr)
+def _fail(error: Exception) -> NoReturn:
+    print(f"eval.run: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(2)
 
 

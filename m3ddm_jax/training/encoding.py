@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict
 
 from m3ddm_jax.flow.region_fill import BLACK, hide
 from m3ddm_jax.models import registry
-from m3ddm_jax.models.autoencoder import from_latents, reduce_mask
+from m3ddm_jax.models.autoencoder import from_latents, latent_moments, reduce_mask
 from m3ddm_jax.types import Array, Latents, Variables, VideoBatch
 
 SAMPLED = ("latents", "masked", "global")
@@ -64,9 +64,8 @@ def to_unit_range(frames: jax.Array) -> jax.Array:
 def encode_frames(codec: nn.Module, codec_variables: Variables, frames: jax.Array) -> tuple[Latents, Latents]:
     """Frames [B, T, H, W, 3] in [-1, 1] -> mean and standard deviation of their latents, [B, T, h, w, C] each."""
     flat = rearrange(frames, "b t h w c -> (b t) h w c")
-    mean, logvar = codec.apply(codec_variables, flat, method="encode")
-    moments = codec.scale * jnp.stack([mean, jnp.exp(logvar / 2)])
-    mean, std = rearrange(moments, "n (b t) h w c -> n b t h w c", b=frames.shape[0])
+    moments = latent_moments(codec, codec_variables, flat)
+    mean, std = (rearrange(moment, "(b t) h w c -> b t h w c", b=frames.shape[0]) for moment in moments)
     return mean, std
 
 

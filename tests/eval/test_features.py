@@ -148,6 +148,21 @@ def test_features_are_kept(tmp_path):
     assert read.clip_ids.tolist() == ["bear", "kite-surf"]
     assert read.values.dtype == np.float32
     np.testing.assert_array_equal(read.values, kept.values)
+    assert [path.name for path in tmp_path.iterdir()] == ["features"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 cut", b"text"])
+def test_files_without_features_are_refused(tmp_path, content):
+    if content is not None:
+        (tmp_path / "features").write_bytes(content)
+    with pytest.raises(ValueError, match="features holds no features"):
+        Features.load(tmp_path / "features")
+
+
+def test_other_arrays_are_no_features(tmp_path):
+    np.savez(tmp_path / "other.npz", logits=np.zeros(3))
+    with pytest.raises(ValueError, match="holds no features"):
+        Features.load(tmp_path / "other.npz")
 
 
 def test_gathering_orders_by_id_and_drops_padding():
