@@ -12,17 +12,16 @@ Exit code 0, or 2 with one line that says what is wrong.
 """
 
 import pathlib
-import sys
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
-from absl import app, flags, logging
+from absl import flags
 
 from eval import protocol, report
 from eval.clips import RESIZES, choose, list_clips
 from eval.evaluation import Method, Task, evaluate
 from eval.networks import file_sha256, load_network
 from eval.regions import parse_regions
+from m3ddm_jax import command
 from m3ddm_jax.outpaint import make_outpainter, parse_settings
 from m3ddm_jax.pipelines.base import OUTPAINTERS
 from m3ddm_jax.weights import load_settings, resolve
@@ -85,16 +84,10 @@ def make_task(values: flags.FlagValues) -> Task:
     )
 
 
-def main(arguments: Sequence[str]) -> None:
-    logging.set_verbosity(logging.WARNING)  # else jax names every accelerator that is not there
+def main() -> None:
     values = flags.FLAGS
-    try:
-        if len(arguments) > 1:
-            raise ValueError(f"unknown argument {arguments[1]!r}")
-        result, pictures = evaluate(make_task(values))
-        files = report.write(values.report, result, pictures) if values.report else []
-    except (ValueError, OSError) as error:
-        _fail(error)
+    result, pictures = evaluate(make_task(values))
+    files = report.write(values.report, result, pictures) if values.report else []
     for region in result["regions"]:
         for frames in region["frames"]:
             print(f"{region['name']} of {'x'.join(map(str, frames['size']))}: {report.describe_boxes(frames)}")
@@ -130,18 +123,6 @@ def _define_flags() -> None:
     flags.mark_flag_as_required("truth")
 
 
-def _parse_flags(arguments: Sequence[str]) -> list[str]:
-    try:
-        return flags.FLAGS(arguments)
-    except flags.Error as error:
-        _fail(error)
-
-
-def _fail(error: Exception) -> NoReturn:
-    print(f"eval.run: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.exit(2)
-
-
 if __name__ == "__main__":
     _define_flags()
-    app.run(main, flags_parser=_parse_flags)
+    command.run("eval.run", main)

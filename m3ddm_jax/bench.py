@@ -20,7 +20,7 @@ import platform
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -28,10 +28,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
+from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from data import throughput
+from m3ddm_jax import command
 from m3ddm_jax.diffusion.guidance import Guidance
 from m3ddm_jax.diffusion.solvers import make_solver
 from m3ddm_jax.measure import memory, timing
@@ -249,20 +250,14 @@ def measure(what: str) -> dict[str, Any]:
     return bench_train(flags.FLAGS.config)
 
 
-def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        _fail(ValueError(f"unknown argument {argv[1]!r}"))
-    logging.set_verbosity(logging.WARNING)
+def main() -> None:
     what, path = flags.FLAGS.what, flags.FLAGS.report
     before = os.getloadavg()
-    try:
-        result = measure(what)
-        print(table(result))
-        if path:
-            about = surroundings() | {"load_before": before}
-            pathlib.Path(path).write_text(json.dumps({"what": what, "result": result, **about}, indent=1) + "\n")
-    except (ValueError, OSError) as error:
-        _fail(error)
+    result = measure(what)
+    print(table(result))
+    if path:
+        about = surroundings() | {"load_before": before}
+        pathlib.Path(path).write_text(json.dumps({"what": what, "result": result, **about}, indent=1) + "\n")
 
 
 def _define_flags() -> None:
@@ -274,18 +269,6 @@ def _define_flags() -> None:
     flags.mark_flag_as_required("what")
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
-    try:
-        return flags.FLAGS(argv)
-    except Exception as error:  # a config file may raise anything
-        _fail(error)
-
-
-def _fail(error: Exception) -> None:
-    print(f"bench: {str(error).splitlines()[0]}", file=sys.stderr)
-    sys.exit(2)
-
-
 if __name__ == "__main__":
     _define_flags()
-    app.run(main, flags_parser=_parse_flags)
+    command.run("bench", main)

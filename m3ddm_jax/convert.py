@@ -18,15 +18,15 @@ or 2 with one line that says what is wrong.
 
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import flax.linen as nn
 import jax
-from absl import app, flags, logging
 
 from configs import m3ddm as recipe
+from m3ddm_jax import command
 from m3ddm_jax.models import registry
 from m3ddm_jax.types import Variables
 from m3ddm_jax.weights.checkpoint import open_checkpoint
@@ -74,6 +74,8 @@ def _lpips(source: str, folder: Path) -> str:
     return _save(folder, *lpips_from_state_dicts(read_state_dict(source)))
 
 
+ARGUMENTS = ("KIND", "SOURCE", "FOLDER")
+
 KINDS: dict[str, Callable[[str, Path], str]] = {
     "m3ddm": _m3ddm,
     "sd-vae": _sd_vae,
@@ -96,29 +98,11 @@ def _save(folder: Path, module: nn.Module, variables: Variables, settings: dict[
     return f"{folder}: {registry.describe(module)[0]}, {count:,} parameters"
 
 
-def _parse_flags(arguments: Sequence[str]) -> list[str]:
-    try:
-        return flags.FLAGS(arguments)
-    except flags.Error as error:
-        _fail(error)
-
-
-def _fail(error: Exception) -> NoReturn:
-    print(f"convert: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.exit(2)
-
-
-def main(arguments: Sequence[str]) -> None:
-    logging.set_verbosity(logging.WARNING)  # else jax names every accelerator that is not there
+def main(kind: str, source: str, folder: str) -> None:
     jax.config.update("jax_platforms", "cpu")  # nothing here is worth an accelerator, which may be in use
     warnings.showwarning = lambda message, *_: print(f"convert: {message}", file=sys.stderr)
-    try:
-        if len(arguments) != 4:
-            raise ValueError(f"KIND, SOURCE and FOLDER are needed, found {len(arguments) - 1} arguments")
-        print(convert(*arguments[1:]))
-    except (ValueError, OSError) as error:
-        _fail(error)
+    print(convert(kind, source, folder))
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse_flags)
+    command.run("convert", main, *ARGUMENTS)

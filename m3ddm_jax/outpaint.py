@@ -13,11 +13,12 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import tqdm
-from absl import app, flags, logging
+from absl import flags
 
+from m3ddm_jax import command
 from m3ddm_jax.geometry import CENTRE, Canvas
 from m3ddm_jax.pipelines.base import OUTPAINTERS, Outpainter
 from m3ddm_jax.video import FrameSink, FrameSource
@@ -134,11 +135,10 @@ def _parse(pattern: str, text: str, kind: Callable, flag: str, accepted: str) ->
         raise ValueError(f"{flag} must be {accepted}, found {text!r}") from None
 
 
-def _run(arguments: list[str], values: flags.FlagValues) -> None:
-    if len(arguments) != 2:
-        raise ValueError(f"an input and an output are needed, found {len(arguments)}: {' '.join(arguments)}")
-    source = FrameSource(arguments[0], values.fps)
-    targets = plan_targets(source, pathlib.Path(arguments[1]), values.aspect, values.size, values.pad, values.anchor)
+def main(source_path: str, target_path: str) -> None:
+    values = flags.FLAGS
+    source = FrameSource(source_path, values.fps)
+    targets = plan_targets(source, pathlib.Path(target_path), values.aspect, values.size, values.pad, values.anchor)
     outpainter = make_outpainter(
         values.method,
         model=values.model,
@@ -178,26 +178,6 @@ def _define_flags() -> None:
     flags.DEFINE_integer("seed", 0, "The same seed gives the same video.", lower_bound=0)
 
 
-def _parse_flags(arguments: Sequence[str]) -> list[str]:
-    try:
-        return flags.FLAGS(arguments)
-    except flags.Error as error:
-        _fail(error)
-
-
-def _fail(error: Exception) -> NoReturn:
-    print(f"outpaint: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.exit(2)
-
-
-def main(arguments: Sequence[str]) -> None:
-    logging.set_verbosity(logging.WARNING)  # else jax names every accelerator that is not there
-    try:
-        _run(list(arguments[1:]), flags.FLAGS)
-    except (ValueError, OSError) as error:
-        _fail(error)
-
-
 if __name__ == "__main__":
     _define_flags()
-    app.run(main, flags_parser=_parse_flags)
+    command.run("outpaint", main, "IN", "OUT")

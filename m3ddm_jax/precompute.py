@@ -6,15 +6,13 @@ same command goes on where it was stopped; a shard that was begun is begun anew.
 """
 
 import itertools
-import pathlib
-import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
+from absl import flags
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
@@ -23,7 +21,7 @@ from tqdm import tqdm
 from data import latents
 from data.masks import MaskSampler
 from data.pipeline import make_batches
-from m3ddm_jax import train
+from m3ddm_jax import command, train
 from m3ddm_jax.parallel.mesh import batch_shards, make_mesh, put_batch, replicated
 from m3ddm_jax.training.checkpoint import check_fit
 from m3ddm_jax.training.encoding import encode_batch
@@ -147,32 +145,10 @@ def _define_flags() -> None:
     flags.mark_flags_as_required(["config", "examples", "out"])
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
-    try:
-        # The parser's own message would not name the file where fields are overridden too.
-        for path in (argument.removeprefix("--config=") for argument in argv if argument.startswith("--config=")):
-            if not pathlib.Path(path).is_file():
-                raise ValueError(f"there is no config file {path}")
-        return flags.FLAGS(argv)
-    except Exception as error:  # a config file may raise anything
-        _fail(error)
-
-
-def _fail(error: Exception) -> None:
-    print(f"precompute: {str(error).splitlines()[0]}", file=sys.stderr)
-    sys.exit(2)
-
-
-def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        _fail(ValueError(f"unknown argument {argv[1]!r}"))
-    logging.set_verbosity(logging.WARNING)
+def main() -> None:
     options = flags.FLAGS
-    try:
-        with StopRequest() as stop:
-            missing = precompute(options.config, options.out, options.examples, batch_size=options.batch, stop=stop)
-    except (ValueError, OSError) as error:
-        _fail(error)
+    with StopRequest() as stop:
+        missing = precompute(options.config, options.out, options.examples, batch_size=options.batch, stop=stop)
     if missing:
         print(f"{len(missing)} shards are missing in {options.out}: the same command goes on")
     else:
@@ -181,4 +157,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main, flags_parser=_parse_flags)
+    command.run("precompute", main)

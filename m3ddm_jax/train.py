@@ -8,7 +8,6 @@ import contextlib
 import functools
 import json
 import pathlib
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app, flags, logging
+from absl import flags
 from einops import rearrange, repeat
 from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
@@ -29,6 +28,7 @@ from configs import common
 from data.latents import LatentFolder, latent_folders, make_latent_batches
 from data.masks import MaskSampler
 from data.pipeline import make_batches
+from m3ddm_jax import command
 from m3ddm_jax.diffusion.guidance import Guidance
 from m3ddm_jax.diffusion.schedule import Schedule, make_schedule
 from m3ddm_jax.diffusion.solvers import make_solver
@@ -394,32 +394,10 @@ def _define_flags() -> None:
     flags.mark_flags_as_required(["config", "workdir"])
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
-    try:
-        # The parser's own message would not name the file where fields are overridden too.
-        for path in (argument.removeprefix("--config=") for argument in argv if argument.startswith("--config=")):
-            if not pathlib.Path(path).is_file():
-                raise ValueError(f"there is no config file {path}")
-        return flags.FLAGS(argv)
-    except Exception as error:  # a config file may raise anything
-        _fail(error)
-
-
-def _fail(error: Exception) -> None:
-    print(f"train: {str(error).splitlines()[0]}", file=sys.stderr)
-    sys.exit(2)
-
-
-def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        _fail(ValueError(f"unknown argument {argv[1]!r}"))
-    logging.set_verbosity(logging.WARNING)
-    try:
-        train(flags.FLAGS.config, flags.FLAGS.workdir)
-    except (ValueError, FloatingPointError, OSError) as error:
-        _fail(error)
+def main() -> None:
+    train(flags.FLAGS.config, flags.FLAGS.workdir)
 
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main, flags_parser=_parse_flags)
+    command.run("train", main)

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from m3ddm_jax import convert
+from m3ddm_jax import command, convert
 from m3ddm_jax.models import registry
 from m3ddm_jax.models.autoencoder import PatchCodec
 from m3ddm_jax.models.unet3d import M3DDMUNet
@@ -81,7 +81,7 @@ def call(capsys, monkeypatch):
         with warnings.catch_warnings():
             warnings.simplefilter("always")
             try:
-                convert.main(["convert", *map(str, arguments)])
+                command.call("convert", convert.main, convert.ARGUMENTS, list(map(str, arguments)))
             except SystemExit as stop:
                 code = stop.code
         out, err = capsys.readouterr()
@@ -112,8 +112,8 @@ def test_equals_the_official_unet(goldens, tmp_path):
     unet.mkdir(parents=True)
     shutil.copy(golden / "config.json", unet)
     shutil.copy(golden / "weights.safetensors", unet / "diffusion_pytorch_model.safetensors")
-    command = [sys.executable, "-m", "m3ddm_jax.convert", "m3ddm", tmp_path / "pipeline", tmp_path / "made"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    arguments = [sys.executable, "-m", "m3ddm_jax.convert", "m3ddm", tmp_path / "pipeline", tmp_path / "made"]
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{tmp_path / 'made'}: m3ddm, 6,230,488 parameters\n"
 
@@ -249,6 +249,6 @@ def test_the_folder_written_to(call, refused, source, tmp_path):
 
 def test_what_is_no_command(call):
     code, _, err = call("m3ddm", "source")
-    assert code == 2 and "KIND, SOURCE and FOLDER are needed" in err[0]
+    assert code == 2 and "KIND SOURCE FOLDER expected" in err[0]
     code, _, err = call("e2e", "source", "folder")
     assert code == 2 and "one of m3ddm, sd-vae, sd-inpaint" in err[0]

@@ -174,7 +174,7 @@ def test_the_command_refuses_in_one_line(folder, tmp_path):
     out = tmp_path / "out.mp4"
     assert "one of --aspect" in refused(folder / "in.mp4", out)
     assert "even" in refused(folder / "in.mp4", out, "--size=41x33", "--method=edge")
-    assert "an input and an output" in refused(folder / "in.mp4")
+    assert "IN OUT expected" in refused(folder / "in.mp4")
     assert "--steps" in refused(folder / "in.mp4", out, "--aspect=1:1", "--steps=few")
     assert "fps" in refused(folder / "in.mp4", out, "--aspect=1:1", "--fps=-1")
     assert "nosuchflag" in refused(folder / "in.mp4", out, "--nosuchflag=1")

@@ -10,6 +10,7 @@ import pytest
 from absl import flags
 
 from eval import run
+from m3ddm_jax import command as program
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ERROR = -20 * np.log10(10 / 255)
@@ -32,7 +33,13 @@ def in_process(monkeypatch):
     monkeypatch.setattr(flags, "mark_flag_as_required", lambda name: None)
     monkeypatch.setattr(flags, "FLAGS", values)
     run._define_flags()
-    return lambda arguments: run.main(run._parse_flags(["eval.run", *arguments]))
+
+    def call(arguments):
+        with program.failing("eval.run", flags.Error):
+            _, *others = values(["eval.run", *arguments])
+        program.call("eval.run", run.main, (), others)
+
+    return call
 
 
 def test_existing_outputs_give_a_table_and_files(folders):

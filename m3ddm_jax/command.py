@@ -1,0 +1,47 @@
+"""How a command of ours runs: flags are read, and whatever is wrong is one line on stderr and exit status 2."""
+
+import contextlib
+import pathlib
+import sys
+from collections.abc import Callable, Iterator
+
+from absl import app, flags, logging
+
+_FAILURES = (ValueError, OSError, FloatingPointError)
+
+
+def run(name: str, main: Callable[..., None], *arguments: str) -> None:
+    """Runs a command: main(*values), a value for each argument named, once flags are parsed. Does not return.
+
+    Wrong flags, what a config file raises, and a number of arguments that does not fit end it as `failing` says.
+    """
+    app.run(lambda argv: call(name, main, arguments, argv[1:]), flags_parser=lambda argv: _parse_flags(name, argv))
+
+
+def call(name: str, main: Callable[..., None], arguments: tuple[str, ...], values: list[str]) -> None:
+    """main(*values), as `run` does it with flags that are parsed already."""
+    logging.set_verbosity(logging.WARNING)  # else jax names every accelerator that is not there
+    with failing(name, *_FAILURES):
+        if len(values) != len(arguments):
+            expected, found = (" ".join(words) or "no argument" for words in (arguments, values))
+            raise ValueError(f"{expected} expected, found {found}")
+        main(*values)
+
+
+@contextlib.contextmanager
+def failing(name: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Ends the process with `NAME: what is wrong` in one line on stderr and status 2 where one of `kinds` is raised."""
+    try:
+        yield
+    except kinds as error:
+        print(f"{name}: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _parse_flags(name: str, argv: list[str]) -> list[str]:
+    with failing(name, Exception):  # a config file may raise anything
+        # The parser's own message would not name the file where fields are overridden too.
+        for path in (argument.removeprefix("--config=") for argument in argv if argument.startswith("--config=")):
+            if not pathlib.Path(path).is_file():
+                raise ValueError(f"there is no config file {path}")
+        return flags.FLAGS(argv)

@@ -1,0 +1,46 @@
+import pytest
+
+from m3ddm_jax import command
+
+
+def ended(capsys, main, arguments=(), values=()):
+    """Exit status and the lines of standard error."""
+    with pytest.raises(SystemExit) as stop:
+        command.call("name", main, arguments, list(values))
+    return stop.value.code, capsys.readouterr().err.splitlines()
+
+
+def raiser(error):
+    def main():
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (ValueError("two\n  lines"), "name: two lines"),
+        (FileNotFoundError(2, "No such file", "x"), "name: [Errno 2] No such file: 'x'"),
+        (FloatingPointError("step 3"), "name: step 3"),
+        (ValueError(), "name: ValueError"),
+    ],
+)
+def test_failures_are_one_line_and_status_2(capsys, error, line):
+    assert ended(capsys, raiser(error)) == (2, [line])
+
+
+def test_other_errors_keep_their_trace():
+    with pytest.raises(KeyError):
+        command.call("name", raiser(KeyError("bug")), (), [])
+
+
+def test_arguments_are_counted_and_given():
+    given = []
+    command.call("name", lambda a, b: given.append((a, b)), ("IN", "OUT"), ["x", "y"])
+    assert given == [("x", "y")]
+
+
+def test_a_number_of_arguments_that_does_not_fit_is_refused(capsys):
+    assert ended(capsys, print, ("IN", "OUT"), ["x"]) == (2, ["name: IN OUT expected, found x"])
+    assert ended(capsys, print, (), ["x"]) == (2, ["name: no argument expected, found x"])
