@@ -5,6 +5,7 @@ KIND is what SOURCE holds:
   m3ddm       M3DDM's U-Net as its authors publish it
   sd-vae      the KL autoencoder of Stable Diffusion; FOLDER models/m3ddm/autoencoder completes models/m3ddm
   sd-inpaint  the inpainting U-Net of Stable Diffusion 1.5, inflated into a U-Net that M3DDM's training starts from
+  e2fgvi      E2FGVI-HQ's generator as its authors publish it (their weights are CC BY-NC)
   i3d         Inception I3D for FVD: a file of TensorFlow's variables (.npz), of piergiaj's or hassony2's module, or
               TorchScript
   lpips       LPIPS v0.1: a file of torchvision's alexnet or vgg16 (the package lpips brings the heads), or of that
@@ -30,6 +31,7 @@ from m3ddm_jax import command
 from m3ddm_jax.models import registry
 from m3ddm_jax.types import Variables
 from m3ddm_jax.weights.checkpoint import open_checkpoint
+from m3ddm_jax.weights.e2fgvi import e2fgvi_from_state_dict
 from m3ddm_jax.weights.i3d import i3d_from_state_dict, read_i3d
 from m3ddm_jax.weights.lpips import lpips_from_state_dicts
 from m3ddm_jax.weights.m3ddm import m3ddm_from_checkpoint
@@ -64,6 +66,11 @@ def _sd_inpaint(source: str, folder: Path) -> str:
     return _save(folder, *inflate_from_checkpoint(open_checkpoint(source, "unet")), settings=_settings())
 
 
+def _e2fgvi(source: str, folder: Path) -> str:
+    check_replaceable(folder, "e2fgvi")
+    return _save(folder, *e2fgvi_from_state_dict(open_checkpoint(source, "e2fgvi").tensors))
+
+
 def _i3d(source: str, folder: Path) -> str:
     check_replaceable(folder, "i3d")
     return _save(folder, *i3d_from_state_dict(read_i3d(source)))
@@ -80,6 +87,7 @@ KINDS: dict[str, Callable[[str, Path], str]] = {
     "m3ddm": _m3ddm,
     "sd-vae": _sd_vae,
     "sd-inpaint": _sd_inpaint,
+    "e2fgvi": _e2fgvi,
     "i3d": _i3d,
     "lpips": _lpips,
 }

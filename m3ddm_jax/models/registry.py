@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from m3ddm_jax.models.autoencoder import PatchCodec
+from m3ddm_jax.models.e2fgvi import E2FGVI
 from m3ddm_jax.models.i3d import I3D
 from m3ddm_jax.models.kl_autoencoder import AutoencoderKL
 from m3ddm_jax.models.lpips import LPIPS
@@ -37,6 +38,10 @@ def _codec_example(module: PatchCodec | AutoencoderKL) -> tuple[tuple, dict]:
     return (jnp.zeros((1, module.downscale, module.downscale, 3)),), {}
 
 
+def _e2fgvi_example(module: E2FGVI) -> tuple[tuple, dict]:
+    return (jnp.zeros((1, 2, *module.size_multiple, 3)),), {"num_local": 2}
+
+
 def _i3d_example(module: I3D) -> tuple[tuple, dict]:
     return (jnp.zeros((1, 9, 224, 224, 3)),), {}
 
@@ -49,6 +54,7 @@ def _lpips_example(module: LPIPS) -> tuple[tuple, dict]:
 _KINDS = {
     "m3ddm": _Entry(M3DDMUNet, _unet_example),
     "autoencoder": _Entry(AutoencoderKL, _codec_example),
+    "e2fgvi": _Entry(E2FGVI, _e2fgvi_example),
     "i3d": _Entry(I3D, _i3d_example),
     "lpips": _Entry(LPIPS, _lpips_example),
     "patch_codec": _Entry(PatchCodec, _codec_example),
