@@ -73,9 +73,9 @@ def write_facts(folder: str | os.PathLike, facts: Mapping[str, Any]) -> None:
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if any(not path.name.startswith(f".{_FACTS}") for path in folder.iterdir()):
+    temporary = folder / f".{_FACTS}"
+    if any(path != temporary for path in folder.iterdir()):
         raise ValueError(f"{folder} exists already and holds no {_FACTS}")
-    temporary = folder / f".{_FACTS}.{os.getpid()}"
     temporary.write_text(json.dumps(facts, indent=2) + "\n")
     temporary.replace(folder / _FACTS)
 

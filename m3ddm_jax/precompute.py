@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from flax.traverse_util import flatten_dict
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
@@ -47,10 +48,11 @@ def precompute(
     devices: Sequence[jax.Device] | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> list[latents.Shard]:
-    """Write the shards of `examples` encoded clips that the folder `out` lacks; returns those that it lacks still.
+    """Write the shards of `examples` encoded clips that the folder `out` lacks, of which each process takes its part;
+    returns those of this process that are lacking still.
 
-    batch_size: clips encoded at a time, by default one a device. devices: of this process, by default all; processes
-    share out the shards. stop: whether to end, asked before each batch. None of these changes what a shard holds.
+    batch_size: clips encoded at a time, by default one a device. devices: of this process, by default all of them.
+    stop: whether to end, asked before each batch. None of these changes what a shard holds.
     Raises ValueError where the config does not fit itself or what was begun in the folder, OSError where nothing can be
     written.
     """
@@ -64,24 +66,26 @@ def precompute(
         accepted = f"a multiple of {batch_shards(mesh)} (devices) that divides {examples_per_shard} (clips of a shard)"
         raise ValueError(f"batch of {batch_size} clips: {accepted} is accepted")
     shards = latents.plan_shards(config.data.buckets, examples, examples_per_shard)
-    begin_folder(out, config, networks, examples, examples_per_shard)
+    clips = {bucket: make_clips(config, bucket, batch_size) for bucket in config.data.buckets}
+    if jax.process_index() == 0:
+        begin_folder(out, config, networks, examples, examples_per_shard)
+    multihost_utils.sync_global_devices("the folder was begun")
 
     encode = make_encoder(config, networks, mesh)
     own = latents.missing_shards(out, shards[jax.process_index() :: jax.process_count()])
     with jax.set_mesh(mesh), tqdm(total=sum(shard.count for shard in own), unit="clip", disable=None) as bar:
         try:
             for bucket, group in itertools.groupby(own, key=lambda shard: shard.bucket):
-                batches = iter(make_clips(config, bucket, batch_size))
+                batches = iter(clips[bucket])
                 for shard in group:
                     position = {"next_index": shard.first // batch_size}
                     if batches.get_state() != position:  # else what is decoded ahead stays of use
                         batches.set_state(position)
-                    clips = encoded_clips(batches, encode, shard.count, stop)
-                    latents.write_shard(out, shard, clips)
+                    latents.write_shard(out, shard, encoded_clips(batches, encode, shard.count, stop))
                     bar.update(shard.count)
         except Stopped:
             pass
-    return latents.missing_shards(out, shards)
+    return latents.missing_shards(out, own)
 
 
 def begin_folder(

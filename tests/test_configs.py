@@ -4,6 +4,7 @@ import pathlib
 import jax
 import pytest
 
+from configs import m3ddm, m3ddm_tiny
 from m3ddm_jax import train
 from m3ddm_jax.models import registry
 
@@ -11,6 +12,21 @@ NAMES = sorted(
     path.stem for path in (pathlib.Path(__file__).parents[1] / "configs").glob("*.py") if path.stem != "common"
 )
 PARAMETERS = {"m3ddm": 1_299_279_320}
+
+
+def test_the_full_size_recipe_is_the_published_one_and_the_miniature_is_the_same():
+    full, tiny = m3ddm.get_config(), m3ddm_tiny.get_config()
+    data = full.data
+    assert (data.num_frames, data.buckets, data.global_frames, data.global_size) == (16, ((256, 256),), 16, 256)
+    masks = data.masks
+    assert (masks.four, masks.single, masks.double, masks.random, masks.all) == (0.2, 0.1, 0.35, 0.1, 0.25)
+    assert (masks.all_masked, masks.ends_known, masks.random_known) == (0.3, 0.35, 0.35)
+    assert (masks.min_ratio, masks.max_ratio, masks.per_frame) == (0.15, 0.75, False)
+    # Of the local condition, the masks that hide everything are the dropout.
+    assert (full.train.drop_local, full.train.drop_global) == (0.0, 0.1)
+    assert full.diffusion.schedule == "scaled_linear" and full.diffusion.prediction == "epsilon"
+    assert tiny.diffusion == full.diffusion and tiny.data.masks == masks and tiny.autoencoder == full.autoencoder
+    assert (tiny.train.drop_local, tiny.train.drop_global) == (0.0, 0.1)
 
 
 @pytest.mark.parametrize("name", NAMES)

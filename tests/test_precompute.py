@@ -163,6 +163,7 @@ def test_sigterm_leaves_whole_shards_and_exits_0(quick_compiles, codec, tmp_path
     [
         ("file/out", ["--examples=4"], "file"),
         ("out", ["--examples=0"], "--examples"),
+        ("out", ["--examples=4", "--config.data.sources=({'kind':'videos','path':'no','weight':1.0},)"], "no is not a"),
         ("out", ["--examples=4", "--config.data.buckets=((32,33),)"], "bucket (32, 33): both sides"),
     ],
 )

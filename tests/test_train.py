@@ -312,6 +312,14 @@ def test_latents_that_do_not_fit(codec, latents, tmp_path, monkeypatch, change, 
     assert not (tmp_path / "run").exists()
 
 
+def test_the_codec_computes_as_the_model_does(codec):
+    config = make_config(codec)
+    config.model.dtype = "bfloat16"
+    networks = trainer.build_networks(config)
+    assert networks.model.dtype == networks.codec.dtype == jax.numpy.bfloat16
+    assert networks.codec_identity == trainer.build_networks(make_config(codec)).codec_identity
+
+
 def test_a_data_position_survives_another_batch_size():
     assert trainer.steps_drawn(24, 8) == 3
     with pytest.raises(ValueError, match="has seen 24 clips: batches of 16 do not divide"):
