@@ -1,6 +1,5 @@
 """The official M3DDM checkpoint <-> our tree, which keeps its names."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -144,15 +143,3 @@ def build_unet(config: Mapping[str, Any]) -> M3DDMUNet:
     if any(width % heads or width % groups for width in widths):
         raise ValueError(f"levels of {list(widths)} channels do not divide into {heads} heads and {groups} groups")
     return module
-
-
-def official_to_ours(name: str) -> str | None:
-    """Our path (joined by '.') of an official parameter name; None for buffers that carry nothing."""
-    *scopes, leaf = re.sub(r"\.(\d+)", r"_\1", name).split(".")
-    if leaf == COUNTER:
-        return None
-    module = ".".join(scopes).replace(".layers_", "_layers_").replace("net_0.proj", "net_0_proj")
-    is_norm = re.search(r"norm\d*$|normalization$|conv_norm_out$", module)
-    collection = "batch_stats" if leaf.startswith("running_") else "params"
-    leaf = {"running_mean": "mean", "running_var": "var", "bias": "bias"}.get(leaf, "scale" if is_norm else "kernel")
-    return f"{collection}.{module}.{leaf}"

@@ -5,10 +5,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file
 
 from m3ddm_jax.models import layers, registry, unet3d
-from m3ddm_jax.weights.m3ddm import official_to_ours, variables_from_official
+from m3ddm_jax.weights.m3ddm import variables_from_official
+from m3ddm_jax.weights.names import COUNTER, Target, take, torch_name
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -85,19 +87,9 @@ def test_equals_the_official_transformer(goldens):
 
 def official_variables(module, path, *args):
     """The variables of one official block, whose names lack the scopes above it."""
-    variables = jax.tree.map(
-        lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(module.init, jax.random.key(0), *args)
-    )
-    for official, tensor in load_file(path).items():
-        ours = official_to_ours(official)
-        if ours is None:
-            continue
-        *scopes, leaf = ours.split(".")
-        target = variables
-        for scope in scopes:
-            target = target[scope]
-        target[leaf] = np.moveaxis(tensor, (0, 1), (-1, -2)).reshape(target[leaf].shape) if tensor.ndim > 1 else tensor
-    return variables
+    shapes = flatten_dict(jax.eval_shape(module.init, jax.random.key(0), *args), sep=".")
+    wanted = {torch_name(path): Target(path, leaf.shape) for path, leaf in shapes.items()}
+    return unflatten_dict(take(str(path), load_file(path), wanted), sep=".")
 
 
 def test_sinusoids_equal_the_official_ones(goldens):
@@ -116,9 +108,9 @@ def test_the_defaults_are_the_published_model(goldens):
     assert sum(leaf.size for leaf in jax.tree.leaves(abstract["params"])) == 1_299_279_320
     official = json.loads((goldens / "m3ddm/full_state_dict.json").read_text())
     shapes = official["tensors"]
-    ours = {official_to_ours(name) for name in shapes} - {None}
+    official = {name for name in shapes if not name.endswith(COUNTER)}
     paths = jax.tree_util.tree_flatten_with_path(abstract)[0]
-    assert ours == {".".join(key.key for key in path) for path, _ in paths}
+    assert official == {torch_name(".".join(key.key for key in path)) for path, _ in paths}
 
 
 def test_parameter_count_without_goldens():
