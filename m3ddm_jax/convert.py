@@ -4,12 +4,14 @@ KIND is what SOURCE holds:
 
   m3ddm       M3DDM's U-Net as its authors publish it
   sd-vae      the KL autoencoder of Stable Diffusion; FOLDER models/m3ddm/autoencoder completes models/m3ddm
-  sd-inpaint  the inpainting U-Net of Stable Diffusion 1.5, inflated into a U-Net that M3DDM's training starts from
+  sd-inpaint  the inpainting U-Net of Stable Diffusion 1.5, inflated into a U-Net that M3DDM's training starts from;
+              with --into=globalpaint, of 1.5 or 2, into GlobalPaint's, with what the text encoder makes of no text
   e2fgvi      E2FGVI-HQ's generator as its authors publish it (their weights are CC BY-NC)
   i3d         Inception I3D for FVD: a file of TensorFlow's variables (.npz), of piergiaj's or hassony2's module, or
               TorchScript
   lpips       LPIPS v0.1: a file of torchvision's alexnet or vgg16 (the package lpips brings the heads), or of that
               package's own network
+  openclip    the vision tower of an OpenCLIP checkpoint; the text tower in it is left
 
 SOURCE is a folder in the layout of diffusers, a single file (.safetensors, or .bin, .ckpt, .pt or .pth, which need
 torch), or hf:OWNER/NAME. A config.json beside the weights is read. Weights keep the dtype that they have. FOLDER is
@@ -25,30 +27,42 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from absl import flags
 
 from configs import m3ddm as recipe
 from m3ddm_jax import command
 from m3ddm_jax.models import registry
 from m3ddm_jax.types import Variables
 from m3ddm_jax.weights.checkpoint import open_checkpoint
+from m3ddm_jax.weights.clip_text import empty_prompt_embedding
 from m3ddm_jax.weights.e2fgvi import e2fgvi_from_state_dict
+from m3ddm_jax.weights.hub import is_hub
 from m3ddm_jax.weights.i3d import i3d_from_state_dict, read_i3d
+from m3ddm_jax.weights.inpainting import globalpaint_from_checkpoint, inflate_from_checkpoint
 from m3ddm_jax.weights.lpips import lpips_from_state_dicts
 from m3ddm_jax.weights.m3ddm import m3ddm_from_checkpoint
-from m3ddm_jax.weights.stable_diffusion import autoencoder_from_checkpoint, inflate_from_checkpoint
+from m3ddm_jax.weights.openclip import openclip_from_source
+from m3ddm_jax.weights.stable_diffusion import autoencoder_from_checkpoint
 from m3ddm_jax.weights.store import check_replaceable, save_model
 from m3ddm_jax.weights.torch_files import read_state_dict
 
 
-def convert(kind: str, source: str, folder: str) -> str:
+def convert(kind: str, source: str, folder: str, into: str = "m3ddm") -> str:
     """Convert one checkpoint; returns a line that says what was made.
 
+    into: what an image network of kind sd-inpaint becomes, one of INTO.
     Raises ValueError for an unknown kind, a source that is not what the kind says, or a folder of something else;
     nothing is written then.
     """
     if kind not in KINDS:
         raise ValueError(f"KIND must be one of {', '.join(KINDS)}, found {kind!r}")
-    return KINDS[kind](source, Path(folder))
+    if into not in INTO:
+        raise ValueError(f"--into must be one of {', '.join(INTO)}, found {into!r}")
+    if into == "m3ddm":
+        return KINDS[kind](source, Path(folder))
+    if kind != "sd-inpaint":
+        raise ValueError(f"--into={into} goes with KIND sd-inpaint, found {kind!r}")
+    return INTO[into](source, Path(folder))
 
 
 def _m3ddm(source: str, folder: Path) -> str:
@@ -66,6 +80,18 @@ def _sd_inpaint(source: str, folder: Path) -> str:
     return _save(folder, *inflate_from_checkpoint(open_checkpoint(source, "unet")), settings=_settings())
 
 
+def _globalpaint(source: str, folder: Path) -> str:
+    check_replaceable(folder, "globalpaint")
+    checkpoint = open_checkpoint(source, "unet")
+    empty_prompt = None
+    if is_hub(source) or (Path(source) / "text_encoder").is_dir():
+        empty_prompt = empty_prompt_embedding(source)
+    else:
+        message = f"no text_encoder/ in {source}: the empty prompt's embedding is zero until it is trained"
+        warnings.warn(message, stacklevel=2)
+    return _save(folder, *globalpaint_from_checkpoint(checkpoint, empty_prompt))
+
+
 def _e2fgvi(source: str, folder: Path) -> str:
     check_replaceable(folder, "e2fgvi")
     return _save(folder, *e2fgvi_from_state_dict(open_checkpoint(source, "e2fgvi").tensors))
@@ -81,7 +107,13 @@ def _lpips(source: str, folder: Path) -> str:
     return _save(folder, *lpips_from_state_dicts(read_state_dict(source)))
 
 
+def _openclip(source: str, folder: Path) -> str:
+    check_replaceable(folder, "openclip")
+    return _save(folder, *openclip_from_source(source))
+
+
 ARGUMENTS = ("KIND", "SOURCE", "FOLDER")
+
 
 KINDS: dict[str, Callable[[str, Path], str]] = {
     "m3ddm": _m3ddm,
@@ -90,8 +122,12 @@ KINDS: dict[str, Callable[[str, Path], str]] = {
     "e2fgvi": _e2fgvi,
     "i3d": _i3d,
     "lpips": _lpips,
+    "openclip": _openclip,
 }
 """kind -> what converts a source of it into a model folder, and says what it made."""
+
+INTO: dict[str, Callable[[str, Path], str]] = {"m3ddm": _sd_inpaint, "globalpaint": _globalpaint}
+"""What an image network of kind sd-inpaint becomes -> what makes it."""
 
 
 def _settings() -> dict[str, Any]:
@@ -106,11 +142,12 @@ def _save(folder: Path, module: nn.Module, variables: Variables, settings: dict[
     return f"{folder}: {registry.describe(module)[0]}, {count:,} parameters"
 
 
-def main(kind: str, source: str, folder: str) -> None:
+def main(kind: str, source: str, folder: str, into: str = "m3ddm") -> None:
     jax.config.update("jax_platforms", "cpu")  # nothing here is worth an accelerator, which may be in use
     warnings.showwarning = lambda message, *_: print(f"convert: {message}", file=sys.stderr)
-    print(convert(kind, source, folder))
+    print(convert(kind, source, folder, into))
 
 
 if __name__ == "__main__":
-    command.run("convert", main, *ARGUMENTS)
+    flags.DEFINE_enum("into", "m3ddm", list(INTO), "What the network of KIND sd-inpaint becomes.")
+    command.run("convert", lambda *arguments: main(*arguments, into=flags.FLAGS.into), *ARGUMENTS)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.numpy import load_file, save_file
 
 from m3ddm_jax import command, convert
@@ -76,12 +77,13 @@ def call(capsys, monkeypatch):
     """The command, in this process: returns exit code, lines of stdout, lines of stderr."""
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
 
-    def call(*arguments):
+    def call(*arguments, **options):
         code = 0
+        main = partial(convert.main, **options)
         with warnings.catch_warnings():
             warnings.simplefilter("always")
             try:
-                command.call("convert", convert.main, convert.ARGUMENTS, list(map(str, arguments)))
+                command.call("convert", main, convert.ARGUMENTS, list(map(str, arguments)))
             except SystemExit as stop:
                 code = stop.code
         out, err = capsys.readouterr()
@@ -94,9 +96,9 @@ def call(capsys, monkeypatch):
 def refused(call, tmp_path):
     """The one line that the command says when it refuses; nothing is written then."""
 
-    def refused(kind, source, folder=tmp_path / "made"):
+    def refused(kind, source, folder=tmp_path / "made", **options):
         before = sorted(tmp_path.rglob("*"))
-        code, out, err = call(kind, source, folder)
+        code, out, err = call(kind, source, folder, **options)
         assert (code, out, len(err)) == (2, [], 1), err
         assert err[0].startswith("convert: ")
         assert sorted(tmp_path.rglob("*")) == before
@@ -245,6 +247,44 @@ def test_the_folder_written_to(call, refused, source, tmp_path):
     )
     assert "of other files" in refused("m3ddm", source, source)
     assert "is a model folder of this library already" in refused("m3ddm", made)
+
+
+@pytest.fixture
+def inpainting(tmp_path):
+    """An inpainting U-Net in the folder of a whole pipeline."""
+    network = UNet2DConditionModel(
+        in_channels=9,
+        out_channels=4,
+        block_out_channels=(16, 32),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=8,
+        attention_head_dim=2,
+        cross_attention_dim=12,
+    )
+    network.save_pretrained(tmp_path / "pipeline/unet")
+    return tmp_path / "pipeline"
+
+
+def test_an_image_network_becomes_globalpaint(call, refused, inpainting, tmp_path, monkeypatch):
+    code, out, err = call("sd-inpaint", inpainting, tmp_path / "made", into="globalpaint")
+    assert (code, len(out), len(err)) == (0, 1, 1)
+    assert out[0].startswith(f"{tmp_path / 'made'}: globalpaint, ")
+    assert err[0].endswith("the empty prompt's embedding is zero until it is trained")
+    module, variables = load_model(tmp_path / "made")
+    assert (module.block_out_channels, module.num_heads, module.text_dim) == ((16, 32), (2, 2), 12)
+    assert not variables["params"]["empty_prompt"].any()
+
+    (inpainting / "text_encoder").mkdir()
+    prompt = np.random.default_rng(0).normal(size=(77, 12)).astype(np.float32)
+    monkeypatch.setattr(convert, "empty_prompt_embedding", lambda source: prompt)
+    code, out, err = call("sd-inpaint", inpainting, tmp_path / "made", into="globalpaint")
+    assert (code, len(out), err) == (0, 1, [])
+    np.testing.assert_array_equal(load_model(tmp_path / "made")[1]["params"]["empty_prompt"], prompt)
+
+    assert "of kind 'globalpaint': name a new folder" in refused("sd-inpaint", inpainting, tmp_path / "made")
+    assert "--into=globalpaint goes with KIND sd-inpaint" in refused("m3ddm", inpainting, into="globalpaint")
 
 
 def test_what_is_no_command(call):

@@ -1,12 +1,14 @@
 """attention(q, k, v): softmax attention over heads, in the form that is fastest for its size and platform."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-from einops import rearrange
+from einops import rearrange, repeat
 
-Dtype = jnp.dtype
+from m3ddm_jax.models.layers import Dtype, GroupNorm, per_frame
 
 # Scores a head (queries x keys) from which one head at a time beats all heads at once on a CPU: a head's scores then
 # stay in cache. Measured crossing: between 256 x 256 and 512 x 784.
@@ -15,32 +17,65 @@ _LARGE_SCORES = 1 << 17
 _CHUNK_SCORES = 1 << 22
 
 
-def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """Softmax attention without mask, scale 1/sqrt(D), softmax in float32.
+def attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    key_mask: jax.Array | None = None,
+    bias: jax.Array | None = None,
+) -> jax.Array:
+    """Softmax attention, scale 1/sqrt(D), softmax in float32.
 
-    query: [B, T, heads, D]; key, value: [B, S, heads, D]. Returns [B, T, heads, D] in query's dtype.
+    query: [B, T, heads, D]; key, value: [B, S, heads, D]; key_mask: bool [B, S], the keys that count; bias: [heads, T,
+    S], added to the scores. Returns [B, T, heads, D] in query's dtype; 0 where no key counts.
     """
-    if query.shape[1] * key.shape[1] < _LARGE_SCORES:
-        return _all_heads(query, key, value)
-    return jax.lax.platform_dependent(query, key, value, cpu=_head_by_head, default=_all_heads)
+    if bias is not None or query.shape[1] * key.shape[1] < _LARGE_SCORES:
+        return _all_heads(query, key, value, key_mask, bias)
+    return jax.lax.platform_dependent(query, key, value, key_mask, cpu=_head_by_head, default=_all_heads)
 
 
-def _softmax_values(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """query [..., T, D] (already scaled), key and value [..., S, D] -> [..., T, D]; normalised after the product."""
+def _softmax_values(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, bias: jax.Array | None = None
+) -> jax.Array:
+    """query [..., T, D] (already scaled), key and value [..., S, D], mask [..., S] -> [..., T, D].
+
+    Normalised after the product.
+    """
     scores = jnp.einsum("...td,...sd->...ts", query, key, preferred_element_type=jnp.float32)
-    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    if bias is not None:
+        scores += bias
+    if mask is not None:
+        scores = jnp.where(mask[..., None, :], scores, -jnp.inf)
+    peak = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+    if mask is not None:
+        peak = jnp.maximum(peak, jnp.finfo(peak.dtype).min)
+    weights = jnp.exp(scores - peak)
+    total = weights.sum(axis=-1, keepdims=True)
+    if mask is not None:
+        # The key of the highest score adds 1, so that only a sum over no key is less.
+        total = jnp.maximum(total, 1)
     out = jnp.einsum("...ts,...sd->...td", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
-    return (out / weights.sum(axis=-1, keepdims=True)).astype(value.dtype)
+    return (out / total).astype(value.dtype)
 
 
-def _all_heads(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    heads = query.shape[2]
-    query = query * query.shape[-1] ** -0.5
+def _all_heads(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    key_mask: jax.Array | None = None,
+    bias: jax.Array | None = None,
+) -> jax.Array:
+    batch, _, heads, width = query.shape
+    query = query * width**-0.5
     query, key, value = (rearrange(x, "b t n d -> (b n) t d") for x in (query, key, value))
-    return rearrange(_softmax_values(query, key, value), "(b n) t d -> b t n d", n=heads)
+    if bias is not None:
+        bias = repeat(bias, "n t s -> (b n) t s", b=batch)
+    out = _softmax_values(query, key, value, _per_head(key_mask, heads), bias)
+    return rearrange(out, "(b n) t d -> b t n d", n=heads)
 
 
-def _head_by_head(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+def _head_by_head(query: jax.Array, key: jax.Array, value: jax.Array, key_mask: jax.Array | None = None) -> jax.Array:
     """One head (and one block of queries) at a time; scores are recomputed in the backward pass, never kept."""
     batch, num_queries, heads, width = query.shape
     blocks = _query_blocks(num_queries, key.shape[1])
@@ -49,11 +84,15 @@ def _head_by_head(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Arr
 
     @jax.checkpoint
     def one_head(head):
-        query_MxTxD, key_SxD, value_SxD = head
-        return jax.lax.map(lambda block: _softmax_values(block, key_SxD, value_SxD), query_MxTxD)
+        query_MxTxD, key_SxD, value_SxD, mask_S = head
+        return jax.lax.map(lambda block: _softmax_values(block, key_SxD, value_SxD, mask_S), query_MxTxD)
 
-    out = jax.lax.map(one_head, (query, key, value))
+    out = jax.lax.map(one_head, (query, key, value, _per_head(key_mask, heads)))
     return rearrange(out, "(b n) m t d -> b (m t) n d", b=batch, n=heads)
+
+
+def _per_head(key_mask: jax.Array | None, heads: int) -> jax.Array | None:
+    return None if key_mask is None else repeat(key_mask, "b s -> (b n) s", n=heads)
 
 
 def _query_blocks(num_queries: int, num_keys: int) -> int:
@@ -91,47 +130,60 @@ class Attention(nn.Module):
 
     def keys_values(self, context: jax.Array) -> KeysValues:
         """Keys and values of context tokens [B, S, D], for the calls that share them."""
-        keys, values = (
-            rearrange(project(context), "b s (n d) -> b s n d", n=self.num_heads) for project in (self.to_k, self.to_v)
-        )
-        return KeysValues(keys, values)
+        return KeysValues(self.split_heads(self.to_k(context)), self.split_heads(self.to_v(context)))
+
+    def split_heads(self, tokens: jax.Array) -> jax.Array:
+        """[B, S, features] -> [B, S, heads, D]."""
+        return rearrange(tokens, "b s (n d) -> b s n d", n=self.num_heads)
+
+    def attend(self, query: jax.Array, context: KeysValues) -> jax.Array:
+        """What each query [B, T, heads, D] finds in the contexts, which clips take in turn; same shape."""
+        shared = rearrange(query, "(r b) t n d -> b (r t) n d", b=context.keys.shape[0])
+        out = attention(shared, context.keys, context.values)
+        return rearrange(out, "b (r t) n d -> (r b) t n d", t=query.shape[1])
+
+    def project(self, values: jax.Array) -> jax.Array:
+        """The output [B, T, features] of what all heads found [B, T, heads, D]."""
+        return self.to_out_0(rearrange(values, "b t n d -> b t (n d)"))
 
     def __call__(self, tokens: jax.Array, context: jax.Array | KeysValues | None = None) -> jax.Array:
         if not isinstance(context, KeysValues):
             context = self.keys_values(tokens if context is None else context)
-        contexts = context.keys.shape[0]
-        query = rearrange(self.to_q(tokens), "(r b) t (n d) -> b (r t) n d", b=contexts, n=self.num_heads)
-        out = attention(query, context.keys, context.values)
-        return self.to_out_0(rearrange(out, "b (r t) n d -> (r b) t (n d)", t=tokens.shape[1]))
+        return self.project(self.attend(self.split_heads(self.to_q(tokens)), context))
 
 
 class GatedFeedForward(nn.Module):
     """Linear to 8C, split into value and gate, value * GELU(gate) (exact), linear back to C."""
 
     dtype: Dtype = jnp.float32
+    output_init: Callable = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
         channels = tokens.shape[-1]
         hidden = nn.Dense(8 * channels, dtype=self.dtype, name="net_0_proj")(tokens)
         value, gate = jnp.split(hidden, 2, axis=-1)
-        return nn.Dense(channels, dtype=self.dtype, name="net_2")(value * nn.gelu(gate, approximate=False))
+        output = nn.Dense(channels, dtype=self.dtype, kernel_init=self.output_init, name="net_2")
+        return output(value * nn.gelu(gate, approximate=False))
 
 
 class TransformerBlock(nn.Module):
     """Self-attention, attention on a context (itself where none is given), feed-forward; each pre-normed and residual.
 
     tokens: [B, T, features]. With `frames` = F the tokens of F frames lie behind one another in T: the self-attention
-    stays inside a frame, while the context (as `Attention` takes it) is shared by all of them and never repeated.
+    stays inside a frame, while the context is shared by all of them and never repeated. cross_attention makes what
+    attends to the context, which is as it takes it.
     """
 
     features: int
     num_heads: int
     dtype: Dtype = jnp.float32
+    cross_attention: Callable[[int, int, Dtype], nn.Module] = Attention
 
     def setup(self):
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(epsilon=1e-5, dtype=self.dtype) for _ in range(3))
-        self.attn1, self.attn2 = (Attention(self.features, self.num_heads, self.dtype) for _ in range(2))
+        self.attn1 = Attention(self.features, self.num_heads, self.dtype)
+        self.attn2 = self.cross_attention(self.features, self.num_heads, self.dtype)
         self.ff = GatedFeedForward(self.dtype)
 
     def keys_values(self, context: jax.Array) -> KeysValues:
@@ -143,3 +195,33 @@ class TransformerBlock(nn.Module):
         tokens = tokens + rearrange(self.attn1(split), "(b f) t c -> b (f t) c", f=frames)
         tokens = tokens + self.attn2(self.norm2(tokens), context)
         return tokens + self.ff(self.norm3(tokens))
+
+
+class SpatialTransformer(nn.Module):
+    """A transformer over the cells of each frame with cross-attention, residual: [B, T, H, W, features] -> the same.
+
+    The group norm is per frame; the context, shared by all frames, is as `cross_attention` takes it.
+    """
+
+    features: int
+    num_heads: int
+    num_groups: int
+    dtype: Dtype = jnp.float32
+    cross_attention: Callable[[int, int, Dtype], nn.Module] = Attention
+
+    def setup(self):
+        self.norm = GroupNorm(self.num_groups, epsilon=1e-6, dtype=self.dtype)
+        self.proj_in = nn.Dense(self.features, dtype=self.dtype)
+        self.transformer_blocks_0 = TransformerBlock(self.features, self.num_heads, self.dtype, self.cross_attention)
+        self.proj_out = nn.Dense(self.features, dtype=self.dtype)
+
+    def keys_values(self, tokens):
+        """What the cross-attention asks of context tokens."""
+        return self.transformer_blocks_0.keys_values(tokens)
+
+    def space(self, x: jax.Array, context) -> jax.Array:
+        """The transformer over cells, with its residual."""
+        frames, height = x.shape[1:3]
+        tokens = self.proj_in(rearrange(per_frame(self.norm, x), "b f h w c -> b (f h w) c"))
+        tokens = self.proj_out(self.transformer_blocks_0(tokens, context, frames))
+        return x + rearrange(tokens, "b (f h w) c -> b f h w c", f=frames, h=height)

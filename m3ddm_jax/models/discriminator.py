@@ -68,7 +68,7 @@ def _convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax
     A frame and its neighbours are stacked as channels of a convolution in space: on CPU the gradients of one over
     space and time take 20 times as long.
     """
-    clips, frames = x.shape[:2]
+    frames = x.shape[1]
     padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
     stacked = jnp.concatenate([padded[:, tap : tap + frames] for tap in range(3)], axis=-1)
     out = jax.lax.conv_general_dilated(
@@ -78,7 +78,7 @@ def _convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax
         padding=((padding, padding), (padding, padding)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    return rearrange(out, "(b t) h w c -> b t h w c", b=clips)
+    return rearrange(out, "(b t) h w c -> b t h w c", t=frames)  # there may be no clips
 
 
 class PatchConv(nn.Module):

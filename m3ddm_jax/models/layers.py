@@ -68,6 +68,12 @@ class GroupNorm(nn.Module):
         return (x_float * jnp.expand_dims(factor, axes) + jnp.expand_dims(shift, axes)).astype(self.dtype)
 
 
+def per_frame(layer: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """layer of every frame of [B, T, H, W, C] by itself, as a batch of frames."""
+    frames = layer(rearrange(x, "b t h w c -> (b t) h w c"))
+    return rearrange(frames, "(b t) h w c -> b t h w c", b=x.shape[0])
+
+
 def identity_kernel(key: jax.Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> jax.Array:
     """Dirac initialiser: the middle tap (or the only matrix) of a kernel [..., C_in, C_out] is the identity."""
     del key
@@ -84,10 +90,11 @@ class TemporalConv(nn.Module):
 
     features: int
     dtype: Dtype = jnp.float32
+    kernel_init: Callable = identity_kernel
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", identity_kernel, (3, x.shape[-1], self.features))
+        kernel = self.param("kernel", self.kernel_init, (3, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x, kernel, bias = x.astype(self.dtype), kernel.astype(self.dtype), bias.astype(self.dtype)
         before, here, after = (jnp.einsum("bthwi,io->bthwo", x, kernel[tap]) for tap in range(3))

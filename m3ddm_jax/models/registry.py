@@ -9,10 +9,14 @@ import jax
 import jax.numpy as jnp
 
 from m3ddm_jax.models.autoencoder import PatchCodec
+from m3ddm_jax.models.discriminator import HierarchicalDiscriminator
 from m3ddm_jax.models.e2fgvi import E2FGVI
+from m3ddm_jax.models.globalpaint import GlobalPaintUNet
 from m3ddm_jax.models.i3d import I3D
 from m3ddm_jax.models.kl_autoencoder import AutoencoderKL
 from m3ddm_jax.models.lpips import LPIPS
+from m3ddm_jax.models.openclip import OpenCLIPVision
+from m3ddm_jax.models.tubes import Tubes
 from m3ddm_jax.models.unet3d import M3DDMUNet
 
 # How a model is run, not what it is: never written to config.json.
@@ -34,12 +38,27 @@ def _unet_example(module: M3DDMUNet) -> tuple[tuple, dict]:
     return (latents, mask, latents), {"timestep": 0, "fps": 0.0, "global_latents": global_latents}
 
 
+def _globalpaint_example(module: GlobalPaintUNet) -> tuple[tuple, dict]:
+    side = 2 ** (len(module.block_out_channels) - 1)
+    latents = jnp.zeros((1, 1, side, side, module.latent_channels))
+    return (latents, jnp.zeros((1, 1, side, side, 1)), latents), {"timestep": 0, "fps": 1.0}
+
+
+def _openclip_example(module: OpenCLIPVision) -> tuple[tuple, dict]:
+    return (jnp.zeros((1, module.image_size, module.image_size, 3)),), {}
+
+
 def _codec_example(module: PatchCodec | AutoencoderKL) -> tuple[tuple, dict]:
     return (jnp.zeros((1, module.downscale, module.downscale, 3)),), {}
 
 
 def _e2fgvi_example(module: E2FGVI) -> tuple[tuple, dict]:
     return (jnp.zeros((1, 2, *module.size_multiple, 3)),), {"num_local": 2}
+
+
+def _discriminator_example(module: HierarchicalDiscriminator) -> tuple[tuple, dict]:
+    side, corner = 2 * module.tube_size, jnp.zeros((1, 1, 2), jnp.int32)
+    return (jnp.zeros((1, 1, side, side, 3)), jnp.zeros((1, 1, side, side, 1)), Tubes(corner, corner)), {}
 
 
 def _i3d_example(module: I3D) -> tuple[tuple, dict]:
@@ -54,9 +73,12 @@ def _lpips_example(module: LPIPS) -> tuple[tuple, dict]:
 _KINDS = {
     "m3ddm": _Entry(M3DDMUNet, _unet_example),
     "autoencoder": _Entry(AutoencoderKL, _codec_example),
+    "discriminator": _Entry(HierarchicalDiscriminator, _discriminator_example),
     "e2fgvi": _Entry(E2FGVI, _e2fgvi_example),
+    "globalpaint": _Entry(GlobalPaintUNet, _globalpaint_example),
     "i3d": _Entry(I3D, _i3d_example),
     "lpips": _Entry(LPIPS, _lpips_example),
+    "openclip": _Entry(OpenCLIPVision, _openclip_example),
     "patch_codec": _Entry(PatchCodec, _codec_example),
 }
 

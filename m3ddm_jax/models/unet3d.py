@@ -11,29 +11,22 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from m3ddm_jax.models.attention import KeysValues, TransformerBlock
+from m3ddm_jax.models.attention import KeysValues, SpatialTransformer, TransformerBlock
 from m3ddm_jax.models.layers import (
-    Downsample,
     Dtype,
     EmbeddingMLP,
     FrameConv,
     GroupNorm,
     Pseudo3DConv,
-    Upsample,
     identity_kernel,
     sinusoidal_embedding,
 )
+from m3ddm_jax.models.stages import Conditions, Context, check_sides, make_blocks, walk
 
 _TIMESTEP_PERIOD = 1000.0
 _FPS_PERIOD = 30.0
 _FRAME_PERIOD = 1000.0
 _ENCODER_STRIDES = (1, 1, 2, 1, 1)
-
-BlockContext = jax.Array | tuple[KeysValues, ...]
-"""What the transformers of one block attend to: tokens [B, S, D], or keys and values for each of them."""
-
-Context = tuple[BlockContext, ...]
-"""One BlockContext a block: those of the encoder, the middle one, those of the decoder."""
 
 
 class ResnetBlock(nn.Module):
@@ -60,45 +53,26 @@ class ResnetBlock(nn.Module):
         return x + hidden
 
 
-class SpatioTemporalTransformer(nn.Module):
+class SpatioTemporalTransformer(SpatialTransformer):
     """A transformer over the cells of each frame with cross-attention, then one over the frames of each cell.
 
     x: [B, T, H, W, features]; context, shared by all frames: as `models.attention.Attention` takes it. Group norms: per
     frame in the spatial half, clip-level in the temporal one.
     """
 
-    features: int
-    num_heads: int
-    num_groups: int
-    frame_embedding_dim: int
-    dtype: Dtype = jnp.float32
+    frame_embedding_dim: int = 320
 
     def setup(self):
+        super().setup()
         features, dtype = self.features, self.dtype
-        self.norm = GroupNorm(self.num_groups, epsilon=1e-6, dtype=dtype)
-        self.proj_in = nn.Dense(features, dtype=dtype)
-        self.transformer_blocks_0 = TransformerBlock(features, self.num_heads, dtype)
-        self.proj_out = nn.Dense(features, dtype=dtype)
         self.temporal_position_embed_proj = EmbeddingMLP(features)
         self.norm2 = GroupNorm(self.num_groups, epsilon=1e-6, dtype=dtype)
         self.proj_in2 = nn.Dense(features, dtype=dtype, kernel_init=identity_kernel)
         self.transformer_blocks2_0 = TransformerBlock(features, self.num_heads, dtype)
         self.proj_out2 = nn.Dense(features, dtype=dtype, kernel_init=identity_kernel)
 
-    def keys_values(self, tokens: jax.Array) -> KeysValues:
-        """What the cross-attention asks of context tokens [B, S, D]."""
-        return self.transformer_blocks_0.keys_values(tokens)
-
     def __call__(self, x: jax.Array, context: jax.Array | KeysValues) -> jax.Array:
         return self.time(self.space(x, context))
-
-    def space(self, x: jax.Array, context: jax.Array | KeysValues) -> jax.Array:
-        """The half inside frames, with its residual."""
-        batch, frames, height, _, _ = x.shape
-        normed = self.norm(rearrange(x, "b f h w c -> (b f) h w c"))
-        tokens = self.proj_in(rearrange(normed, "(b f) h w c -> b (f h w) c", b=batch))
-        tokens = self.proj_out(self.transformer_blocks_0(tokens, context, frames))
-        return x + rearrange(tokens, "b (f h w) c -> b f h w c", f=frames, h=height)
 
     def time(self, x: jax.Array) -> jax.Array:
         """The half between frames, with its residual."""
@@ -178,89 +152,6 @@ class GlobalFrameEncoder(nn.Module):
         return nn.Conv(self.features, (3, 3), padding="VALID", dtype=self.dtype, name="convolution")(x)
 
 
-def _of_layer(context: BlockContext, layer: int) -> jax.Array | KeysValues:
-    return context[layer] if isinstance(context, tuple) else context
-
-
-class Stage(nn.Module):
-    """Resnets, each followed by a transformer where the level has attention, then a resampler.
-
-    A down stage (no `skips`) returns the activation and what it leaves for the decoder; an up stage takes one skip a
-    resnet, the last one first, and returns the activation. context: tokens, or what `keys_values` made of them.
-    """
-
-    features: int
-    num_layers: int
-    attention: bool
-    resample: str | None
-    num_heads: int
-    num_groups: int
-    frame_embedding_dim: int
-    dtype: Dtype = jnp.float32
-    remat: bool = False
-
-    def setup(self):
-        resnet, transformer = (
-            nn.remat(block) if self.remat else block for block in (ResnetBlock, SpatioTemporalTransformer)
-        )
-        self.resnets = [resnet(self.features, self.num_groups, self.dtype) for _ in range(self.num_layers)]
-        self.attentions = [
-            transformer(self.features, self.num_heads, self.num_groups, self.frame_embedding_dim, self.dtype)
-            for _ in range(self.num_layers if self.attention else 0)
-        ]
-        if self.resample == "down":
-            self.downsamplers_0 = Downsample(self.dtype)
-        if self.resample == "up":
-            self.upsamplers_0 = Upsample(self.dtype)
-
-    def keys_values(self, tokens: jax.Array) -> tuple[KeysValues, ...]:
-        """What each transformer's cross-attention asks of context tokens [B, S, D]."""
-        return tuple(transformer.keys_values(tokens) for transformer in self.attentions)
-
-    def __call__(self, x, time_embedding, fps_embedding, context, skips=None):
-        outputs = []
-        for layer, resnet in enumerate(self.resnets):
-            if skips is not None:
-                x = jnp.concatenate([x, skips[-1 - layer]], axis=-1)
-            x = resnet(x, time_embedding, fps_embedding)
-            if self.attention:
-                x = self.attentions[layer](x, _of_layer(context, layer))
-            outputs.append(x)
-        if self.resample == "down":
-            x = self.downsamplers_0(x)
-            outputs.append(x)
-        if self.resample == "up":
-            x = self.upsamplers_0(x)
-        return x if skips is not None else (x, outputs)
-
-
-class MiddleBlock(nn.Module):
-    """Resnet, transformer, resnet on the coarsest level."""
-
-    features: int
-    num_heads: int
-    num_groups: int
-    frame_embedding_dim: int
-    dtype: Dtype = jnp.float32
-
-    def setup(self):
-        self.resnets = [ResnetBlock(self.features, self.num_groups, self.dtype) for _ in range(2)]
-        self.attentions = [
-            SpatioTemporalTransformer(
-                self.features, self.num_heads, self.num_groups, self.frame_embedding_dim, self.dtype
-            )
-        ]
-
-    def keys_values(self, tokens: jax.Array) -> tuple[KeysValues, ...]:
-        """As `Stage.keys_values`."""
-        return tuple(transformer.keys_values(tokens) for transformer in self.attentions)
-
-    def __call__(self, x, time_embedding, fps_embedding, context):
-        x = self.resnets[0](x, time_embedding, fps_embedding)
-        x = self.attentions[0](x, _of_layer(context, 0))
-        return self.resnets[1](x, time_embedding, fps_embedding)
-
-
 class M3DDMUNet(nn.Module):
     """M3DDM's denoising U-Net; the defaults are the published model, 1,299,279,320 parameters.
 
@@ -291,26 +182,23 @@ class M3DDMUNet(nn.Module):
 
     def setup(self):
         widths = tuple(self.block_out_channels)
-        last = len(widths) - 1
-        common = {
-            "num_heads": self.num_heads,
-            "num_groups": self.norm_num_groups,
-            "frame_embedding_dim": self.frame_embedding_dim,
-            "dtype": self.dtype,
-        }
-        stage = {**common, "remat": self.remat}
+        groups, dtype = self.norm_num_groups, self.dtype
+        resnet, transformer = (
+            nn.remat(block) if self.remat else block for block in (ResnetBlock, SpatioTemporalTransformer)
+        )
         self.time_embedding = EmbeddingMLP(4 * widths[0])
         self.fps_embedding = EmbeddingMLP(4 * widths[0])
-        self.conv_in = FrameConv(widths[0], dtype=self.dtype)
-        self.down_blocks = [
-            Stage(width, self.layers_per_block, attention, "down" if level < last else None, **stage)
-            for level, (width, attention) in enumerate(zip(widths, self.attention_levels, strict=True))
-        ]
-        self.mid_block = MiddleBlock(widths[-1], **common)
-        self.up_blocks = [
-            Stage(width, self.layers_per_block + 1, attention, "up" if level > 0 else None, **stage)
-            for level, (width, attention) in reversed(list(enumerate(zip(widths, self.attention_levels, strict=True))))
-        ]
+        self.conv_in = FrameConv(widths[0], dtype=dtype)
+        self.down_blocks, self.mid_block, self.up_blocks = make_blocks(
+            widths,
+            self.attention_levels,
+            self.layers_per_block,
+            resnet=lambda level: resnet(widths[level], groups, dtype),
+            transformer=lambda level: transformer(
+                widths[level], self.num_heads, groups, dtype, frame_embedding_dim=self.frame_embedding_dim
+            ),
+            dtype=dtype,
+        )
         self.conv_norm_out = GroupNorm(self.norm_num_groups, dtype=self.dtype)
         self.conv_out = Pseudo3DConv(self.latent_channels, dtype=self.dtype)
         self.global_img_encoder = GlobalFrameEncoder(self.global_widths, self.cross_attention_dim, dtype=self.dtype)
@@ -357,32 +245,18 @@ class M3DDMUNet(nn.Module):
         or for fewer that clips share (clip i takes i modulo their number). Returns float32 [B, T, h, w, C].
         Raises ValueError where h or w is no multiple of 2 ** (levels - 1), or not exactly one context is given.
         """
-        multiple = 2 ** (len(self.block_out_channels) - 1)
-        if any(size % multiple for size in latents.shape[2:4]):
-            raise ValueError(f"latents of {latents.shape[2:4]} cells: both sides must be multiples of {multiple}")
+        check_sides(latents, len(self.block_out_channels))
         if (global_latents is None) == (context is None):
             raise ValueError("give exactly one of global_latents and context")
-        num_down, num_up = len(self.down_blocks), len(self.up_blocks)
         if context is None:
-            # Each layer makes its own keys and values, which rematerialisation then need not keep.
             context = self.context_tokens(global_latents)
-        if not isinstance(context, tuple):
-            context = (context,) * (num_down + 1 + num_up)
         batch = latents.shape[0]
         width = self.block_out_channels[0]
         timestep, fps = (jnp.broadcast_to(jnp.asarray(x), (batch,)) for x in (timestep, fps))
         time_embedding = self.time_embedding(sinusoidal_embedding(timestep, width, _TIMESTEP_PERIOD))
         fps_embedding = self.fps_embedding(sinusoidal_embedding(fps, width, _FPS_PERIOD))
-        embeddings = (time_embedding, fps_embedding)
-
+        conditions = Conditions(resnet=(time_embedding, fps_embedding))
         x = self.conv_in(jnp.concatenate([latents, masked_latents, mask], axis=-1).astype(self.dtype))
-        skips = [x]
-        for block, of_block in zip(self.down_blocks, context[:num_down], strict=True):
-            x, outputs = block(x, *embeddings, of_block)
-            skips += outputs
-        x = self.mid_block(x, *embeddings, context[num_down])
-        for block, of_block in zip(self.up_blocks, context[num_down + 1 :], strict=True):
-            x = block(x, *embeddings, of_block, skips=skips[-block.num_layers :])
-            skips = skips[: -block.num_layers]
+        x = walk(self.down_blocks, self.mid_block, self.up_blocks, x, conditions, context)
         x = nn.silu(self.conv_norm_out(x))
         return self.conv_out(x).astype(jnp.float32)

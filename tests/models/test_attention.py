@@ -46,3 +46,37 @@ def test_large_scores_go_head_by_head(monkeypatch):
 def test_huge_scores_stay_finite():
     query, key, value = draw(4, 4)
     assert np.isfinite(attention.attention(1e4 * query, 1e4 * key, value)).all()
+
+
+@pytest.mark.parametrize("form", [attention._all_heads, attention._head_by_head, attention.attention])
+def test_keys_that_do_not_count_change_nothing(form):
+    query, key, value = draw(5, 7)
+    mask = np.arange(7) < np.array([[3], [7]])
+    out = form(query, key, value, key_mask=mask)
+    np.testing.assert_allclose(out[:1], plain(query[:1], key[:1, :3], value[:1, :3]), atol=1e-6)
+    np.testing.assert_allclose(out[1:], plain(query[1:], key[1:], value[1:]), atol=1e-6)
+    garbage = np.where(mask[..., None, None], key, 1e30)
+    np.testing.assert_array_equal(form(query, garbage, value, key_mask=mask), out)
+
+
+@pytest.mark.parametrize("form", [attention._all_heads, attention._head_by_head])
+def test_where_no_key_counts_is_zero(form):
+    arrays = draw(5, 7)
+    mask = np.array([[False] * 7, [True] * 7])
+
+    def loss(query, key, value):
+        return jnp.sum(form(query, key, value, key_mask=mask) ** 2)
+
+    assert not form(*arrays, key_mask=mask)[0].any()
+    for grad in jax.grad(loss, argnums=(0, 1, 2))(*arrays):
+        assert not grad[0].any() and grad[1].any() and np.isfinite(grad).all()
+
+
+def test_a_bias_is_added_to_the_scores(monkeypatch):
+    query, key, value = draw(5, 7)
+    bias = jax.random.normal(jax.random.key(1), (3, 5, 7))
+    scores = jnp.einsum("btnd,bsnd->bnts", query, key) / np.sqrt(query.shape[-1]) + bias
+    expected = jnp.einsum("bnts,bsnd->btnd", jax.nn.softmax(scores), value)
+    for large in (1 << 17, 1):
+        monkeypatch.setattr(attention, "_LARGE_SCORES", large)
+        np.testing.assert_allclose(attention.attention(query, key, value, bias=bias), expected, atol=1e-6)

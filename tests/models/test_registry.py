@@ -4,9 +4,15 @@ import pytest
 
 from m3ddm_jax.models import registry
 from m3ddm_jax.models.autoencoder import AutoencoderKL, PatchCodec
+from m3ddm_jax.models.discriminator import HierarchicalDiscriminator
 from m3ddm_jax.models.unet3d import M3DDMUNet
 
-MODULES = [M3DDMUNet(block_out_channels=(8, 16), num_heads=2), AutoencoderKL((8, 16)), PatchCodec(4)]
+MODULES = [
+    M3DDMUNet(block_out_channels=(8, 16), num_heads=2),
+    AutoencoderKL((8, 16)),
+    PatchCodec(4),
+    HierarchicalDiscriminator(width=4, shared_trunk=True),
+]
 
 
 @pytest.mark.parametrize("module", MODULES)

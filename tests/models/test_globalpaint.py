@@ -1,0 +1,255 @@
+"""diffusers' inpainting U-Net, converted as `convert` does it, is the reference of what works inside frames."""
+
+import json
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from einops import rearrange
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from m3ddm_jax.models import registry
+from m3ddm_jax.models.globalpaint import GlobalPaintUNet
+from m3ddm_jax.weights.checkpoint import Checkpoint
+from m3ddm_jax.weights.inpainting import globalpaint_from_checkpoint
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
+TEXT_DIM = 24
+FAMILIES = {
+    "1.5": {"attention_head_dim": 4},
+    "2": {"attention_head_dim": [2, 4], "use_linear_projection": True},
+}
+
+
+def make_unet(**family):
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        in_channels=9,
+        out_channels=4,
+        block_out_channels=(32, 64),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=8,
+        cross_attention_dim=TEXT_DIM,
+        **family,
+    ).eval()
+
+
+def converted(unet):
+    tensors = {name: tensor.numpy() for name, tensor in unet.state_dict().items()}
+    prompt = np.random.default_rng(3).normal(size=(77, TEXT_DIM)).astype(np.float32)
+    return globalpaint_from_checkpoint(Checkpoint("it", tensors, json.loads(unet.to_json_string())), prompt)
+
+
+def draw_inputs(frames=3, batch=2, height=4, width=6):
+    rng = np.random.default_rng(0)
+    latents, masked = rng.normal(size=(2, batch, frames, height, width, 4)).astype(np.float32)
+    mask = rng.integers(0, 2, (batch, frames, height, width, 1)).astype(np.float32)
+    times = {"timestep": np.array([7, 901])[:batch], "fps": np.array([24.0, 2.0], np.float32)[:batch]}
+    return (latents, mask, masked), times
+
+
+def draw_tokens(batch=2):
+    rng = np.random.default_rng(1)
+    return {
+        "global_tokens": rng.normal(size=(batch, 64, TEXT_DIM)).astype(np.float32),
+        "text_context": rng.normal(size=(batch, 5, TEXT_DIM)).astype(np.float32),
+        "drop_global": np.zeros(batch, bool),
+    }
+
+
+@pytest.fixture(scope="module")
+def start():
+    module, variables = converted(make_unet(**FAMILIES["1.5"]))
+    return module, variables, jax.jit(module.apply)
+
+
+def encode(module, variables, **tokens):
+    return jax.jit(partial(module.apply, method="encode_context"))(variables, **tokens)
+
+
+@pytest.fixture(scope="module")
+def drawn(start):
+    """The network with all that starts at zero drawn: what depends on what shows."""
+    module, _, apply = start
+    rng = np.random.default_rng(1)
+    shapes = registry.abstract_variables(module)
+    return module, jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(np.float32), shapes), apply
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_frame_is_what_diffusers_makes_of_it(start, family):
+    unet = make_unet(**FAMILIES[family])
+    module, variables, apply = start
+    if family != "1.5":
+        module, variables = converted(unet)
+        apply = jax.jit(module.apply)
+    assert module.num_heads == {"1.5": (4, 4), "2": (2, 4)}[family]
+    (latents, mask, masked), times = draw_inputs()
+    frames = latents.shape[1]
+    tokens = draw_tokens()
+    made = apply(variables, latents, mask, masked, **times, **tokens)
+    sample = rearrange(np.concatenate([latents, mask, masked], axis=-1), "b t h w c -> (b t) c h w")
+    with torch.no_grad():
+        expected = unet(
+            torch.from_numpy(sample),
+            torch.from_numpy(times["timestep"].repeat(frames)),
+            torch.from_numpy(tokens["text_context"].repeat(frames, axis=0)),
+        ).sample
+    expected = rearrange(expected.numpy(), "(b t) c h w -> b t h w c", t=frames)
+    assert expected.std() > 0.1
+    # float32 sums in another order.
+    np.testing.assert_allclose(made, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"est": "off", "global_guidance": False},
+        {"est": "1d"},
+        {"est_parallel": True, "est_positions": "rel_bias"},
+    ],
+)
+def test_what_is_new_adds_nothing_at_the_start(start, changed):
+    module, variables, apply = start
+    args, times = draw_inputs()
+    tokens = draw_tokens()
+    expected = apply(variables, *args, **times, **tokens)
+    other = module.clone(**changed)
+    fresh = flatten_dict(registry.abstract_variables(other), sep=".")
+    known = flatten_dict(variables, sep=".")
+    # The biases of "rel_bias" alone are not among the converted weights; they start at zero.
+    weights = {path: known.get(path, np.zeros(leaf.shape, np.float32)) for path, leaf in fresh.items()}
+    if not other.global_guidance:
+        tokens = {"text_context": tokens["text_context"]}
+    made = jax.jit(other.apply)(unflatten_dict(weights, sep="."), *args, **times, **tokens)
+    np.testing.assert_array_equal(made, expected)
+
+
+def test_context_computed_once_equals_tokens(drawn):
+    module, variables, apply = drawn
+    args, times = draw_inputs()
+    tokens = draw_tokens()
+    expected = apply(variables, *args, **times, **tokens)
+    tokens.pop("drop_global")
+    context = encode(module, variables, **tokens)
+    np.testing.assert_allclose(apply(variables, *args, **times, context=context), expected, atol=1e-5)
+    unused = ("to_k_global", "to_v_global", "empty_prompt", "null_tokens", "attn2.to_k", "attn2.to_v")
+    broken = {
+        path: leaf * np.nan if any(name in path for name in unused) else leaf
+        for path, leaf in flatten_dict(variables, sep=".").items()
+    }
+    again = apply(unflatten_dict(broken, sep="."), *args, **times, context=context)
+    np.testing.assert_allclose(again, expected, atol=1e-5)
+
+
+def test_every_clip_has_its_own_text_and_tokens(drawn):
+    module, variables, apply = drawn
+    args, times = draw_inputs()
+    tokens = draw_tokens()
+    expected = apply(variables, *args, **times, **tokens)
+    for name in ("text_context", "global_tokens"):
+        changed = {**tokens, name: tokens[name] + np.array([0, 1], np.float32)[:, None, None]}
+        difference = np.abs(apply(variables, *args, **times, **changed) - expected).max(axis=(1, 2, 3, 4))
+        assert difference[0] == 0 and difference[1] > 1e-3
+
+
+def test_clips_take_contexts_in_turn(drawn):
+    """One prompt and the tokens of two videos for four clips."""
+    module, variables, apply = drawn
+    args, times = draw_inputs()
+    tokens = draw_tokens()
+    tokens["text_context"] = tokens["text_context"][[0, 0]]
+    context = encode(module, variables, global_tokens=tokens["global_tokens"], text_context=tokens["text_context"][:1])
+    louder = jax.tree.map(lambda x: 2 * x, (args, times))
+    (latents, mask, masked), both = jax.tree.map(lambda *x: np.concatenate(x), (args, times), louder)
+    made = apply(variables, latents, mask, masked, **both, context=context)
+    for half, (inputs, at) in zip(np.split(made, 2), [(args, times), louder], strict=True):
+        np.testing.assert_allclose(half, apply(variables, *inputs, **at, **tokens), atol=1e-5)
+
+
+def test_dropped_clips_have_the_null_condition(drawn):
+    module, variables, apply = drawn
+    args, times = draw_inputs()
+    tokens = draw_tokens()
+    dropped = apply(variables, *args, **times, **{**tokens, "drop_global": np.array([True, False])})
+    tokens["global_tokens"][0] = variables["params"]["null_tokens"]
+    np.testing.assert_allclose(dropped, apply(variables, *args, **times, **tokens), atol=1e-5)
+
+
+def test_nothing_said_is_the_null_condition_and_the_empty_prompt(drawn):
+    module, variables, _ = drawn
+    params = variables["params"]
+    said = {"global_tokens": params["null_tokens"][None], "text_context": params["empty_prompt"][None]}
+    expected = encode(module, variables, **said)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), encode(module, variables), expected)
+
+
+@pytest.mark.parametrize(("frames", "height", "width"), [(1, 2, 2), (9, 10, 4)])
+def test_any_size_in_bfloat16(drawn, frames, height, width):
+    """Also a still, whose rate is 0."""
+    module, variables, _ = drawn
+    args, times = draw_inputs(frames, 1, height, width)
+    times["fps"] = 0.0
+    made = jax.jit(module.clone(dtype=jnp.bfloat16).apply)(variables, *args, **times)
+    assert made.dtype == jnp.float32 and made.shape == args[0].shape
+    assert np.isfinite(made).all()
+
+
+STARTS_SILENT = ("temporal.conv.kernel", "to_out_0.kernel", "ff.net_2.kernel", "gate", "fps_embedding.kernel")
+
+
+def test_every_parameter_learns(start, drawn):
+    module, variables, _ = drawn
+    args, times = draw_inputs()
+    given = {"global_tokens": draw_tokens()["global_tokens"], "drop_global": np.array([True, False])}
+    target = np.random.default_rng(5).normal(size=args[0].shape)
+
+    @jax.jit
+    def gradients(variables):
+        def loss(variables):
+            return jnp.sum(target * module.clone(remat=True).apply(variables, *args, **times, **given))
+
+        return jax.grad(loss)(variables)
+
+    for path, grad in flatten_dict(gradients(variables), sep=".").items():
+        assert np.isfinite(grad).all() and np.abs(grad).max() > 1e-6, path
+    for path, grad in flatten_dict(gradients(start[1]), sep=".").items():
+        if path.endswith(STARTS_SILENT):
+            assert np.abs(grad).max() > 1e-6, path
+
+
+def test_wrong_inputs_are_named(drawn):
+    module, variables, _ = drawn
+    (latents, mask, masked), times = draw_inputs()
+    tokens = draw_tokens()["global_tokens"]
+
+    def shape(*args, network=module, **kwargs):
+        return jax.eval_shape(partial(network.apply, variables, *args, **times, **kwargs))
+
+    with pytest.raises(ValueError, match="multiples of 2"):
+        shape(latents[:, :, :3], mask[:, :, :3], masked[:, :, :3])
+    with pytest.raises(ValueError, match=r"\(5, 24\), \(64, 24\) are accepted"):
+        shape(latents, mask, masked, global_tokens=tokens[:, :5])
+    with pytest.raises(ValueError, match="either context or"):
+        shape(latents, mask, masked, global_tokens=tokens, context=((),) * 5)
+    with pytest.raises(ValueError, match="no global guidance"):
+        shape(latents, mask, masked, global_tokens=tokens, network=module.clone(global_guidance=False))
+    with pytest.raises(ValueError, match="2 widths of levels and 3 num_heads differ"):
+        shape(latents, mask, masked, network=module.clone(num_heads=(4, 4, 4)))
+
+
+def test_parameter_counts():
+    def count(**hyper):
+        shapes = registry.abstract_variables(GlobalPaintUNet(**hyper))
+        return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+    assert count() == 1_237_410_660
+    # Stable Diffusion 1.5's inpainting U-Net, the rate's embedding, and the empty prompt.
+    assert count(est="off", global_guidance=False) == 859_535_364 + 321 * 1280 + 77 * 768
