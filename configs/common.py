@@ -4,14 +4,21 @@ from ml_collections import ConfigDict
 
 
 def base() -> ConfigDict:
-    """Sections model, autoencoder, diffusion, data, train, mesh and sample, with the M3DDM paper's masks."""
-    config = ConfigDict()
+    """For a diffusion model: sections model, autoencoder, diffusion, data, train, mesh, sample; with M3DDM's masks."""
+    config = ConfigDict({"recipe": "diffusion"})
     config.model = ConfigDict({"kind": "m3ddm"})
     # Either kind and hyper-parameters of a codec without weights, or the folder of a trained autoencoder.
     config.autoencoder = ConfigDict({"kind": "patch_codec", "patch_size": 8, "scale": 2.0})
     config.diffusion = diffusion()
     config.data = data()
     config.train = train()
+    config.train.update(
+        warmup_steps=1000,
+        weight_decay=0.01,
+        # A clip loses what is known of it, or its global frames: the null conditions of guidance.
+        drop_local=0.1,
+        drop_global=0.1,
+    )
     # Devices an axis; -1: all that the other leaves.
     config.mesh = ConfigDict({"data": -1, "fsdp": 1})
     config.sample = sample()
@@ -66,26 +73,32 @@ def data() -> ConfigDict:
             "buckets": ((256, 256),),  # height x width of a batch, drawn for each step
             "global_frames": 16,
             "global_size": 256,
+            "global_fit": "stretch",  # the known rectangle to a square; "pad": with its aspect, the rest is black
+            "references": 0,  # further frames from anywhere in the video, after the clip's own
             "max_interval": 15,  # frames between two of a clip, drawn from 1 to this
             "num_threads": 8,
             "masks": {
                 "four": 0.2,
                 "single": 0.1,
-                "double": 0.35,
+                "horizontal": 0.175,
+                "vertical": 0.175,
                 "random": 0.1,
                 "all": 0.25,
+                "objects": 0.0,
                 "min_ratio": 0.15,
                 "max_ratio": 0.75,
                 "all_masked": 0.3,
                 "ends_known": 0.35,
                 "random_known": 0.35,
                 "per_frame": False,
+                "multiple": 1,
             },
         }
     )
 
 
 def train() -> ConfigDict:
+    """What every recipe's section has; a recipe adds its own fields."""
     return ConfigDict(
         {
             "seed": 0,
@@ -94,13 +107,8 @@ def train() -> ConfigDict:
             "batch_size": 64,  # clips of one update, over all devices
             "accumulate": 1,  # micro-batches a batch is worked off in
             "learning_rate": 1e-4,
-            "warmup_steps": 1000,
-            "weight_decay": 0.01,
             "clip_norm": 1.0,
             "ema_decay": 0.9999,
-            # A clip loses what is known of it, or its global frames: the null conditions of guidance.
-            "drop_local": 0.1,
-            "drop_global": 0.1,
             "log_every": 50,
             "save_every": 1000,
             "sample_every": 5000,  # 0: never
@@ -136,3 +144,77 @@ def sample() -> ConfigDict:
             "seam": "matched",
         }
     )
+
+
+def adversarial() -> ConfigDict:
+    """An inpainting network's against the hierarchical discriminator: model, discriminator, adversarial, data, train
+    and mesh, with IN2OUT's masks."""
+    config = ConfigDict({"recipe": "adversarial"})
+    config.model = ConfigDict({"kind": "e2fgvi", "dtype": "bfloat16", "remat": True})
+    config.discriminator = ConfigDict(
+        {"kind": "discriminator", "width": 32, "tube_size": 64, "shared_trunk": False, "dtype": "bfloat16"}
+    )
+    config.adversarial = ConfigDict(
+        {
+            # Of the terms of the generator's loss (losses.outpainting); 0 leaves out a term and what it alone needs.
+            "weights": {
+                "hole": 1.0,
+                "valid": 1.0,
+                "flow": 1.0,  # needs the trained flow network of train.init_from
+                "adv_global": 0.01,
+                "adv_local": 0.01,
+                "feat_global": 0.1,
+                "feat_local": 0.1,
+                "lpips": 0.0,
+                "denoising": 0.0,  # a diffusion model's own loss
+            },
+            "clip_weight": 0.5,  # of the clip logit beside the patch logits
+            "known_weight": 0.1,  # of calling known cells of generated frames real
+            "plain_tubes": 6,  # a clip
+            "zoomed_tubes": 2,  # a clip, of twice the side
+            "discriminator_warmup": 2000,  # updates of the discriminator alone
+            "ramp_steps": 5000,  # updates after those over which adversarial and feature terms come in
+            "guard_steps": 2000,  # in a row above 95 % accuracy, which halve the discriminator's learning rate
+            "r1": 0.0,
+            "lecam": 0.0,
+            "learning_rate": 1e-4,  # the discriminator's
+            "flow_rate": 0.25,  # factor of the flow network's learning rate
+            "discriminator_from": "",  # file of a T-PatchGAN in PyTorch's names; empty: random weights
+        }
+    )
+    config.data = data()
+    config.data.update(num_frames=5, references=3, max_interval=1, global_frames=1, global_size=16)
+    config.data.masks.update(
+        horizontal=0.5,
+        vertical=0.15,
+        four=0.2,
+        single=0.15,
+        objects=1 / 9,  # a tenth of all
+        random=0.0,
+        all=0.0,
+        min_ratio=0.1,
+        max_ratio=0.7,
+        multiple=4,
+        all_masked=1.0,
+        ends_known=0.0,
+        random_known=0.0,
+    )
+    config.train = train()
+    config.train.update(batch_size=8, learning_rate=5e-5, ema_decay=0.999)
+    config.train.decay_at = 75_000  # updates after which a tenth of both learning rates is left; 0: never
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1})
+    return config
+
+
+def adversarial_diffusion() -> ConfigDict:
+    """A masked diffusion model's against the hierarchical discriminator, which judges the clean clip that one step
+    tells: `adversarial` and the sections autoencoder, diffusion and sample of `m3ddm`, with its data."""
+    config, trained = adversarial(), m3ddm()
+    for section in ("model", "autoencoder", "diffusion", "data", "sample"):
+        config[section] = trained[section]
+    config.data.update(sources=({"kind": "shards", "path": "clips", "weight": 1.0},))
+    config.data.masks.update(all=0.0)  # frames that are unknown as a whole have no seam to judge
+    config.adversarial.weights.update(hole=0.0, valid=0.0, flow=0.0, denoising=1.0)
+    config.adversarial.max_timestep = 0.5  # share of the schedule that timesteps are drawn from
+    config.train.drop_global = 0.1
+    return config

@@ -1,4 +1,4 @@
-"""From a video to a training clip: which frames, which crop, which global frames."""
+"""From a video to a training clip: which frames, which crop, which global frames and references."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -11,6 +11,7 @@ from data.masks import Box
 
 SMALLEST_CROP = 0.4
 FLIP_PROBABILITY = 0.5
+GLOBAL_FITS = ("stretch", "pad")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +20,7 @@ class ClipPlan:
 
     indices: the clip's frames; global_indices: frames over the whole video. size: (height, width) to which whole frames
     are scaled; crop: the clip's rectangle in them; flip: mirror left and right. fps: of the clip, frames per second.
+    reference_indices: further frames, cut as the clip is.
     """
 
     indices: tuple[int, ...]
@@ -28,6 +30,7 @@ class ClipPlan:
     flip: bool
     interval: int
     fps: float
+    reference_indices: tuple[int, ...] = ()
 
 
 def plan_clip(
@@ -38,12 +41,14 @@ def plan_clip(
     bucket: tuple[int, int],
     global_frames: int,
     max_interval: int,
+    references: int = 0,
 ) -> ClipPlan:
     """Draws a clip of num_frames frames of bucket = (height, width) pixels.
 
     The frame interval is uniform in 1..max_interval, as far as the video is long enough. The crop has the bucket's
     aspect; its side, relative to the largest that fits, is uniform between 1 and SMALLEST_CROP (random resized crop)
     but never so small that pixels would be invented, and its place is uniform; half of the clips are mirrored.
+    References are any other frames of the video.
     """
     longest = max(1, (info.num_frames - 1) // max(1, num_frames - 1))
     interval = int(rng.integers(1, min(max_interval, longest) + 1))
@@ -55,14 +60,16 @@ def plan_clip(
         max(side, round(length * fit / zoom)) for side, length in zip(bucket, (info.height, info.width), strict=True)
     )
     top, left = (int(rng.integers(0, length - side + 1)) for length, side in zip(size, bucket, strict=True))
+    indices = clip_indices(start, num_frames, interval, info.num_frames)
     return ClipPlan(
-        indices=clip_indices(start, num_frames, interval, info.num_frames),
+        indices=indices,
         global_indices=global_indices(info.num_frames, global_frames),
         size=size,
         crop=Box(top, top + bucket[0], left, left + bucket[1]),
         flip=bool(rng.random() < FLIP_PROBABILITY),
         interval=interval,
         fps=info.fps / interval,
+        reference_indices=draw_references(rng, references, indices, info.num_frames),
     )
 
 
@@ -78,24 +85,56 @@ def global_indices(video_frames: int, global_frames: int) -> tuple[int, ...]:
     return tuple(int(index) for index in np.linspace(0, video_frames - 1, global_frames))
 
 
+def draw_references(rng: np.random.Generator, count: int, clip: Sequence[int], video_frames: int) -> tuple[int, ...]:
+    """Draws `count` different frames of a video, in order, that are not the clip's; as far as it has so many."""
+    if not count:
+        return ()
+    others = sorted(set(range(video_frames)) - set(clip))
+    frames = others if len(others) >= count else range(video_frames)
+    return tuple(sorted(rng.choice(frames, count, replace=len(frames) < count).tolist()))
+
+
+def fitted_size(height: int, width: int, size: int) -> tuple[int, int]:
+    """The (height, width) of a rectangle whose longer side is scaled to `size`: what of a padded global frame shows it,
+    from the top left."""
+    longer = max(height, width)
+    return max(1, round(size * height / longer)), max(1, round(size * width / longer))
+
+
+def fit_square(frame: np.ndarray, size: int, fit: str) -> np.ndarray:
+    """Scales uint8 [h,w,3] to [size,size,3]: stretched ("stretch"), or to `fitted_size` with black at the bottom or
+    right ("pad"). Raises ValueError for another fit."""
+    if fit not in GLOBAL_FITS:
+        raise ValueError(f"global fit {fit!r} is unknown: one of {', '.join(GLOBAL_FITS)} is accepted")
+    if fit == "stretch":
+        return resize(frame, (size, size))
+    height, width = fitted_size(*frame.shape[:2], size)
+    return np.pad(resize(frame, (height, width)), ((0, size - height), (0, size - width), (0, 0)))
+
+
 def cut_clip(
-    plan: ClipPlan, read: Callable[[Sequence[int], tuple[int, int]], np.ndarray], known: Box, global_size: int
+    plan: ClipPlan,
+    read: Callable[[Sequence[int], tuple[int, int]], np.ndarray],
+    known: Box,
+    global_size: int,
+    global_fit: str = "stretch",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Reads the frames of a plan and cuts them.
 
     read: (indices, size) -> uint8 [n,h,w,3]. known: the rectangle of the clip that a source would have. The global
-    frames show that rectangle alone, stretched to a square, as at inference they show the source alone: with more in
-    them the network would learn to copy from them what a user's source does not hold.
+    frames show that rectangle alone, made a square (`fit_square`), as at inference they show the source alone: with
+    more in them the network would learn to copy from them what a user's source does not hold.
 
-    Returns (video uint8 [T,H,W,3], global frames uint8 [G,S,S,3]).
+    Returns (video uint8 [T+R,H,W,3], the clip's frames and then its references; global frames uint8 [G,S,S,3]).
     """
-    indices = sorted({*plan.indices, *plan.global_indices})
+    shown = (*plan.indices, *plan.reference_indices)
+    indices = sorted({*shown, *plan.global_indices})
     place = {index: position for position, index in enumerate(indices)}
     crop = plan.crop
     frames = read(indices, plan.size)[:, crop.top : crop.bottom, crop.left : crop.right]
     if plan.flip:
         frames = frames[:, :, ::-1]
     seen = frames[:, known.top : known.bottom, known.left : known.right]
-    squares = {index: resize(seen[place[index]], (global_size, global_size)) for index in set(plan.global_indices)}
-    video = frames[[place[index] for index in plan.indices]]
+    squares = {index: fit_square(seen[place[index]], global_size, global_fit) for index in set(plan.global_indices)}
+    video = frames[[place[index] for index in shown]]
     return video, np.stack([squares[index] for index in plan.global_indices])

@@ -2,7 +2,7 @@
 
 A mask is uint8, 1 = generate, 0 = known. What is known is a rectangle (the source on its canvas), and on some frames
 everything, as on the guide frames of a coarse-to-fine schedule. Strategies, ratios and frame modes are those of the
-M3DDM paper, section 3.
+M3DDM paper, section 3; beside them, moving objects hide parts inside of the frame, as in video inpainting.
 """
 
 import dataclasses
@@ -10,8 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data.object_masks import draw_objects
+
 DIRECTIONS = ("top", "bottom", "left", "right")
 MIN_SIDE = 4
+_CUTS = ("four", "single", "horizontal", "vertical", "random")
 
 
 class Box(NamedTuple):
@@ -27,7 +30,7 @@ class Mask(NamedTuple):
     """One draw: `mask` uint8 [T,H,W,1] and `box`, the rectangle that a source would have on this canvas.
 
     `box` is what the global frames may show. Where everything is masked it is the rectangle that another strategy would
-    have left; where every frame has its own rectangle it is the first frame's.
+    have left; where every frame has its own rectangle it is the first frame's; around masked objects the whole frame.
     """
 
     mask: np.ndarray
@@ -40,29 +43,36 @@ class MaskSampler:
 
     Strategies, in parts of a side of the frame, each axis and each draw with its own ratio uniform in
     [min_ratio, max_ratio]:
-      four    all four sides; an axis gives `ratio` of its length, one half at each end
-      single  one side, which gives `ratio` of its axis
-      double  left and right, or top and bottom; `ratio` of the axis, one half at each end
-      random  any non-empty subset of the four sides, each with its own `ratio / 2`
-      all     the whole frame
+      four        all four sides; an axis gives `ratio` of its length, one half at each end
+      single      one side, which gives `ratio` of its axis
+      horizontal  left and right; `ratio` of the axis, one half at each end
+      vertical    top and bottom, likewise
+      random      any non-empty subset of the four sides, each with its own `ratio / 2`
+      all         the whole frame
+      objects     shapes that move over the clip (data.object_masks), on every frame whatever the frame mode
+    multiple: what a side gives is a multiple of so many pixels, and at least that.
     Frame modes: all_masked (the mask on every frame), ends_known (the first frame, or the first and the last, known
     whole), random_known (each frame known whole with probability 0.5). At least one frame is always masked.
     per_frame draws strategy and ratios anew for every frame instead of once a clip.
 
-    Raises ValueError for negative weights, a group without weight, or ratios outside 0 < min <= max < 1.
+    Raises ValueError for negative weights, a group without weight, ratios outside 0 < min <= max < 1, a multiple below
+    1, or objects together with per_frame.
     """
 
     four: float = 0.2
     single: float = 0.1
-    double: float = 0.35
+    horizontal: float = 0.175
+    vertical: float = 0.175
     random: float = 0.1
     all: float = 0.25
+    objects: float = 0.0
     min_ratio: float = 0.15
     max_ratio: float = 0.75
     all_masked: float = 0.3
     ends_known: float = 0.35
     random_known: float = 0.35
     per_frame: bool = False
+    multiple: int = 1
 
     def __post_init__(self):
         for group in (self._strategies(), self._frame_modes()):
@@ -70,28 +80,36 @@ class MaskSampler:
                 raise ValueError(f"mask weights must be non-negative and not all zero, found {group}")
         if not 0 < self.min_ratio <= self.max_ratio < 1:
             raise ValueError(f"mask ratios must satisfy 0 < min <= max < 1, found {self.min_ratio}, {self.max_ratio}")
+        if self.multiple < 1:
+            raise ValueError(f"mask multiple is {self.multiple}: 1 or more is accepted")
+        if self.objects and self.per_frame:
+            raise ValueError("mask strategy objects moves over a clip: with per_frame, a weight of 0 is accepted")
 
     def _strategies(self) -> dict[str, float]:
-        return {name: getattr(self, name) for name in ("four", "single", "double", "random", "all")}
+        return {name: getattr(self, name) for name in (*_CUTS, "all", "objects")}
 
     def _frame_modes(self) -> dict[str, float]:
         return {name: getattr(self, name) for name in ("all_masked", "ends_known", "random_known")}
 
     def __call__(self, rng: np.random.Generator, num_frames: int, height: int, width: int) -> Mask:
-        """Draws one Mask for a clip of num_frames frames; raises ValueError for a side shorter than MIN_SIDE."""
-        if num_frames < 1 or min(height, width) < MIN_SIDE:
+        """Draws one Mask for a clip of num_frames frames; raises ValueError for a side shorter than MIN_SIDE, or one of
+        which nothing might be left."""
+        least = max(MIN_SIDE, 2 * self.multiple + 1)
+        if num_frames < 1 or min(height, width) < least:
             raise ValueError(
-                f"a mask needs at least 1 frame of {MIN_SIDE}x{MIN_SIDE} pixels, found {num_frames} of {height}x{width}"
+                f"a mask needs at least 1 frame of {least}x{least} pixels, found {num_frames} of {height}x{width}"
             )
-        draws = [self._draw_frame(rng, height, width) for _ in range(num_frames if self.per_frame else 1)]
+        strategies = [_choose(rng, self._strategies()) for _ in range(num_frames if self.per_frame else 1)]
+        if "objects" in strategies:
+            return Mask(draw_objects(rng, num_frames, height, width), Box(0, height, 0, width))
+        draws = [self._draw_frame(rng, strategy, height, width) for strategy in strategies]
         frames = np.stack([mask for mask, _ in draws])
         masked = draw_masked_frames(rng, num_frames, _choose(rng, self._frame_modes()))
         return Mask(frames * masked[:, None, None, None].astype(np.uint8), draws[0][1])
 
-    def _draw_frame(self, rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, Box]:
-        strategy = _choose(rng, self._strategies())
+    def _draw_frame(self, rng: np.random.Generator, strategy: str, height: int, width: int) -> tuple[np.ndarray, Box]:
         if strategy == "all":
-            kept = {name: weight for name, weight in self._strategies().items() if name != "all"}
+            kept = {name: getattr(self, name) for name in _CUTS}
             hidden = _choose(rng, kept) if sum(kept.values()) > 0 else "four"
             return np.ones((height, width, 1), np.uint8), self._draw_box(rng, hidden, height, width)
         box = self._draw_box(rng, strategy, height, width)
@@ -100,12 +118,14 @@ class MaskSampler:
     def _draw_box(self, rng: np.random.Generator, strategy: str, height: int, width: int) -> Box:
         lengths = {"top": height, "bottom": height, "left": width, "right": width}
         shares = draw_shares(rng, strategy, self.min_ratio, self.max_ratio)
-        cut = {side: max(1, int(lengths[side] * shares[side])) if side in shares else 0 for side in DIRECTIONS}
+        cut = dict.fromkeys(DIRECTIONS, 0)
+        for side, share in shares.items():
+            cut[side] = max(1, int(lengths[side] * share / self.multiple)) * self.multiple
         return Box(cut["top"], height - cut["bottom"], cut["left"], width - cut["right"])
 
 
 def draw_shares(rng: np.random.Generator, strategy: str, min_ratio: float, max_ratio: float) -> dict[str, float]:
-    """Draws side -> part of that side's axis to generate, for a strategy of MaskSampler other than "all"."""
+    """Draws side -> part of that side's axis to generate, for a strategy of MaskSampler that cuts sides."""
 
     def ratio() -> float:
         return rng.uniform(min_ratio, max_ratio)
@@ -115,12 +135,11 @@ def draw_shares(rng: np.random.Generator, strategy: str, min_ratio: float, max_r
     if strategy == "random":
         subset = rng.integers(1, 16)
         return {side: ratio() / 2 for bit, side in enumerate(DIRECTIONS) if subset >> bit & 1}
-    axes = [DIRECTIONS[:2], DIRECTIONS[2:]]
-    if strategy == "double":
-        axes = [axes[rng.integers(2)]]
-    elif strategy != "four":
-        raise ValueError(f"unknown mask strategy {strategy!r}, known: four, single, double, random")
-    return {side: share for axis in axes for share in [ratio() / 2] for side in axis}
+    vertical, horizontal = DIRECTIONS[:2], DIRECTIONS[2:]
+    axes = {"four": (vertical, horizontal), "horizontal": (horizontal,), "vertical": (vertical,)}
+    if strategy not in axes:
+        raise ValueError(f"unknown mask strategy {strategy!r}, known: {', '.join(_CUTS)}")
+    return {side: share for axis in axes[strategy] for share in [ratio() / 2] for side in axis}
 
 
 def draw_masked_frames(rng: np.random.Generator, num_frames: int, mode: str) -> np.ndarray:

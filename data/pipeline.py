@@ -40,6 +40,8 @@ def make_batches(
     global_size: int,
     max_interval: int,
     seed: int,
+    global_fit: str = "stretch",
+    references: int = 0,
     masks: MaskSampler = PAPER_MASKS,
     process_index: int = 0,
     process_count: int = 1,
@@ -50,11 +52,14 @@ def make_batches(
 
     sources: (kind, path, weight) each, kinds as data.sources.open_source; clips are drawn in proportion to the weights.
     batch_size is global. buckets: the (height, width) a batch may have, one for all clips of a step. max_interval: the
-    largest frame interval of a clip. num_threads decode at once; shuffle=False goes through each source in order.
+    largest frame interval of a clip. references: further frames from anywhere in the video, after the clip's own.
+    global_fit: how global frames are made squares (data.clips.fit_square). num_threads decode at once; shuffle=False
+    goes through each source in order.
 
-    A batch is a dict, B = batch_size / process_count:
-      video uint8 [B,T,H,W,3] RGB; mask uint8 [B,T,H,W,1], 1 = generate; global_frames uint8 [B,G,S,S,3], what a source
-      would show, over the whole video, stretched; fps float32 [B], frames per second of the clip; clip_id str [B].
+    A batch is a dict, B = batch_size / process_count, T = num_frames + references:
+      video uint8 [B,T,H,W,3] RGB; mask uint8 [B,T,H,W,1], 1 = generate; known int32 [B,4], the box (data.masks.Mask)
+      that a source would have; global_frames uint8 [B,G,S,S,3], what a source would show, over the whole video;
+      fps float32 [B], frames per second of the clip; clip_id str [B].
 
     A video that cannot be read is replaced by the next of its source, counted, and named once in a warning.
     Iterators have get_state() -> {"next_index": steps taken} and set_state. Raises ValueError for arguments that do not
@@ -63,6 +68,10 @@ def make_batches(
     check_split(batch_size, process_index, process_count)
     if min(num_frames, global_frames, global_size, max_interval, num_threads) < 1 or not buckets:
         raise ValueError("frames, global frames, global size, interval, threads and buckets must each be at least 1")
+    if references < 0:
+        raise ValueError(f"references is {references}: 0 or more is accepted")
+    if global_fit not in clips.GLOBAL_FITS:
+        raise ValueError(f"global_fit {global_fit!r} is unknown: one of {', '.join(clips.GLOBAL_FITS)} is accepted")
     if any(min(bucket) < MIN_SIDE for bucket in buckets):
         raise ValueError(f"buckets need sides of at least {MIN_SIDE} pixels, found {buckets}")
     lines = round(1.25 * max(max(bucket) for bucket in buckets))  # leaves room for crops
@@ -74,6 +83,8 @@ def make_batches(
         num_frames=num_frames,
         global_frames=global_frames,
         global_size=global_size,
+        global_fit=global_fit,
+        references=references,
         max_interval=max_interval,
         seed=seed,
     )
@@ -144,6 +155,8 @@ class ClipLoader:
         num_frames: int,
         global_frames: int,
         global_size: int,
+        global_fit: str,
+        references: int,
         max_interval: int,
         seed: int,
     ):
@@ -152,6 +165,8 @@ class ClipLoader:
         self._num_frames = num_frames
         self._global_frames = global_frames
         self._global_size = global_size
+        self._global_fit = global_fit
+        self._references = references
         self._max_interval = max_interval
         self._seed = seed
         self._lock = threading.Lock()
@@ -182,12 +197,14 @@ class ClipLoader:
             bucket=bucket,
             global_frames=self._global_frames,
             max_interval=self._max_interval,
+            references=self._references,
         )
-        mask, known = self._masks(rng, self._num_frames, *bucket)
-        frames, global_frames = clips.cut_clip(plan, video.read, known, self._global_size)
+        mask, known = self._masks(rng, self._num_frames + self._references, *bucket)
+        frames, global_frames = clips.cut_clip(plan, video.read, known, self._global_size, self._global_fit)
         return {
             "video": frames,
             "mask": mask,
+            "known": np.array(known, np.int32),
             "global_frames": global_frames,
             "fps": np.float32(plan.fps),
             "clip_id": np.str_(f"{video.name}@{plan.indices[0]}+{plan.interval}"),

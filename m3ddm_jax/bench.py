@@ -39,7 +39,9 @@ from m3ddm_jax.measure import memory, timing
 from m3ddm_jax.measure.flops import Flops, count_flops
 from m3ddm_jax.models import registry
 from m3ddm_jax.pipelines.m3ddm import PRESETS
-from m3ddm_jax.train import build_model, build_schedule, train
+from m3ddm_jax.recipes.base import build_model
+from m3ddm_jax.recipes.diffusion import build_schedule
+from m3ddm_jax.train import train
 
 THREADS = 2  # of the forward comparison
 REPEATS = 5

@@ -169,7 +169,7 @@ def _define_flags() -> None:
     )
     flags.DEFINE_float("fps", None, "Frames a second of a folder (else 24); a video is sampled anew at this rate.")
     flags.DEFINE_string("method", "m3ddm", f"One of {', '.join(OUTPAINTERS)}.")
-    flags.DEFINE_string("model", None, "Model folder, or hf:OWNER/NAME; else the one that comes with the library.")
+    flags.DEFINE_string("model", None, "Model folder, or hf:OWNER/NAME; m3ddm has one that comes with it.")
     flags.DEFINE_enum("preset", None, ["official"], "Outpaint as M3DDM's released code does; else as the model says.")
     flags.DEFINE_multi_string("set", [], "NAME=VALUE: one setting of the model; docs/models.md lists them. Repeatable.")
     flags.DEFINE_integer("steps", None, "Denoising steps; else what the model folder says.", lower_bound=1)

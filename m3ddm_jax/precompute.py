@@ -20,10 +20,11 @@ from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 from data import latents
-from data.masks import MaskSampler
 from data.pipeline import make_batches
-from m3ddm_jax import command, train
+from m3ddm_jax import command
 from m3ddm_jax.parallel.mesh import batch_shards, make_mesh, put_batch, replicated
+from m3ddm_jax.recipes.base import clip_settings, list_sources
+from m3ddm_jax.recipes.diffusion import DiffusionRecipe
 from m3ddm_jax.training.checkpoint import check_fit
 from m3ddm_jax.training.encoding import encode_batch
 from m3ddm_jax.training.loop import StopRequest
@@ -56,10 +57,9 @@ def precompute(
     Raises ValueError where the config does not fit itself or what was begun in the folder, OSError where nothing can be
     written.
     """
-    train.check_config(config)
-    if latents.latent_folders(train.list_sources(config)):
+    recipe = DiffusionRecipe(config)
+    if latents.latent_folders(list_sources(config)):
         raise ValueError("the config's clips are latents already: sources of video are accepted")
-    networks = train.build_networks(config)
     mesh = make_mesh(devices=jax.local_devices() if devices is None else devices)
     batch_size = batch_size or batch_shards(mesh)
     if batch_size % batch_shards(mesh) or examples_per_shard % batch_size:
@@ -68,10 +68,10 @@ def precompute(
     shards = latents.plan_shards(config.data.buckets, examples, examples_per_shard)
     clips = {bucket: make_clips(config, bucket, batch_size) for bucket in config.data.buckets}
     if jax.process_index() == 0:
-        begin_folder(out, config, networks, examples, examples_per_shard)
+        begin_folder(out, config, recipe, examples, examples_per_shard)
     multihost_utils.sync_global_devices("the folder was begun")
 
-    encode = make_encoder(config, networks, mesh)
+    encode = make_encoder(config, recipe, mesh)
     own = latents.missing_shards(out, shards[jax.process_index() :: jax.process_count()])
     with jax.set_mesh(mesh), tqdm(total=sum(shard.count for shard in own), unit="clip", disable=None) as bar:
         try:
@@ -88,13 +88,11 @@ def precompute(
     return latents.missing_shards(out, own)
 
 
-def begin_folder(
-    out: str, config: ConfigDict, networks: train.Networks, examples: int, examples_per_shard: int
-) -> None:
+def begin_folder(out: str, config: ConfigDict, recipe: DiffusionRecipe, examples: int, examples_per_shard: int) -> None:
     """Note what the folder is to hold; raises ValueError where it was begun for something else."""
-    facts = train.latent_facts(config, networks) | {
+    facts = recipe.latent_facts() | {
         "seed": config.train.seed,
-        "sources": [list(source) for source in train.list_sources(config)],
+        "sources": [list(source) for source in list_sources(config)],
         "examples": examples,
         "examples_per_shard": examples_per_shard,
     }
@@ -107,18 +105,17 @@ def begin_folder(
 
 def make_clips(config: ConfigDict, bucket: tuple[int, int], batch_size: int) -> grain.IterDataset:
     """Batches of the config's clips, all of one size; the clip at place i of step k is number k * batch_size + i."""
-    data = config.data.to_dict() | {"buckets": (bucket,), "masks": MaskSampler(**config.data.masks)}
-    data["sources"] = train.list_sources(config)
-    return make_batches(batch_size=batch_size, seed=config.train.seed, **data)
+    settings = clip_settings(config) | {"buckets": (bucket,)}
+    return make_batches(batch_size=batch_size, seed=config.train.seed, **settings)
 
 
-def make_encoder(config: ConfigDict, networks: train.Networks, mesh: Mesh) -> Callable[[Arrays], Arrays]:
+def make_encoder(config: ConfigDict, recipe: DiffusionRecipe, mesh: Mesh) -> Callable[[Arrays], Arrays]:
     """The function that makes of a host batch of clips (VideoBatch) what is stored of it (LatentBatch)."""
-    codec_variables = jax.device_put(networks.codec_variables, replicated(mesh))
+    codec_variables = jax.device_put(recipe.frozen, replicated(mesh))
 
     @jax.jit
     def encode(codec_variables, batch):
-        encoded = encode_batch(networks.codec, codec_variables, batch, config.diffusion.unknown)
+        encoded = encode_batch(recipe.codec, codec_variables, batch, config.diffusion.unknown)
         return {name: value.astype(_STORED_AS.get(name, jnp.float16)) for name, value in encoded.items()}
 
     def run(batch: Arrays) -> Arrays:

@@ -29,15 +29,19 @@ Variables = dict[str, Any]
 class VideoBatch(TypedDict):
     """One batch of masked clips as `data.pipeline` makes it.
 
-    video: uint8 [B, T, H, W, 3].
+    video: uint8 [B, T, H, W, 3]; the last of the T frames are references from elsewhere in the video, where a config
+        asks for them.
     mask: uint8 [B, T, H, W, 1], 1 = generate, 0 = known.
-    global_frames: uint8 [B, G, S, S, 3], frames spread over the whole video, stretched to a square.
+    known: int32 [B, 4], top, bottom, left, right (ends exclusive) of the rectangle that a source would have.
+    global_frames: uint8 [B, G, S, S, 3], that rectangle in frames spread over the whole video, stretched to a square or
+        padded at the bottom or right.
     fps: float32 [B], frames per second of the source divided by the frame interval of the clip.
     clip_id: str [B], where each clip comes from; stays on the host.
     """
 
     video: Array
     mask: Array
+    known: Array
     global_frames: Array
     fps: Array
     clip_id: np.ndarray

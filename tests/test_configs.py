@@ -4,13 +4,13 @@ import pathlib
 import jax
 import pytest
 
-from configs import m3ddm, m3ddm_tiny
-from m3ddm_jax import train
+from configs import common, m3ddm, m3ddm_tiny
 from m3ddm_jax.models import registry
+from m3ddm_jax.recipes import RECIPES, base
 
-NAMES = sorted(
-    path.stem for path in (pathlib.Path(__file__).parents[1] / "configs").glob("*.py") if path.stem != "common"
-)
+FILES = sorted(path for path in (pathlib.Path(__file__).parents[1] / "configs").glob("*.py") if path.stem != "common")
+CONFIGS = {path.stem: importlib.import_module(f"configs.{path.stem}").get_config() for path in FILES}
+DIFFUSION = [name for name, config in CONFIGS.items() if config.recipe == "diffusion"]
 PARAMETERS = {"m3ddm": 1_299_279_320}
 
 
@@ -19,9 +19,10 @@ def test_the_full_size_recipe_is_the_published_one_and_the_miniature_is_the_same
     data = full.data
     assert (data.num_frames, data.buckets, data.global_frames, data.global_size) == (16, ((256, 256),), 16, 256)
     masks = data.masks
-    assert (masks.four, masks.single, masks.double, masks.random, masks.all) == (0.2, 0.1, 0.35, 0.1, 0.25)
+    assert (masks.four, masks.single, masks.horizontal, masks.vertical) == (0.2, 0.1, 0.175, 0.175)
+    assert (masks.random, masks.all, masks.objects) == (0.1, 0.25, 0.0)
     assert (masks.all_masked, masks.ends_known, masks.random_known) == (0.3, 0.35, 0.35)
-    assert (masks.min_ratio, masks.max_ratio, masks.per_frame) == (0.15, 0.75, False)
+    assert (masks.min_ratio, masks.max_ratio, masks.per_frame, masks.multiple) == (0.15, 0.75, False, 1)
     # Of the local condition, the masks that hide everything are the dropout.
     assert (full.train.drop_local, full.train.drop_global) == (0.0, 0.1)
     assert full.diffusion.schedule == "scaled_linear" and full.diffusion.prediction == "epsilon"
@@ -29,11 +30,15 @@ def test_the_full_size_recipe_is_the_published_one_and_the_miniature_is_the_same
     assert (tiny.train.drop_local, tiny.train.drop_global) == (0.0, 0.1)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_config_is_whole_and_its_sizes_fit(name):
-    config = importlib.import_module(f"configs.{name}").get_config()
-    train.check_config(config)
-    model = train.build_model(config.model)
+def test_every_config_has_a_recipe():
+    assert {config.recipe for config in CONFIGS.values()} <= RECIPES.keys() and "m3ddm" in DIFFUSION
+
+
+@pytest.mark.parametrize("name", DIFFUSION)
+def test_a_config_of_a_diffusion_model_is_whole_and_its_sizes_fit(name):
+    config = CONFIGS[name]
+    base.check_config(config, common.base(), built=("model", "autoencoder"))
+    model = base.build_model(config.model)
     patch = config.autoencoder.get("patch_size", 8)
     multiple = patch * 2 ** (len(model.block_out_channels) - 1)
     assert all(side % multiple == 0 for bucket in config.data.buckets for side in bucket)

@@ -164,10 +164,13 @@ def test_bad_outputs_are_refused(folder, tmp_path):
 
 
 def test_methods_and_their_options():
-    with pytest.raises(ValueError, match="--method must be one of m3ddm, edge, blur, telea, mosaic, found 'magic'"):
+    names = "m3ddm, in2out, edge, blur, telea, mosaic"
+    with pytest.raises(ValueError, match=f"--method must be one of {names}, found 'magic'"):
         make_outpainter("magic")
     with pytest.raises(ValueError, match="--method=edge takes no --steps"):
         make_outpainter("edge", model=None, steps=3)
+    with pytest.raises(ValueError, match="--method=in2out takes no --windows"):
+        make_outpainter("in2out", model="folder", windows=2)
 
 
 def test_the_command_refuses_in_one_line(folder, tmp_path):

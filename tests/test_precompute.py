@@ -16,8 +16,8 @@ import pytest
 from configs import m3ddm_tiny
 from data.latents import LatentFolder
 from m3ddm_jax import precompute as entry
-from m3ddm_jax import train
 from m3ddm_jax.models import registry
+from m3ddm_jax.recipes.diffusion import DiffusionRecipe
 from m3ddm_jax.training.encoding import encode_batch
 from m3ddm_jax.weights import save_model
 
@@ -70,8 +70,8 @@ def whole(quick_compiles, codec, tmp_path_factory):
 def test_the_shards_hold_what_the_autoencoder_makes_of_the_pipelines_clips(whole, config):
     names = [f"16x24-0000{index}-of-00002.array_record" for index in range(2)] + ["16x16-00000-of-00001.array_record"]
     assert sorted(os.listdir(whole)) == sorted([*names, "latents.json"])
-    networks = train.build_networks(config)
-    encode = jax.jit(functools.partial(encode_batch, networks.codec))
+    recipe = DiffusionRecipe(config)
+    encode = jax.jit(functools.partial(encode_batch, recipe.codec))
     folder = LatentFolder(whole)
     for bucket, first, count in ((BUCKETS[0], 0, 5), (BUCKETS[1], 8, 4)):
         records = folder.bucket(bucket)
@@ -80,7 +80,7 @@ def test_the_shards_hold_what_the_autoencoder_makes_of_the_pipelines_clips(whole
         iterator.set_state({"next_index": first})
         for index, batch in enumerate(itertools.islice(iterator, count)):
             assert records[index]["clip_id"] == batch["clip_id"][0]
-            encoded = encode(networks.codec_variables, {name: batch[name] for name in batch if name != "clip_id"})
+            encoded = encode(recipe.frozen, {name: batch[name] for name in batch if name != "clip_id"})
             assert records[index].keys() == encoded.keys() | {"clip_id"}
             for name, value in encoded.items():
                 expected = {"mask": np.uint8, "fps": np.float32}.get(name, np.float16)

@@ -1,6 +1,5 @@
 """The whole trainer on synthetic clips and on latents: resume, stopping, what it leaves behind and what it refuses."""
 
-import functools
 import json
 import os
 import pathlib
@@ -10,7 +9,6 @@ import subprocess
 import sys
 from typing import NamedTuple
 
-import flax
 import jax
 import numpy as np
 import pytest
@@ -21,7 +19,7 @@ from configs import test as test_config
 from m3ddm_jax import precompute
 from m3ddm_jax import train as trainer
 from m3ddm_jax.models import registry
-from m3ddm_jax.training.state import TrainState, abstract_state
+from m3ddm_jax.training.state import State
 from m3ddm_jax.weights import load_autoencoder, load_model, load_settings, save_model
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -78,7 +76,7 @@ def assert_bitwise(a, b):
 class Run(NamedTuple):
     config: ConfigDict
     workdir: pathlib.Path
-    state: TrainState
+    state: State
 
 
 @pytest.fixture(scope="module", params=["pixels, 1 device", "latents, 8 devices"])
@@ -136,45 +134,6 @@ def test_the_exported_folder_is_the_averaged_model(straight):
     assert all(np.any(leaf != 0) and np.any(leaf != 1) for leaf in means)
 
 
-def begin(config):
-    """The state before the first update, and how it should lie on the mesh."""
-    networks = trainer.build_networks(config)
-    mesh = trainer.make_mesh(**config.mesh, devices=jax.devices()[: config.mesh.data * config.mesh.fsdp])
-    rng = jax.random.key(config.train.seed)
-    with jax.set_mesh(mesh):
-        like = abstract_state(functools.partial(registry.init, networks.model), networks.optimizer, rng, mesh)
-        batch = trainer.put_batch(mesh, next(iter(trainer.make_dataset(config, 0))))
-        return trainer.begin(config, networks, rng, like, batch, mesh), like
-
-
-@pytest.mark.parametrize("straight", ["latents, 8 devices"], indirect=True)
-def test_a_new_run_starts_from_a_model_folder(straight, tmp_path):
-    folder = straight.workdir / "model"
-    config = changed(straight.config, lambda c: c.train.update(init_from=str(folder)))
-    state, like = begin(config)
-    _, variables = load_model(folder)
-    for params in (state.params, state.ema_params):
-        jax.tree.map(np.testing.assert_array_equal, params, variables["params"])
-    jax.tree.map(np.testing.assert_array_equal, state.batch_stats, variables["batch_stats"])
-    assert jax.tree.map(lambda leaf: leaf.sharding, state) == jax.tree.map(lambda leaf: leaf.sharding, like)
-    assert int(state.step) == 0 and not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
-    with pytest.raises(ValueError, match="model .* does not fit the config: num_heads is 2 there and 4 here"):
-        begin(changed(config, lambda c: c.model.update(num_heads=4)))
-    with pytest.raises(ValueError, match="nowhere is not a model folder"):
-        begin(changed(config, lambda c: c.train.update(init_from="nowhere")))
-
-
-@pytest.mark.parametrize("straight", ["latents, 8 devices"], indirect=True)
-def test_statistics_that_a_model_folder_never_had_set_are_calibrated(straight, tmp_path):
-    module, variables = load_model(straight.workdir / "model")
-    stats = flax.traverse_util.path_aware_map(
-        lambda path, leaf: np.full_like(leaf, path[-1] == "var"), variables["batch_stats"]
-    )
-    save_model(tmp_path / "model", module, variables | {"batch_stats": stats})
-    state, _ = begin(changed(straight.config, lambda c: c.train.update(init_from=str(tmp_path / "model"))))
-    assert all(np.any(leaf != 0) and np.any(leaf != 1) for leaf in jax.tree.leaves(state.batch_stats))
-
-
 def test_a_checkpoint_of_another_network_is_refused(straight, codec, tmp_path):
     with pytest.raises(ValueError, match="model.num_heads is 2 there and 4 here"):
         run(changed(straight.config, lambda c: c.model.update(num_heads=4)), straight.workdir)
@@ -196,24 +155,6 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_clips(codec, latents, tmp
         run(make_config(codec, latents=latents, steps=9, save_every=3), tmp_path / "run")
     assert list(losses(tmp_path / "run")) == [1, 2]
     assert not [path for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdigit()]
-
-
-def test_previews_show_what_is_known_what_is_made_and_the_truth(codec, latents):
-    config = make_config(codec, latents=latents)
-    networks = trainer.build_networks(config)
-    batch = next(iter(trainer.make_dataset(config, 0)))
-    del batch["clip_id"]
-    variables = registry.abstract_variables(networks.model)
-    weights = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.01, np.float32), dict(variables))
-    state = TrainState(0, {}, weights["batch_stats"], {}, weights["params"], None)
-    preview = jax.jit(trainer.make_preview(config, networks.model, networks.codec))
-    shown = np.asarray(preview(state, batch, networks.codec_variables))
-    assert shown.shape == (8, 2, 32, 96, 3) and shown.dtype == np.uint8
-    known, made, truth = np.split(shown, 3, axis=3)
-    unknown = batch["mask"].repeat(2, axis=2).repeat(2, axis=3) > 0
-    np.testing.assert_array_equal(known, np.where(unknown, 0, truth))
-    np.testing.assert_array_equal(np.where(unknown, 0, made), known)
-    assert np.any(made != truth)
 
 
 def command(codec, workdir, *overrides):
@@ -265,6 +206,8 @@ def test_a_bad_config_is_one_line_and_exit_2(codec, tmp_path, overrides, said):
 @pytest.mark.parametrize(
     "change, message",
     [
+        (lambda c: c.update(recipe="magic"), "recipe 'magic' is unknown: one of .*diffusion.* is accepted"),
+        (lambda c: c.__delitem__("recipe"), "recipe None is unknown"),
         (lambda c: c.train.update(steps=0), "steps is 0"),
         (lambda c: c.mesh.update(data=3), "does not fill 1 device"),
         (lambda c: c.model.update(dtype="float7"), "dtype 'float7' is unknown"),
@@ -310,14 +253,6 @@ def test_latents_that_do_not_fit(codec, latents, tmp_path, monkeypatch, change, 
     with pytest.raises(ValueError, match=message):
         run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def test_the_codec_computes_as_the_model_does(codec):
-    config = make_config(codec)
-    config.model.dtype = "bfloat16"
-    networks = trainer.build_networks(config)
-    assert networks.model.dtype == networks.codec.dtype == jax.numpy.bfloat16
-    assert networks.codec_identity == trainer.build_networks(make_config(codec)).codec_identity
 
 
 def test_a_data_position_survives_another_batch_size():

@@ -84,17 +84,39 @@ def adversarial_terms(fake: Outputs, *, clip_weight: float = 0.5) -> dict[str, j
 def r1_penalty(discriminate: Callable[[jax.Array], Outputs], frames: jax.Array) -> jax.Array:
     """Mean over clips of the squared gradient that the summed mean logits have at real frames [B, T, H, W, 3].
 
+    Local logits count where there are tubes.
     An option for a discriminator that runs ahead. Source: Mescheder et al., Which training methods for GANs do actually
     converge?, 2018 (R1, without its factor gamma / 2).
     """
 
     def realness(frames: jax.Array) -> jax.Array:
         outputs = discriminate(frames)
-        patches = (reduce(outputs[name], "b ... -> b", "mean") for name in ("global", "local"))
+        patches = (reduce(outputs[name], "b ... -> b", "mean") for name in ("global", "local") if outputs[name].size)
         return jnp.sum(sum(patches) + outputs["clip"])
 
     gradient = jax.grad(realness)(frames.astype(jnp.float32))
     return jnp.mean(reduce(jnp.square(gradient), "b ... -> b", "sum"))
+
+
+def lecam_penalty(real: Outputs, fake: Outputs, anchors: Mapping[str, jax.Array]) -> jax.Array:
+    """How far the patch logits have left those of the other side: a scalar, the sum over both branches.
+
+    anchors: running means of the logits by the names of `logit_metrics`, "global_real" and the like. Real logits are
+    held near the anchor of fake ones and the other way round, squared, from above and from below alone. An option for
+    little data. Source: Tseng et al., Regularizing generative adversarial networks under limited data, 2021.
+    """
+    local_real, labels, counts = _local(real)
+    everywhere = jnp.ones_like(real["global"])
+    pairs = {
+        "global": (real["global"], fake["global"], everywhere, everywhere),
+        "local": (local_real, fake["local"], counts, labels),
+    }
+    penalty = jnp.zeros(())
+    for name, (true, made, true_weight, made_weight) in pairs.items():
+        above = jax.nn.relu(true - anchors[f"{name}_fake"])
+        below = jax.nn.relu(anchors[f"{name}_real"] - made)
+        penalty += weighted_mean(jnp.square(above), true_weight) + weighted_mean(jnp.square(below), made_weight)
+    return penalty
 
 
 def logit_metrics(real: Outputs, fake: Outputs) -> dict[str, jax.Array]:

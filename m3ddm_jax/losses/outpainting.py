@@ -20,7 +20,7 @@ _RAMPED = ("adv_global", "adv_local", "feat_global", "feat_local")
 class OutpaintingWeights:
     """Weights of the terms of the generator's loss, by the names that the functions here and `losses.adversarial` give.
 
-    lpips: of a perceptual distance that the caller computes; off.
+    lpips: of a perceptual distance, denoising: of a diffusion generator's own loss; the caller computes both; off.
     """
 
     hole: float = 1.0
@@ -31,6 +31,7 @@ class OutpaintingWeights:
     feat_global: float = 0.1
     feat_local: float = 0.1
     lpips: float = 0.0
+    denoising: float = 0.0
 
 
 def outpainting_loss(

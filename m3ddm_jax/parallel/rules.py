@@ -6,8 +6,9 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-# What training keeps once a parameter, and what is therefore worth splitting; all else is small and replicated.
-_SPLIT = ("params", "opt_state", "ema_params")
+# What training keeps once a parameter, and what is therefore worth splitting, is in fields with names that end so
+# (ema_params, discriminator_opt_state); all else is small and replicated.
+_SPLIT = ("params", "opt_state")
 # Below this many elements a gather costs more than the memory that splitting saves.
 _MIN_SIZE = 4096
 
@@ -20,7 +21,7 @@ def partition_spec(path: str, shape: tuple[int, ...], fsdp: int) -> P:
     size = 1
     for length in shape:
         size *= length
-    if fsdp == 1 or size < _MIN_SIZE or path.split("/")[0] not in _SPLIT:
+    if fsdp == 1 or size < _MIN_SIZE or not path.split("/")[0].endswith(_SPLIT):
         return P()
     candidates = [(length, axis) for axis, length in enumerate(shape) if length % fsdp == 0]
     if not candidates:

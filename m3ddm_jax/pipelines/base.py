@@ -34,8 +34,15 @@ def _m3ddm(
     return M3DDM(model, preset=preset, settings=settings, steps=steps, dtype=dtype, windows=windows)
 
 
+def _in2out(model: str | None = None, settings: Mapping[str, Any] | None = None, dtype: str = "float32") -> Outpainter:
+    from m3ddm_jax.pipelines.in2out import In2Out
+
+    return In2Out(model, settings=settings, dtype=dtype)
+
+
 OUTPAINTERS: dict[str, Callable[..., Outpainter]] = {
     "m3ddm": _m3ddm,
+    "in2out": _in2out,
     "edge": Edge,
     "blur": Blur,
     "telea": Telea,

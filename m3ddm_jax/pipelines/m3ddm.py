@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -30,6 +30,7 @@ from m3ddm_jax.pipelines import compositing
 from m3ddm_jax.pipelines.baselines import inpaint_telea
 from m3ddm_jax.pipelines.hierarchy import Level, Window, official_windows, plan_windows
 from m3ddm_jax.pipelines.latent_spool import LatentSpool
+from m3ddm_jax.pipelines.options import CheckedSettings, computing_in
 from m3ddm_jax.pipelines.sampler import Conditions, make_sampler, window_noise
 from m3ddm_jax.pipelines.work_canvas import SquareCanvas, WorkCanvas
 from m3ddm_jax.types import FramesTHWC
@@ -40,7 +41,7 @@ DEFAULT_MODEL = Path(__file__).parents[1] / "assets" / "tiny"
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(CheckedSettings):
     """How a model outpaints: the section `sample` of its pipeline.json.
 
     canvas: what it works on: the target's shape, its shorter side of about `lines` pixels; or the official square of
@@ -83,30 +84,6 @@ class Settings:
     guidance_interval: tuple[float, float]
     clip: float | None
     seam: Literal["matched", "hard"]
-
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            found, accepted = getattr(self, field.name), None
-            if get_origin(field.type) is Literal and found not in get_args(field.type):
-                accepted = f"one of {', '.join(get_args(field.type))}"
-            elif field.type is int and not (isinstance(found, int) and found > 0):
-                accepted = "a whole number above 0"
-            elif field.type is float and not isinstance(found, int | float):
-                accepted = "a number"
-            if accepted:
-                raise ValueError(f"the setting {field.name} is {found!r}: {accepted} is accepted")
-
-    @classmethod
-    def make(cls, values: Mapping[str, Any]) -> "Settings":
-        """Settings from plain values by name; raises ValueError for missing and for unknown names."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        for name in values:
-            if name not in names:
-                raise ValueError(f"there is no setting {name}: {', '.join(names)} are known")
-        for name in names:
-            if name not in values:
-                raise ValueError(f"the setting {name} is missing")
-        return cls(**values)
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -168,7 +145,7 @@ class M3DDM:
         self._settings = _choose_settings(own, preset, {**(settings or {}), **({"steps": steps} if steps else {})})
         module, variables = load_model(folder)
         codec, codec_variables = load_autoencoder(folder)
-        module, codec = (_computing_in(dtype, network) for network in (module, codec))
+        module, codec = (computing_in(dtype, network) for network in (module, codec))
 
         devices = jax.devices()
         windows = windows or (1 if devices[0].platform == "cpu" else len(devices))
@@ -342,12 +319,6 @@ def _make_sampler(module: nn.Module, schedule: Schedule, prediction: str, settin
         guidance=Guidance(settings.guidance_local, settings.guidance_global, tuple(settings.guidance_interval)),
         clip=settings.clip,
     )
-
-
-def _computing_in(dtype: str, network: nn.Module) -> nn.Module:
-    if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype {dtype!r}: float32 and bfloat16 are accepted")
-    return network.clone(dtype=jnp.dtype(dtype)) if hasattr(network, "dtype") else network
 
 
 def _to_unit_range(frames: np.ndarray) -> np.ndarray:

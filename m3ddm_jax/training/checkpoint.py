@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
-from m3ddm_jax.training.state import TrainState
+from m3ddm_jax.training.state import State
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 _NAMED_DIFFERENCES = 4
@@ -45,7 +45,7 @@ class Checkpoints:
         """Updates applied in the newest checkpoint; None where there is none."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, step: int, examples_seen: int) -> None:
+    def save(self, state: State, step: int, examples_seen: int) -> None:
         """Save after `step` updates; returns once the state is copied, before it is written.
 
         examples_seen: clips taken from the data, counted over all processes.
@@ -61,7 +61,7 @@ class Checkpoints:
             ),
         )
 
-    def restore(self, like: TrainState) -> tuple[TrainState, int]:
+    def restore(self, like: State) -> tuple[State, int]:
         """(state, examples seen) of the newest checkpoint, laid out as `like` (`training.state.abstract_state`) says.
 
         Raises ValueError where the checkpoint is of other networks, or of another task, than this run's.
@@ -103,6 +103,6 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def _shapes(state: TrainState) -> dict[str, list[int]]:
+def _shapes(state: State) -> dict[str, list[int]]:
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): list(leaf.shape) for path, leaf in leaves}

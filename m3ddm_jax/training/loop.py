@@ -17,7 +17,7 @@ from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary
 
 from m3ddm_jax.training.checkpoint import Checkpoints
-from m3ddm_jax.training.state import TrainState
+from m3ddm_jax.training.state import State
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,8 +124,8 @@ def _lines(path: pathlib.Path) -> list[str]:
 
 
 def run(
-    state: TrainState,
-    step_fn: Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]],
+    state: State,
+    step_fn: Callable[[State, dict[str, jax.Array]], tuple[State, dict[str, jax.Array]]],
     batches: Iterator[dict[str, np.ndarray]],
     put: Callable[[dict[str, np.ndarray]], dict[str, jax.Array]],
     *,
@@ -133,9 +133,9 @@ def run(
     checkpoints: Checkpoints,
     examples_seen: Callable[[], int],
     log: MetricsLog,
-    sample: Callable[[TrainState, int], None] | None,
+    sample: Callable[[State, int], None] | None,
     stop: Callable[[], bool],
-) -> TrainState:
+) -> State:
     """Train until `cadence.steps` updates are applied or `stop()`, and save what was reached.
 
     batches: host batches, each with its `clip_id`; put: host batch -> global arrays of the rest; examples_seen: clips

@@ -1,16 +1,26 @@
 """Everything a training run carries from step to step."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from m3ddm_jax.parallel.rules import state_shardings
 from m3ddm_jax.types import Variables
+
+
+class State(Protocol):
+    """What the state of every family is: a flax.struct dataclass whose `step` is the updates applied, an int32 scalar,
+    and whose `params` are the network that the run is for. Fields whose names end in params or opt_state may be split
+    over devices (parallel.rules)."""
+
+    step: jax.Array
+    params: Any
 
 
 @flax.struct.dataclass
@@ -42,10 +52,16 @@ def abstract_state(
     init: Callable[[jax.Array], Variables], optimizer: optax.GradientTransformation, rng: jax.Array, mesh: Mesh
 ) -> TrainState:
     """Shape, dtype and sharding of every array of the state that `init` (key -> variables) leads to."""
-    shapes = jax.eval_shape(lambda key: create_state(init(key), optimizer, key), rng)
-    shardings = state_shardings(shapes, mesh)
+    return abstract(lambda key: create_state(init(key), optimizer, key), rng, mesh)
+
+
+def abstract(create: Callable[[jax.Array], Any], rng: jax.Array, mesh: Mesh) -> Any:
+    """Shape, dtype and sharding of every array of the state of any family that `create` (key -> state) makes."""
+    shapes = jax.eval_shape(create, rng)
     return jax.tree.map(
-        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        state_shardings(shapes, mesh),
     )
 
 
@@ -53,11 +69,41 @@ def init_state(
     init: Callable[[jax.Array], Variables], optimizer: optax.GradientTransformation, rng: jax.Array, like: TrainState
 ) -> TrainState:
     """A fresh state that lies on its mesh from the start: nothing exists unsharded. like: from `abstract_state`."""
-    # Written out, because without out_shardings the optimizer's moments would be replicated.
-    out_shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
 
     def create(key: jax.Array) -> TrainState:
         init_key, run_key = jax.random.split(key)
         return create_state(init(init_key), optimizer, run_key)
 
-    return jax.jit(create, out_shardings=out_shardings)(rng)
+    # Written out, because without out_shardings the optimizer's moments would be replicated.
+    return jax.jit(create, out_shardings=shardings_of(like))(rng)
+
+
+def load_state(
+    variables: Variables, optimizer: optax.GradientTransformation, rng: jax.Array, like: TrainState
+) -> TrainState:
+    """`init_state` with the parameters and BatchNorm statistics of a model on the host in place of random ones."""
+    placed = {name: place(variables.get(name, {}), getattr(like, name)) for name in ("params", "batch_stats")}
+    _, run_key = jax.random.split(rng)
+    create = jax.jit(
+        lambda variables, key: create_state(variables, optimizer, key),
+        out_shardings=shardings_of(like),
+        donate_argnums=0,
+    )
+    return create(placed, run_key)
+
+
+def place(values: Any, like: Any) -> Any:
+    """A tree of arrays on the host at their places on the mesh, one array after the other.
+
+    like: the same tree of shapes with shardings, a part of what `abstract_state` gives.
+    """
+
+    def put(value: np.ndarray, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        return jax.make_array_from_callback(value.shape, leaf.sharding, lambda index: value[index])
+
+    return jax.tree.map(put, values, like)
+
+
+def shardings_of(like: Any) -> Any:
+    """Where each array of a tree lies, as `jax.jit` takes it for `out_shardings`."""
+    return jax.tree.map(lambda leaf: leaf.sharding, like)

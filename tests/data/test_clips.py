@@ -83,3 +83,45 @@ def test_a_clip_is_cut_from_the_scaled_frames_and_global_frames_show_the_known_p
     cropped = frames[:, 2:6, 4:10][:, :, :: -1 if flip else 1]
     assert (video == cropped[[1, 2]]).all()
     assert (global_frames == cropped[[0, 3, 5], 1:3, 2:4]).all()
+
+
+def test_references_come_in_order_from_outside_the_clip_as_far_as_there_are_such():
+    info = VideoInfo(30, 30.0, 24, 40)
+    plans = [plan(seed, info, references=3) for seed in range(200)]
+    for drawn in plans:
+        assert len(set(drawn.reference_indices)) == 3 and sorted(drawn.reference_indices) == [*drawn.reference_indices]
+        assert not set(drawn.reference_indices) & set(drawn.indices)
+    assert {index for drawn in plans for index in drawn.reference_indices} == set(range(30))
+    assert plan(0, info).reference_indices == () and plan(0, info).indices == plans[0].indices
+    # Beside a clip of eight of ten frames are no three others, so any will do; of two frames some come twice.
+    assert set(plan(0, VideoInfo(10, 30.0, 24, 40), references=3).reference_indices) <= set(range(10))
+    assert len(plan(0, VideoInfo(2, 30.0, 24, 40), references=3).reference_indices) == 3
+
+
+def test_references_are_cut_as_the_clip_is_and_follow_it():
+    frames = np.arange(6 * 8 * 12 * 3, dtype=np.int64).reshape(6, 8, 12, 3).astype(np.uint8)
+    drawn = clips.ClipPlan((1, 2), (0,), (8, 12), Box(2, 6, 4, 10), True, 1, 30.0, (0, 5))
+    video, _ = clips.cut_clip(drawn, lambda indices, size: frames[indices], Box(1, 3, 2, 4), 2)
+    assert (video == frames[[1, 2, 0, 5], 2:6, 4:10][:, :, ::-1]).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "expected"),
+    [
+        ((20, 40), 16, (8, 16)),
+        ((40, 20), 16, (16, 8)),
+        ((9, 9), 16, (16, 16)),
+        ((100, 1), 8, (8, 1)),
+        ((3, 7), 8, (3, 8)),
+    ],
+)
+def test_the_longer_side_is_fitted(shape, size, expected):
+    assert clips.fitted_size(*shape, size) == expected
+    frame = np.full((*shape, 3), 7, np.uint8)
+    square = clips.fit_square(frame, size, "pad")
+    height, width = expected
+    assert square.shape == (size, size, 3) and (square[:height, :width] == 7).all()
+    assert square.sum() == 7 * 3 * height * width
+    assert (clips.fit_square(frame, size, "stretch") == 7).all()
+    with pytest.raises(ValueError, match="global fit 'crop' is unknown: one of stretch, pad"):
+        clips.fit_square(frame, size, "crop")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from data import masks
 
-WEIGHTS = {"four": 0.2, "single": 0.1, "double": 0.35, "random": 0.1, "all": 0.25}
+WEIGHTS = {"four": 0.2, "single": 0.1, "horizontal": 0.175, "vertical": 0.175, "random": 0.1, "all": 0.25}
 MODES = {"all_masked": 0.3, "ends_known": 0.35, "random_known": 0.35}
 # upper 0.1 % points of chi-square by degrees of freedom
 CHI_SQUARE = {2: 13.82, 15: 37.70}
@@ -75,7 +75,10 @@ def test_every_mask_is_binary_masks_something_and_hides_at_most_all(seed, num_fr
         assert shown.all() or (shown == masks.box_mask(box, height, width)).all()
 
 
-@hypothesis.given(seed=st.integers(0, 2**32 - 1), strategy=st.sampled_from(["four", "single", "double", "random"]))
+CUTS = ["four", "single", "horizontal", "vertical", "random"]
+
+
+@hypothesis.given(seed=st.integers(0, 2**32 - 1), strategy=st.sampled_from(CUTS))
 def test_what_is_generated_keeps_to_the_ratios(seed, strategy):
     sampler = only(strategy, WEIGHTS, all_masked=1, ends_known=0, random_known=0, min_ratio=0.2, max_ratio=0.6)
     mask, box = sampler(np.random.default_rng(seed), 1, 100, 200)
@@ -91,11 +94,11 @@ def test_what_is_generated_keeps_to_the_ratios(seed, strategy):
             assert len(cut) * 0.1 - 0.021 <= part <= len(cut) * 0.3
         elif cut:
             assert 0.2 - 0.021 <= part <= 0.6
-    expected = {"four": {4}, "single": {1}, "double": {2}, "random": {1, 2, 3, 4}}
+    expected = {"four": {4}, "single": {1}, "horizontal": {2}, "vertical": {2}, "random": {1, 2, 3, 4}}
     assert len(sides) in expected[strategy]
-    if strategy == "double":
-        assert sides in ({"top", "bottom"}, {"left", "right"})
-    if strategy in ("four", "double"):
+    if strategy in ("horizontal", "vertical"):
+        assert sides == ({"left", "right"} if strategy == "horizontal" else {"top", "bottom"})
+    if strategy in ("four", "horizontal", "vertical"):
         assert box.top == 100 - box.bottom and box.left == 200 - box.right, "halves are equal"
 
 
@@ -138,7 +141,15 @@ def test_a_draw_depends_on_the_generator_alone():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"four": -0.1}, {"min_ratio": 0.8}, {"max_ratio": 1.0}, dict.fromkeys(MODES, 0), {"min_ratio": 0.0}],
+    [
+        {"four": -0.1},
+        {"min_ratio": 0.8},
+        {"max_ratio": 1.0},
+        dict.fromkeys(MODES, 0),
+        {"min_ratio": 0.0},
+        {"multiple": 0},
+        {"objects": 0.1, "per_frame": True},
+    ],
 )
 def test_bad_settings_are_refused(settings):
     with pytest.raises(ValueError, match="mask"):
@@ -148,3 +159,39 @@ def test_bad_settings_are_refused(settings):
 def test_frames_too_small_for_a_mask_are_refused():
     with pytest.raises(ValueError, match="4x4"):
         masks.MaskSampler()(np.random.default_rng(0), 1, 3, 8)
+    with pytest.raises(ValueError, match="9x9"):
+        masks.MaskSampler(multiple=4)(np.random.default_rng(0), 1, 8, 16)
+
+
+@hypothesis.given(
+    seed=st.integers(0, 2**32 - 1),
+    strategy=st.sampled_from(CUTS),
+    multiple=st.integers(1, 8),
+    height=st.integers(17, 60),
+    width=st.integers(17, 60),
+)
+def test_what_a_side_gives_is_a_multiple(seed, strategy, multiple, height, width):
+    plain, snapped = (
+        only(strategy, WEIGHTS, multiple=number)(np.random.default_rng(seed), 1, height, width).box
+        for number in (1, multiple)
+    )
+    assert 0 <= snapped.top < snapped.bottom <= height and 0 <= snapped.left < snapped.right <= width
+    for cut, found in (
+        (plain.top, snapped.top),
+        (height - plain.bottom, height - snapped.bottom),
+        (plain.left, snapped.left),
+        (width - plain.right, width - snapped.right),
+    ):
+        assert found == max(multiple, cut // multiple * multiple) if cut else found == 0
+
+
+def test_objects_are_masked_on_every_frame_and_leave_a_source_its_whole_frame():
+    sampler = only("objects", [*WEIGHTS, "objects"], all_masked=0, ends_known=0)
+    mask, box = sampler(np.random.default_rng(0), 6, 40, 60)
+    assert mask.shape == (6, 40, 60, 1) and mask.any(axis=(1, 2, 3)).all()
+    assert box == masks.Box(0, 40, 0, 60)
+    # The rectangle that hidden frames would have is one of a cut, never that of objects.
+    sampler = masks.MaskSampler(**dict.fromkeys(CUTS, 0.0), all=1.0, objects=1.0)
+    boxes = [sampler(np.random.default_rng(seed), 1, 40, 60) for seed in range(40)]
+    assert {mask.all() for mask, _ in boxes} == {True, False}
+    assert all((box == masks.Box(0, 40, 0, 60)) == (not mask.all()) for mask, box in boxes)

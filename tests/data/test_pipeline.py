@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from data import masks, pipeline
+from data import clips, masks, pipeline
 
 SETTINGS = {
     "batch_size": 4,
@@ -48,6 +48,7 @@ def test_batches_have_the_documented_shapes_and_types(whole):
         expected = {
             "video": ((4, 3, height, width, 3), np.uint8),
             "mask": ((4, 3, height, width, 1), np.uint8),
+            "known": ((4, 4), np.int32),
             "global_frames": ((4, 2, 8, 8, 3), np.uint8),
             "fps": ((4,), np.float32),
         }
@@ -55,6 +56,9 @@ def test_batches_have_the_documented_shapes_and_types(whole):
         assert batch["clip_id"].shape == (4,) and batch["clip_id"].dtype.kind == "U"
         assert batch.keys() == expected.keys() | {"clip_id"}
         assert batch["mask"].max() == 1 and (batch["fps"] > 0).all()
+        for (top, bottom, left, right), mask in zip(batch["known"], batch["mask"], strict=True):
+            assert 0 <= top < bottom <= height and 0 <= left < right <= width
+            assert mask.all(axis=(1, 2, 3)).any() or not mask[:, top:bottom, left:right].any()
 
 
 def test_the_bucket_is_a_function_of_seed_and_step():
@@ -152,7 +156,9 @@ def test_one_frame_and_one_colour(tmp_path):
 
 
 def test_mask_settings_reach_the_batch(sources):
-    sampler = masks.MaskSampler(four=0, single=0, double=0, random=0, all=1, all_masked=1, ends_known=0, random_known=0)
+    sampler = masks.MaskSampler(
+        four=0, single=0, horizontal=0, vertical=0, random=0, all=1, all_masked=1, ends_known=0, random_known=0
+    )
     assert batches(sources, 1, masks=sampler)[0]["mask"].all()
 
 
@@ -167,11 +173,31 @@ def test_mask_settings_reach_the_batch(sources):
         {"buckets": ((2, 16),)},
         {"max_interval": 0},
         {"num_threads": 0},
+        {"references": -1},
+        {"global_fit": "crop"},
     ],
 )
 def test_arguments_that_do_not_fit_are_refused_at_once(sources, change):
     with pytest.raises(ValueError):
         pipeline.make_batches(sources, **(SETTINGS | change))
+
+
+def test_references_follow_the_clip_and_change_nothing_of_it(sources, whole):
+    sampler = masks.MaskSampler(all_masked=1, ends_known=0, random_known=0)
+    plain, found = (batches(sources, 1, masks=sampler, references=count)[0] for count in (0, 2))
+    assert found["video"].shape[1] == found["mask"].shape[1] == 5
+    assert (found["video"][:, :3] == plain["video"]).all() and (found["clip_id"] == plain["clip_id"]).all()
+    assert (found["mask"] == found["mask"][:, :1]).all(), "one mask a clip"
+    assert all((found["video"][:, 3:] != plain["video"][:, index, None]).any() for index in range(3))
+
+
+def test_global_frames_are_padded_where_that_is_asked(sources, whole):
+    padded = batches(sources, 1, global_fit="pad")[0]
+    assert (padded["known"] == whole[0]["known"]).all() and (padded["video"] == whole[0]["video"]).all()
+    for (top, bottom, left, right), frames in zip(padded["known"], padded["global_frames"], strict=True):
+        height, width = clips.fitted_size(bottom - top, right - left, 8)
+        assert max(height, width) == 8 and not frames[:, height:].any() and not frames[:, :, width:].any()
+        assert frames[:, :height, :width].any(axis=(1, 2, 3)).all()
 
 
 def test_sources_without_weight_are_refused():

@@ -8,6 +8,7 @@ from m3ddm_jax.losses.adversarial import (
     discriminator_loss,
     hinge_fake,
     hinge_real,
+    lecam_penalty,
     logit_metrics,
     r1_penalty,
     resize_mask,
@@ -143,6 +144,25 @@ def test_r1_is_the_squared_gradient_of_what_is_linear():
         return {"global": 2 * x, "local": 3 * x[:, None], "clip": 0.5 * x.sum((1, 2, 3, 4))}
 
     np.testing.assert_allclose(r1_penalty(discriminate, frames), n * (5 / n + 0.5) ** 2, rtol=1e-5)
+
+
+def test_lecam_holds_the_logits_near_the_other_sides_means():
+    real, fake = outputs(0, half_masked()), outputs(1, half_masked())
+    anchors = {"global_real": 0.3, "global_fake": -0.2, "local_real": 0.1, "local_fake": 0.4}
+    labels = np.broadcast_to(soft_labels(half_masked(), 4, 4), fake["local"].shape)
+    expected = (
+        np.mean(np.maximum(real["global"] + 0.2, 0) ** 2)
+        + np.mean(np.maximum(0.3 - fake["global"], 0) ** 2)
+        + np.mean(np.maximum(real["local"] - 0.4, 0) ** 2)
+        + np.average(np.maximum(0.1 - fake["local"], 0) ** 2, weights=labels)
+    )
+    np.testing.assert_allclose(lecam_penalty(real, fake, anchors), expected, rtol=1e-5)
+    # No tubes: the patches of the whole clip alone.
+    without = [
+        {**side, "local": side["local"][:, :0], "local_mask": side["local_mask"][:, :0]} for side in (real, fake)
+    ]
+    expected = np.mean(np.maximum(real["global"] + 0.2, 0) ** 2) + np.mean(np.maximum(0.3 - fake["global"], 0) ** 2)
+    np.testing.assert_allclose(lecam_penalty(*without, anchors), expected, rtol=1e-5)
 
 
 def test_metrics_show_who_runs_ahead():

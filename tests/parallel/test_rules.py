@@ -24,9 +24,10 @@ def test_the_longest_axis_that_divides(shape, spec):
 
 
 def test_only_what_training_keeps_per_parameter_is_split():
-    for path in ("params/a", "ema_params/a", "opt_state/0/mu/a"):
+    for path in ("params/a", "ema_params/a", "opt_state/0/mu/a", "critic_params/a", "critic_opt_state/0/mu/a"):
         assert partition_spec(path, (64, 64), 8) == P(None, "fsdp")
-    assert partition_spec("batch_stats/a", (64, 64), 8) == P()
+    for path in ("batch_stats/a", "spectral/a", "batch_stats/params"):
+        assert partition_spec(path, (64, 64), 8) == P()
     assert partition_spec("params/a", (64, 64), 1) == P()
 
 

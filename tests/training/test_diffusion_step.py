@@ -8,18 +8,17 @@ import optax
 import pytest
 
 from configs import test as test_config
-from m3ddm_jax import train
 from m3ddm_jax.models import registry
 from m3ddm_jax.parallel.mesh import make_mesh, put_batch, replicated
+from m3ddm_jax.recipes.diffusion import DiffusionRecipe
 from m3ddm_jax.training.diffusion_step import calibrated_batch_stats, has_initial_batch_stats
 from m3ddm_jax.training.encoding import encode_batch, encode_frames
-from m3ddm_jax.training.state import abstract_state, init_state
+from m3ddm_jax.training.state import init_state, shardings_of
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 CONFIG = test_config.get_config()
-NETWORKS = train.build_networks(CONFIG)
-CODEC = NETWORKS.codec
+RECIPE = DiffusionRecipe(CONFIG)
 
 
 def make_batch(clips=8, frames=2, side=32):
@@ -41,15 +40,16 @@ class Trainer:
         config = CONFIG.copy_and_resolve_references()
         config.train.update(changed)
         self.mesh = mesh
-        init = functools.partial(registry.init, NETWORKS.model)
+        recipe = DiffusionRecipe(config)
         with jax.set_mesh(mesh):
             rng = jax.random.key(0)
-            self.like = abstract_state(init, NETWORKS.optimizer, rng, mesh)
-            self.state = init_state(init, NETWORKS.optimizer, rng, self.like)
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.like)
+            init = functools.partial(registry.init, recipe.model)
+            self.like = recipe.abstract_state(rng, mesh)
+            self.state = init_state(init, recipe.optimizer, rng, self.like)
         self.batch = put_batch(mesh, make_batch())
-        self.step_function = train.make_step(config, NETWORKS)
-        self.jitted = jax.jit(self.step_function, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+        self.step_function = recipe.step
+        out_shardings = (shardings_of(self.like), replicated(mesh))
+        self.jitted = jax.jit(recipe.step, donate_argnums=0, out_shardings=out_shardings)
 
     def fresh(self):
         """The initial state in memory of its own, which a step may take."""
@@ -153,7 +153,7 @@ def test_each_step_draws_anew_and_repeatably(one):
 
 
 def test_latents_train_as_the_pixels_they_were_made_of(one):
-    encoded = jax.jit(functools.partial(encode_batch, CODEC))({}, make_batch())
+    encoded = jax.jit(functools.partial(encode_batch, RECIPE.codec))({}, make_batch())
     kept = {"mask": np.uint8, "fps": np.float32}
     stored = {name: np.asarray(value, kept.get(name, np.float16)) for name, value in encoded.items()}
     # Of the loss alone: the compiler leaves the backward pass out.
@@ -166,8 +166,8 @@ def test_latents_train_as_the_pixels_they_were_made_of(one):
 
 def test_calibration_sets_the_statistics_and_nothing_else(one):
     frames = make_batch()["global_frames"] / np.float32(127.5) - 1
-    calibrate = functools.partial(calibrated_batch_stats, NETWORKS.model)
-    global_latents, _ = encode_frames(CODEC, {}, frames)
+    calibrate = functools.partial(calibrated_batch_stats, RECIPE.model)
+    global_latents, _ = encode_frames(RECIPE.codec, {}, frames)
     stats = calibrate(one.state, global_latents)
     assert jax.tree.map(jnp.shape, stats) == jax.tree.map(jnp.shape, one.state.batch_stats)
     calibrated = one.state.replace(batch_stats=stats)

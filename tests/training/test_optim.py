@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from m3ddm_jax.training.optim import make_optimizer
+from m3ddm_jax.training.optim import make_gan_optimizer, make_optimizer
 
 
 def updates(optimizer, grads, params, count):
@@ -43,3 +43,28 @@ def test_gradients_are_clipped_by_their_common_norm():
     first_moment = optax.tree.get(state, "mu")
     # Norm 50 becomes 1; the first moment keeps a tenth of the gradient.
     np.testing.assert_allclose([first_moment["a"], first_moment["b"]], [0.06, 0.08], rtol=1e-5)
+
+
+def test_a_gans_optimizer_has_slower_parts_and_one_decay():
+    optimizer = make_gan_optimizer(0.1, decay_at=2, factors={"flow": 0.25})
+    params = {"flow": {"kernel": jnp.ones((2, 2))}, "rest": jnp.ones(2)}
+    found = updates(optimizer, jax.tree.map(lambda x: 3 * x, params), params, 4)
+    # With a constant gradient every update of Adam has the size of the learning rate.
+    np.testing.assert_allclose([-float(u["rest"][0]) for u in found], [0.1, 0.1, 0.01, 0.01], rtol=1e-4)
+    np.testing.assert_allclose(
+        [-float(u["flow"]["kernel"][0, 0]) for u in found], [0.025, 0.025, 0.0025, 0.0025], rtol=1e-4
+    )
+
+
+def test_a_gans_optimizer_has_no_first_moment_and_clips_if_told_to():
+    params = {"a": jnp.zeros(()), "b": jnp.zeros(())}
+    optimizer = make_gan_optimizer(0.1)
+    state = optimizer.init(params)
+    _, state = optimizer.update({"a": jnp.float32(1.0), "b": jnp.float32(1.0)}, state, params)
+    update, _ = optimizer.update({"a": jnp.float32(0.0), "b": jnp.float32(-1.0)}, state, params)
+    np.testing.assert_allclose([update["a"], update["b"]], [0, 0.1], atol=1e-6)
+    clipped = make_gan_optimizer(0.1, clip_norm=1.0)
+    state = clipped.update({"a": jnp.float32(30.0), "b": jnp.float32(40.0)}, clipped.init(params), params)[1]
+    second_moment = optax.tree.get(state, "nu")
+    # Norm 50 becomes 1; the second moment keeps a hundredth of the squared gradient.
+    np.testing.assert_allclose([second_moment["a"], second_moment["b"]], [0.0036, 0.0064], rtol=1e-5)

@@ -6,7 +6,7 @@ import pytest
 
 from m3ddm_jax.parallel.mesh import make_mesh
 from m3ddm_jax.training.optim import make_optimizer
-from m3ddm_jax.training.state import abstract_state, init_state
+from m3ddm_jax.training.state import abstract_state, init_state, load_state, shardings_of
 
 
 def init(key):
@@ -49,6 +49,19 @@ def test_the_average_starts_as_the_parameters_in_memory_of_its_own(optimizer):
     kernel, ema = state.params["kernel"], state.ema_params["kernel"]
     np.testing.assert_array_equal(kernel, ema)
     assert kernel.unsafe_buffer_pointer() != ema.unsafe_buffer_pointer()
+
+
+def test_weights_from_the_host_take_their_places_in_a_state_that_is_fresh_otherwise(optimizer):
+    mesh, rng = make_mesh(data=2, fsdp=4), jax.random.key(0)
+    like = abstract_state(init, optimizer, rng, mesh)
+    fresh = init_state(init, optimizer, rng, like)
+    params = {"kernel": np.arange(64 * 128, dtype=np.float32).reshape(64, 128), "bias": np.ones(128, np.float32)}
+    state = load_state({"params": params}, optimizer, rng, like)
+    for found in (state.params, state.ema_params):
+        jax.tree.map(np.testing.assert_array_equal, found, params)
+    assert shardings_of(state) == shardings_of(like)
+    jax.tree.map(np.testing.assert_array_equal, state.opt_state, fresh.opt_state)
+    assert (jax.random.key_data(state.rng) == jax.random.key_data(fresh.rng)).all() and state.step == 0
 
 
 def test_a_mesh_does_not_change_the_initial_values(optimizer):

@@ -1,0 +1,148 @@
+"""What a recipe is, and what recipes share: checking a config, its clips, its networks, model folders."""
+
+import os
+from collections.abc import Collection
+from typing import Any, Protocol
+
+import flax.linen as nn
+import grain
+import jax
+import jax.numpy as jnp
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from data.masks import MaskSampler
+from data.pipeline import make_batches
+from m3ddm_jax.models import registry
+from m3ddm_jax.training.checkpoint import check_fit
+from m3ddm_jax.training.state import State
+from m3ddm_jax.types import Array, Variables, VideoBatch
+from m3ddm_jax.weights import load_model, save_model
+
+EXPORT_DTYPES = ("float32", "float16")
+
+
+class Recipe(Protocol):
+    """A family of training: what is trained, on what, how it is shown and exported. `m3ddm_jax.train` does the rest.
+
+    It is made from a config, and then raises ValueError for whatever in there does not fit; nothing is on a device or
+    on disk before. All methods but `dataset` are called under the mesh (`jax.set_mesh`), `begin` and `export` by every
+    process.
+
+    frozen: networks that are not trained, on the host. What the methods below are given as `frozen` are the same,
+        replicated on the mesh: they enter compiled functions as an argument, and no checkpoint.
+    fixed: nested plain values that a run may not change between its checkpoints.
+    """
+
+    frozen: Variables
+    fixed: dict[str, Any]
+
+    def dataset(self, seed: int) -> grain.IterDataset:
+        """This process's part of every batch, without end, each with a `clip_id`; iterators count steps as those of
+        `data.pipeline.make_batches`. Raises ValueError where the config's sources do not fit."""
+
+    def abstract_state(self, rng: jax.Array, mesh: Mesh) -> State:
+        """Shape, dtype and sharding of every array of the state."""
+
+    def begin(self, rng: jax.Array, like: State, batch: VideoBatch, frozen: Variables) -> State:
+        """The state before the first update, random or of `train.init_from`, laid out as `like` (`abstract_state`).
+
+        batch: a batch on the mesh, for what must be calibrated. Raises ValueError where the model folder does not fit.
+        """
+
+    def step(self, state: State, batch: VideoBatch, frozen: Variables) -> tuple[State, dict[str, jax.Array]]:
+        """One update: a pure function for `jax.jit`, which may take the memory of the state.
+
+        batch: without clip_id. Chance follows from the state's rng and step alone. Metrics: float32 scalars, one set of
+        names in all steps; one that is not finite ends the run.
+        """
+
+    def preview(self, state: State, batch: VideoBatch, frozen: Variables) -> jax.Array:
+        """uint8 [B, T, H, W', 3], pictures side by side that show what the state makes of a batch; a pure function."""
+
+    def export(self, folder: str | os.PathLike, state: State) -> None:
+        """Write what was learnt as a model folder."""
+
+
+def check_config(config: ConfigDict, expected: ConfigDict, built: Collection[str]) -> None:
+    """Raise ValueError where a config lacks a section or field that a recipe reads, or has a field that is not known.
+
+    expected: a config with all sections and fields. built: the sections that describe a network; what those hold is
+    for the builders to say.
+    """
+    for section, fields in expected.items():
+        if section not in config:
+            raise ValueError(f"the config has no section {section}")
+        if section in built or not isinstance(fields, ConfigDict):
+            continue
+        found, known = set(config[section]), set(fields)
+        if found != known:
+            lacks, surplus = (", ".join(sorted(names)) or "nothing" for names in (known - found, found - known))
+            raise ValueError(f"config section {section} lacks {lacks} and has {surplus} that is not known")
+    if config.train.export_dtype not in EXPORT_DTYPES:
+        raise ValueError(
+            f"export_dtype {config.train.export_dtype!r} is unknown: {' and '.join(EXPORT_DTYPES)} are accepted"
+        )
+
+
+def build_model(section: ConfigDict) -> nn.Module:
+    """The network that a section describes by its kind and hyper-parameters. Raises ValueError for what is unknown."""
+    hyper = section.to_dict()
+    if "dtype" in hyper:
+        try:
+            hyper["dtype"] = jnp.dtype(hyper["dtype"])
+        except TypeError:
+            raise ValueError(f"dtype {hyper['dtype']!r} is unknown: float32 and bfloat16 are accepted") from None
+    return registry.build(**hyper)
+
+
+def described(module: nn.Module) -> dict[str, Any]:
+    """Kind and hyper-parameters of a module."""
+    kind, hyper = registry.describe(module)
+    return {"kind": kind, **hyper}
+
+
+def load_variables(folder: str, module: nn.Module) -> Variables:
+    """What a model folder holds, on the host. Raises ValueError where that is not of such a module."""
+    found, variables = load_model(folder)
+    check_fit(f"model folder {folder}", described(found), described(module))
+    return variables
+
+
+def export_model(folder: str | os.PathLike, module: nn.Module, variables: Variables, *, dtype: str, **more) -> None:
+    """Write a model folder from arrays on the mesh, its parameters as `dtype`; to be called by every process.
+
+    more: what `weights.save_model` takes besides.
+    """
+    variables = multihost_utils.process_allgather(variables, tiled=True)
+    variables["params"] = jax.tree.map(lambda leaf: leaf.astype(dtype), variables["params"])
+    if jax.process_index() == 0:
+        save_model(folder, module, variables, **more)
+
+
+def list_sources(config: ConfigDict) -> list[tuple[str, str, float]]:
+    """(kind, path, weight) of each source of clips."""
+    return [(source["kind"], source["path"], source["weight"]) for source in config.data.to_dict()["sources"]]
+
+
+def clip_settings(config: ConfigDict) -> dict[str, Any]:
+    """The data section as `data.pipeline.make_batches` takes it."""
+    data = config.data.to_dict()
+    return data | {"sources": list_sources(config), "masks": MaskSampler(**data["masks"])}
+
+
+def batch_part(config: ConfigDict, seed: int) -> dict[str, int]:
+    """The size of a batch, the part of it that is this process's, and the seed, as data sets take them."""
+    part = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    return part | {"batch_size": config.train.batch_size, "seed": seed}
+
+
+def make_clips(config: ConfigDict, seed: int) -> grain.IterDataset:
+    """This process's part of every batch of a config's clips."""
+    return make_batches(**clip_settings(config), **batch_part(config, seed))
+
+
+def to_uint8(frames: Array) -> jax.Array:
+    """Frames in [-1, 1], clipped, -> uint8."""
+    return jnp.clip((frames + 1) * 127.5, 0, 255).astype(jnp.uint8)

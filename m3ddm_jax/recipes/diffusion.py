@@ -1,0 +1,193 @@
+"""Masked video diffusion in the latents of a frozen autoencoder: M3DDM."""
+
+import functools
+import json
+import os
+from typing import Any
+
+import flax.linen as nn
+import grain
+import jax
+import jax.numpy as jnp
+from einops import repeat
+from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from configs import common
+from data.latents import LatentFolder, latent_folders, make_latent_batches
+from m3ddm_jax.diffusion.guidance import Guidance
+from m3ddm_jax.diffusion.schedule import Schedule, make_schedule
+from m3ddm_jax.diffusion.solvers import make_solver
+from m3ddm_jax.models import registry
+from m3ddm_jax.pipelines.sampler import Conditions, make_sampler
+from m3ddm_jax.recipes import base
+from m3ddm_jax.training.checkpoint import check_fit
+from m3ddm_jax.training.diffusion_step import calibrated_batch_stats, has_initial_batch_stats, make_diffusion_step
+from m3ddm_jax.training.encoding import LatentBatch, codec_identity, decode_latents, encode_batch, make_conditions
+from m3ddm_jax.training.optim import make_optimizer
+from m3ddm_jax.training.state import TrainState, abstract_state, init_state, load_state, shardings_of
+from m3ddm_jax.types import Variables, VideoBatch
+from m3ddm_jax.weights import load_model
+
+# What a checkpoint may not differ in: the task that the network has learnt.
+_TASK = ("schedule", "zero_terminal_snr", "shift", "prediction", "unknown")
+
+
+class DiffusionRecipe:
+    """The Recipe of configs like configs.common.base(); its batches hold clips, or the latents of clips.
+
+    model, optimizer: what is trained, and what trains it. codec: the frozen autoencoder; its variables are `frozen`.
+    codec_identity: what tells it from others.
+    """
+
+    def __init__(self, config: ConfigDict):
+        base.check_config(config, common.base(), built=("model", "autoencoder"))
+        self._config = config
+        self.model = base.build_model(config.model)
+        self.codec, self.frozen = build_codec(config.autoencoder, self.model.dtype)
+        self.codec_identity = codec_identity(self.codec, self.frozen)
+        check_sizes(config, self.model, self.codec)
+        self.optimizer = make_optimizer(
+            config.train.learning_rate,
+            warmup_steps=config.train.warmup_steps,
+            weight_decay=config.train.weight_decay,
+            clip_norm=config.train.clip_norm,
+        )
+        self.fixed = {
+            "model": base.described(self.model),
+            "autoencoder": self.codec_identity,
+            "diffusion": {name: config.diffusion[name] for name in _TASK},
+        }
+        self._init = functools.partial(registry.init, self.model)
+        schedule = build_schedule(config.diffusion)
+        self.step = make_diffusion_step(
+            self.model,
+            self.codec,
+            schedule,
+            self.optimizer,
+            prediction=config.diffusion.prediction,
+            min_snr_gamma=config.diffusion.min_snr_gamma or None,
+            known_weight=config.diffusion.known_weight,
+            unknown=config.diffusion.unknown,
+            drop_local=config.train.drop_local,
+            drop_global=config.train.drop_global,
+            accumulate=config.train.accumulate,
+            ema_decay=config.train.ema_decay,
+        )
+        settings = config.sample
+        self._sample = make_sampler(
+            self.model,
+            schedule,
+            make_solver(settings.solver, schedule, settings.steps),
+            prediction=config.diffusion.prediction,
+            guidance=Guidance(settings.guidance_local, settings.guidance_global, tuple(settings.guidance_interval)),
+            clip=settings.clip,
+        )
+
+    def dataset(self, seed: int) -> grain.IterDataset:
+        """This process's part of every batch: of latents, or of pixels. Raises ValueError where folders of latents were
+        not made as the config says, or by another autoencoder."""
+        folders = latent_folders(base.list_sources(self._config))
+        if not folders:
+            return base.make_clips(self._config, seed)
+        here = self.latent_facts()
+        for path, _ in folders:
+            there = LatentFolder(path).facts
+            there = {name: there[name] for name in here if name in there}
+            check_fit(f"folder of latents {path}", flatten_dict(there, sep="."), flatten_dict(here, sep="."))
+        data, part = self._config.data, base.batch_part(self._config, seed)
+        return make_latent_batches(folders, buckets=data.buckets, num_threads=data.num_threads, **part)
+
+    def latent_facts(self) -> dict[str, Any]:
+        """What latents depend on besides chance and the videos, as plain values."""
+        data = self._config.data.to_dict()
+        facts = {name: value for name, value in data.items() if name not in ("sources", "num_threads")}
+        facts |= {"autoencoder": self.codec_identity, "unknown": self._config.diffusion.unknown}
+        return json.loads(json.dumps(facts))
+
+    def abstract_state(self, rng: jax.Array, mesh: Mesh) -> TrainState:
+        """Shape, dtype and sharding of every array of the state."""
+        return abstract_state(self._init, self.optimizer, rng, mesh)
+
+    def begin(self, rng: jax.Array, like: TrainState, batch: VideoBatch | LatentBatch, frozen: Variables) -> TrainState:
+        """The state before the first update; BatchNorm statistics that nothing has set are calibrated on `batch`."""
+        if folder := self._config.train.init_from:
+            state = load_state(base.load_variables(folder, self.model), self.optimizer, rng, like)
+        else:
+            state = init_state(self._init, self.optimizer, rng, like)
+        if not has_initial_batch_stats(state):
+            return state
+
+        def calibrate(state: TrainState, batch: VideoBatch | LatentBatch, frozen: Variables) -> Any:
+            encoded = encode_batch(self.codec, frozen, batch)
+            return calibrated_batch_stats(self.model, state, make_conditions(encoded).global_latents)
+
+        calibrate = jax.jit(calibrate, out_shardings=shardings_of(like.batch_stats))
+        return state.replace(batch_stats=calibrate(state, batch, frozen))
+
+    def preview(self, state: TrainState, batch: VideoBatch | LatentBatch, frozen: Variables) -> jax.Array:
+        """uint8 [B, T, H, 3 W, 3]: for each clip what is known of it, what the averaged weights make of that, and the
+        truth, side by side."""
+        variables = {"params": state.ema_params, "batch_stats": state.batch_stats}
+        encoded = encode_batch(self.codec, frozen, batch, self._config.diffusion.unknown)
+        seen = make_conditions(encoded)
+        encode_context = functools.partial(self.model.apply, variables, method="encode_context")
+        conditions = Conditions(
+            mask=seen.mask,
+            masked_latents=seen.masked_latents,
+            guides=jnp.max(seen.mask, axis=(2, 3, 4)) == 0,
+            fps=seen.fps,
+            context=encode_context(seen.global_latents),
+            null_context=encode_context(jnp.zeros_like(seen.global_latents[:1])),
+            black=encoded["black_mean"][0, 0],
+        )
+        noise = jax.random.normal(jax.random.key(0), seen.latents.shape)
+        latents = self._sample(variables, jnp.zeros_like(noise), noise, conditions)
+        made = base.to_uint8(decode_latents(self.codec, frozen, latents))
+        if "video" in batch:
+            video, unknown = batch["video"], batch["mask"] > 0
+        else:
+            cell = {"p": self.codec.downscale, "q": self.codec.downscale}
+            video = base.to_uint8(decode_latents(self.codec, frozen, seen.latents))
+            unknown = repeat(seen.mask > 0, "b t h w c -> b t (h p) (w q) c", **cell)
+        return jnp.concatenate([jnp.where(unknown, 0, video), jnp.where(unknown, made, video), video], axis=3)
+
+    def export(self, folder: str | os.PathLike, state: TrainState) -> None:
+        """Write the averaged weights as a model folder that outpaints as the config's sample section says."""
+        base.export_model(
+            folder,
+            self.model,
+            {"params": state.ema_params, "batch_stats": state.batch_stats},
+            dtype=self._config.train.export_dtype,
+            settings={"diffusion": self._config.diffusion.to_dict(), "sample": self._config.sample.to_dict()},
+            autoencoder=(self.codec, self.frozen),
+        )
+
+
+def build_codec(section: ConfigDict, dtype: jnp.dtype) -> tuple[nn.Module, Variables]:
+    """The frozen autoencoder: one without weights by its kind, or the model folder of a trained one, which computes in
+    `dtype`."""
+    if "folder" not in section:
+        return registry.build(**section.to_dict()), {}
+    codec, variables = load_model(section.folder)
+    return codec.clone(dtype=dtype) if hasattr(codec, "dtype") else codec, variables
+
+
+def build_schedule(section: ConfigDict) -> Schedule:
+    """The noise schedule."""
+    return make_schedule(section.schedule, zero_terminal_snr=section.zero_terminal_snr, shift=section.shift)
+
+
+def check_sizes(config: ConfigDict, model: nn.Module, codec: nn.Module) -> None:
+    """Raise ValueError where network, codec and clips do not fit each other."""
+    multiple = codec.downscale * 2 ** (len(model.block_out_channels) - 1)
+    for bucket in config.data.buckets:
+        if any(side % multiple for side in bucket):
+            raise ValueError(f"bucket {tuple(bucket)}: both sides must be multiples of {multiple} pixels")
+    if config.data.global_size % codec.downscale:
+        raise ValueError(f"global_size is {config.data.global_size}: a multiple of {codec.downscale} is accepted")
+    if config.data.references:
+        raise ValueError(f"references is {config.data.references}: a diffusion model has none, 0 is accepted")
+    if model.latent_channels != codec.latent_channels:
+        raise ValueError(f"the model has {model.latent_channels} latent channels, the codec {codec.latent_channels}")
