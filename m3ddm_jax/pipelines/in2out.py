@@ -6,6 +6,7 @@ two passes over wide borders, and references whose number does not grow with the
 
 import dataclasses
 import functools
+import io
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -226,7 +227,7 @@ def _read_known(source: FrameSource, work: WorkCanvas, canvas: Canvas, keep: int
     return lambda indices: np.stack([read(index) for index in indices])
 
 
-def _read_spooled(file, canvas: Canvas, indices: Sequence[int]) -> FramesTHWC:
+def _read_spooled(file: io.BufferedRandom, canvas: Canvas, indices: Sequence[int]) -> FramesTHWC:
     """Frames of a canvas, of those that a file holds one after the other."""
     frames = np.empty((len(indices), canvas.height, canvas.width, 3), np.uint8)
     for frame, index in zip(frames, indices, strict=True):

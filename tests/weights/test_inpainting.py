@@ -175,9 +175,17 @@ def second():
     )
 
 
-def test_globalpaint_sees_the_mask_last(second):
+PROMPT = np.random.default_rng(0).normal(size=(77, 12)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def globalpaint(second):
+    return globalpaint_from_checkpoint(Checkpoint("it", tensors_of(second), config_of(second)), PROMPT)
+
+
+def test_globalpaint_sees_the_mask_last(second, globalpaint):
     tensors = tensors_of(second)
-    module, variables = globalpaint_from_checkpoint(Checkpoint("it", tensors, config_of(second)))
+    module, variables = globalpaint
     kernel = variables["params"]["conv_in"]["kernel"]
     latents, mask, masked = np.split(np.moveaxis(tensors["conv_in.weight"], (2, 3, 1, 0), (0, 1, 2, 3)), [4, 5], axis=2)
     np.testing.assert_array_equal(kernel, np.concatenate([latents, masked, mask], axis=2))
@@ -185,10 +193,8 @@ def test_globalpaint_sees_the_mask_last(second):
     assert module.attention_levels == (True, False)
 
 
-def test_what_is_new_in_globalpaint_starts_silent(second):
-    prompt = np.random.default_rng(0).normal(size=(77, 12)).astype(np.float32)
-    _, variables = globalpaint_from_checkpoint(Checkpoint("it", tensors_of(second), config_of(second)), prompt)
-    params = variables["params"]
+def test_what_is_new_in_globalpaint_starts_silent(second, globalpaint):
+    params = globalpaint[1]["params"]
     transformer = params["mid_block"]["attentions_0"]
     attention = transformer["transformer_blocks_0"]["attn2"]
     np.testing.assert_array_equal(attention["to_k_global"]["kernel"], attention["to_k"]["kernel"])
@@ -196,9 +202,9 @@ def test_what_is_new_in_globalpaint_starts_silent(second):
     assert not attention["gate"].any() and not transformer["est"]["temporal"]["attn"]["to_out_0"]["kernel"].any()
     assert not params["mid_block"]["resnets_0"]["temporal"]["conv"]["kernel"].any()
     assert transformer["est"]["windows"]["to_q"]["kernel"].std() > 0.01
-    np.testing.assert_array_equal(params["empty_prompt"], prompt)
+    np.testing.assert_array_equal(params["empty_prompt"], PROMPT)
     with pytest.raises(ValueError, match=r"empty prompt is \(77, 8\), expected \(77, 12\)"):
-        globalpaint_from_checkpoint(Checkpoint("it", tensors_of(second), config_of(second)), prompt[:, :8])
+        globalpaint_from_checkpoint(Checkpoint("it", tensors_of(second), config_of(second)), PROMPT[:, :8])
 
 
 def test_heads_of_64_channels_are_assumed_for_linear_projections(second):
