@@ -111,7 +111,8 @@ def train() -> ConfigDict:
             "ema_decay": 0.9999,
             "log_every": 50,
             "save_every": 1000,
-            "sample_every": 5000,  # 0: never
+            "sample_every": 5000,  # to show what becomes of clips that are held out, and measure it; 0: never
+            "sample_batches": 4,  # of such clips
             "keep": 3,  # checkpoints
             "export_dtype": "float32",  # of the exported parameters; float16 halves the folder
         }
@@ -165,7 +166,6 @@ def adversarial() -> ConfigDict:
                 "adv_local": 0.01,
                 "feat_global": 0.1,
                 "feat_local": 0.1,
-                "lpips": 0.0,
                 "denoising": 0.0,  # a diffusion model's own loss
             },
             "clip_weight": 0.5,  # of the clip logit beside the patch logits

@@ -2,13 +2,13 @@
 
 The config's `recipe` says what is trained, on what, and how it is shown and exported (m3ddm_jax.recipes). A run goes on
 from the newest checkpoint in its workdir, on whatever mesh the config names by then. The workdir gets checkpoints/,
-metrics.jsonl, tensorboard/ and, at the end or at SIGTERM, model/: the averaged weights for outpainting.
+metrics.jsonl, tensorboard/, samples/ and, at the end or at SIGTERM, model/: the averaged weights for outpainting.
 """
 
 import contextlib
 import functools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 from absl import flags
@@ -18,10 +18,12 @@ from ml_collections import ConfigDict, config_flags
 
 from m3ddm_jax import command
 from m3ddm_jax.parallel.mesh import check_batch_size, make_mesh, put_batch, replicated
-from m3ddm_jax.recipes import make_recipe
+from m3ddm_jax.recipes import Recipe, make_recipe
 from m3ddm_jax.training import loop
 from m3ddm_jax.training.checkpoint import Checkpoints
 from m3ddm_jax.training.state import State, shardings_of
+from m3ddm_jax.training.validation import completion_metrics, completion_sums, side_by_side
+from m3ddm_jax.types import Variables, VideoBatch
 from m3ddm_jax.video import FrameSink
 
 # Of the sample videos: clips below one another, and frames per second.
@@ -72,9 +74,12 @@ def train(config: ConfigDict, workdir: str, devices: Sequence[jax.Device] | None
         stack.callback(log.close)
         sample = None
         if cadence.sample_every:
-            preview = jax.jit(recipe.preview)
-            shown = put(next(iter(recipe.dataset(config.train.seed + 1))))  # clips drawn anew
-            sample = make_sample_hook(lambda state: preview(state, shown, frozen), folder / "samples", log)
+            held_out = iter(recipe.dataset(config.train.seed + 1))  # clips drawn anew
+            held_out = [put(next(held_out)) for _ in range(config.train.sample_batches)]
+            show = jax.jit(functools.partial(shown_and_summed, recipe), out_shardings=(None, replicated(mesh)))
+            sample = make_sample_hook(
+                lambda state: (show(state, batch, frozen) for batch in held_out), folder / "samples", log
+            )
         state = loop.run(
             state,
             lambda state, batch: step(state, batch, frozen),
@@ -104,13 +109,26 @@ def steps_drawn(examples_seen: int, batch_size: int) -> int:
     return examples_seen // batch_size
 
 
+def shown_and_summed(
+    recipe: Recipe, state: State, batch: VideoBatch, frozen: Variables
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Pictures of a completed batch, uint8 [B, T, H, W', 3], and the sums that its metrics are made of."""
+    completion = recipe.complete(state, batch, frozen)
+    return side_by_side(completion), completion_sums(completion)
+
+
 def make_sample_hook(
-    preview: Callable[[State], jax.Array], folder: pathlib.Path, log: loop.MetricsLog
+    show: Callable[[State], Iterable[tuple[jax.Array, dict[str, jax.Array]]]],
+    folder: pathlib.Path,
+    log: loop.MetricsLog,
 ) -> Callable[[State, int], None]:
-    """The loop's hook that writes a preview (uint8 [B, T, H, W, 3]) to FOLDER/STEP.gif and to TensorBoard."""
+    """The loop's hook that logs the metrics of all batches that are shown (`shown_and_summed`), and writes pictures of
+    the first one to FOLDER/STEP.gif and to TensorBoard."""
 
     def sample(state: State, step: int) -> None:
-        shown = multihost_utils.process_allgather(preview(state), tiled=True)
+        pictures, sums = zip(*show(state), strict=True)
+        log.note(step, completion_metrics(sums))
+        shown = multihost_utils.process_allgather(pictures[0], tiled=True)
         if jax.process_index() == 0:
             folder.mkdir(exist_ok=True)
             path = folder / f"{step:06d}.gif"

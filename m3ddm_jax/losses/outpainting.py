@@ -20,7 +20,7 @@ _RAMPED = ("adv_global", "adv_local", "feat_global", "feat_local")
 class OutpaintingWeights:
     """Weights of the terms of the generator's loss, by the names that the functions here and `losses.adversarial` give.
 
-    lpips: of a perceptual distance, denoising: of a diffusion generator's own loss; the caller computes both; off.
+    denoising: of a diffusion generator's own loss, which the caller computes; off.
     """
 
     hole: float = 1.0
@@ -30,7 +30,6 @@ class OutpaintingWeights:
     adv_local: float = 0.01
     feat_global: float = 0.1
     feat_local: float = 0.1
-    lpips: float = 0.0
     denoising: float = 0.0
 
 

@@ -26,6 +26,7 @@ from m3ddm_jax.training.gan_step import AdversarialSettings, composite, make_gan
 from m3ddm_jax.training.generators import MakeGenerator, diffusion_generator, e2fgvi_generator
 from m3ddm_jax.training.optim import make_gan_optimizer
 from m3ddm_jax.training.state import abstract, place, shardings_of
+from m3ddm_jax.training.validation import Completion
 from m3ddm_jax.types import Variables, VideoBatch
 from m3ddm_jax.weights.discriminator import with_tpatchgan
 from m3ddm_jax.weights.torch_files import read_state_dict
@@ -44,7 +45,7 @@ class Trained(Protocol):
     fixed: dict[str, Any]
     make_generator: MakeGenerator
 
-    def preview(self, state: GanState, batch: VideoBatch, frozen: Variables) -> jax.Array: ...
+    def complete(self, state: GanState, batch: VideoBatch, frozen: Variables) -> Completion: ...
 
     def export(self, folder: str | os.PathLike, state: GanState) -> None: ...
 
@@ -74,15 +75,14 @@ class Inpainter:
             self.fixed["flow"] = codec_identity(self.model, self.frozen)["weights"]
         self.make_generator = e2fgvi_generator(self.model, flow=flow)
 
-    def preview(self, state: GanState, batch: VideoBatch, frozen: Variables) -> jax.Array:
-        """uint8 [B, T, H, 3 W, 3]: for each clip's local frames what is known, what the averaged weights make of that,
-        and the truth, side by side."""
+    def complete(self, state: GanState, batch: VideoBatch, frozen: Variables) -> Completion:
+        """What the averaged weights make of the unknown part of clips, of their local frames."""
         num_local = self._config.data.num_frames
         unknown = batch["mask"] > 0
         masked_frames = jnp.where(unknown, 0.0, to_unit_range(batch["video"]))
         made, _ = self.model.apply({"params": state.ema_params}, masked_frames, num_local=num_local)
         truth, made, unknown = (x[:, :num_local] for x in (batch["video"], base.to_uint8(made), unknown))
-        return jnp.concatenate([jnp.where(unknown, 0, truth), composite(made, truth, unknown), truth], axis=3)
+        return Completion(composite(made, truth, unknown), truth, unknown)
 
     def export(self, folder: str | os.PathLike, state: GanState) -> None:
         """Write the averaged weights as a model folder, which the outpainter in2out reads."""
@@ -90,7 +90,7 @@ class Inpainter:
 
 
 class Diffuser:
-    """A masked diffusion model, as the diffusion recipe previews and exports it; `frozen` is its autoencoder."""
+    """A masked diffusion model, as the diffusion recipe completes clips and exports it; `frozen` is its autoencoder."""
 
     def __init__(self, config: ConfigDict):
         base.check_config(config, common.adversarial_diffusion(), built=("model", "discriminator", "autoencoder"))
@@ -98,7 +98,7 @@ class Diffuser:
             raise ValueError(f"data.references is {config.data.references}: a diffusion model has none, 0 is accepted")
         self._recipe = DiffusionRecipe(_as_diffusion(config))
         self.model, self.frozen, self.fixed = self._recipe.model, self._recipe.frozen, self._recipe.fixed
-        self.preview, self.export = self._recipe.preview, self._recipe.export
+        self.complete, self.export = self._recipe.complete, self._recipe.export
         self.make_generator = diffusion_generator(
             self.model,
             self._recipe.codec,
@@ -134,7 +134,7 @@ class AdversarialRecipe:
         self._config = config
         self._trained = _KINDS[kind](config)
         self.model, self.frozen = self._trained.model, self._trained.frozen
-        self.preview, self.export = self._trained.preview, self._trained.export
+        self.complete, self.export = self._trained.complete, self._trained.export
         self.discriminator = base.build_model(config.discriminator)
         self.fixed = self._trained.fixed | {"discriminator": base.described(self.discriminator)}
         settings = make_settings(config)

@@ -17,6 +17,7 @@ from data.pipeline import make_batches
 from m3ddm_jax.models import registry
 from m3ddm_jax.training.checkpoint import check_fit
 from m3ddm_jax.training.state import State
+from m3ddm_jax.training.validation import Completion
 from m3ddm_jax.types import Array, Variables, VideoBatch
 from m3ddm_jax.weights import load_model, save_model
 
@@ -58,8 +59,8 @@ class Recipe(Protocol):
         names in all steps; one that is not finite ends the run.
         """
 
-    def preview(self, state: State, batch: VideoBatch, frozen: Variables) -> jax.Array:
-        """uint8 [B, T, H, W', 3], pictures side by side that show what the state makes of a batch; a pure function."""
+    def complete(self, state: State, batch: VideoBatch, frozen: Variables) -> Completion:
+        """What the averaged weights make of the unknown part of a batch; a pure function."""
 
     def export(self, folder: str | os.PathLike, state: State) -> None:
         """Write what was learnt as a model folder."""

@@ -27,6 +27,7 @@ from m3ddm_jax.training.diffusion_step import calibrated_batch_stats, has_initia
 from m3ddm_jax.training.encoding import LatentBatch, codec_identity, decode_latents, encode_batch, make_conditions
 from m3ddm_jax.training.optim import make_optimizer
 from m3ddm_jax.training.state import TrainState, abstract_state, init_state, load_state, shardings_of
+from m3ddm_jax.training.validation import Completion
 from m3ddm_jax.types import Variables, VideoBatch
 from m3ddm_jax.weights import load_model
 
@@ -126,9 +127,8 @@ class DiffusionRecipe:
         calibrate = jax.jit(calibrate, out_shardings=shardings_of(like.batch_stats))
         return state.replace(batch_stats=calibrate(state, batch, frozen))
 
-    def preview(self, state: TrainState, batch: VideoBatch | LatentBatch, frozen: Variables) -> jax.Array:
-        """uint8 [B, T, H, 3 W, 3]: for each clip what is known of it, what the averaged weights make of that, and the
-        truth, side by side."""
+    def complete(self, state: TrainState, batch: VideoBatch | LatentBatch, frozen: Variables) -> Completion:
+        """What the averaged weights make of the unknown part of clips, or of the clips that latents stand for."""
         variables = {"params": state.ema_params, "batch_stats": state.batch_stats}
         encoded = encode_batch(self.codec, frozen, batch, self._config.diffusion.unknown)
         seen = make_conditions(encoded)
@@ -151,7 +151,7 @@ class DiffusionRecipe:
             cell = {"p": self.codec.downscale, "q": self.codec.downscale}
             video = base.to_uint8(decode_latents(self.codec, frozen, seen.latents))
             unknown = repeat(seen.mask > 0, "b t h w c -> b t (h p) (w q) c", **cell)
-        return jnp.concatenate([jnp.where(unknown, 0, video), jnp.where(unknown, made, video), video], axis=3)
+        return Completion(jnp.where(unknown, made, video), video, unknown)
 
     def export(self, folder: str | os.PathLike, state: TrainState) -> None:
         """Write the averaged weights as a model folder that outpaints as the config's sample section says."""

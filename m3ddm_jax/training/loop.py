@@ -89,6 +89,11 @@ class MetricsLog:
         if self._speaks and (step % self._cadence.log_every == 0 or step == self._cadence.steps):
             self._report(step)
 
+    def note(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write down what was measured of the state after `step` updates, on a line of its own."""
+        if self._speaks:
+            self._write(step, metrics)
+
     def skip_time(self) -> None:
         """What passed since the last update was not training: leave it out of the step time."""
         self._last = None
@@ -98,13 +103,16 @@ class MetricsLog:
         if self._times:
             means["step_seconds"] = statistics.median(self._times)
             means["frames_per_second"] = self._frames_per_step / means["step_seconds"]
-        self._file.write(json.dumps({"step": step, **means}) + "\n")
-        self._file.flush()
-        for name, value in means.items():
-            self._writer.add_scalar(name, value, step)
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in means.items())
-        print(f"step {step}/{self._cadence.steps}  {shown}", flush=True)
+        self._write(step, means)
         self._pending, self._times = [], []
+
+    def _write(self, step: int, values: Mapping[str, float]) -> None:
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        print(f"step {step}/{self._cadence.steps}  {shown}", flush=True)
 
     def add_gif(self, name: str, encoded: bytes, height: int, width: int, step: int) -> None:
         """A moving picture for TensorBoard; from the first process alone."""

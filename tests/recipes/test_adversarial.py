@@ -18,6 +18,7 @@ from m3ddm_jax.recipes import base
 from m3ddm_jax.recipes.adversarial import AdversarialRecipe
 from m3ddm_jax.training.gan_state import GanState
 from m3ddm_jax.training.state import shardings_of
+from m3ddm_jax.training.validation import side_by_side
 from m3ddm_jax.weights import load_model, save_model
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -91,7 +92,8 @@ def test_previews_show_what_is_known_what_is_made_and_the_truth(straight):
     recipe = AdversarialRecipe(straight.config)
     batch = next(iter(recipe.dataset(0)))
     del batch["clip_id"]
-    known, made, truth = np.split(np.asarray(jax.jit(recipe.preview)(straight.state, batch, {})), 3, axis=3)
+    completion = jax.jit(recipe.complete)(straight.state, batch, {})
+    known, made, truth = np.split(np.asarray(side_by_side(completion)), 3, axis=3)
     video, mask = batch["video"][:, :2], batch["mask"][:, :2]
     np.testing.assert_array_equal(truth, video)
     np.testing.assert_array_equal(known, np.where(mask, 0, video))

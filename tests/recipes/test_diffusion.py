@@ -14,6 +14,7 @@ from m3ddm_jax.parallel.mesh import make_mesh, put_batch
 from m3ddm_jax.recipes.diffusion import DiffusionRecipe
 from m3ddm_jax.training.encoding import encode_batch
 from m3ddm_jax.training.state import TrainState, shardings_of
+from m3ddm_jax.training.validation import side_by_side
 from m3ddm_jax.weights import load_model, load_settings, save_model
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -76,7 +77,7 @@ def test_previews_show_what_is_known_what_is_made_and_the_truth(network):
     del batch["clip_id"]
     _, variables = network
     state = TrainState(0, {}, variables["batch_stats"], {}, variables["params"], None)
-    preview = jax.jit(recipe.preview)
+    preview = jax.jit(lambda *arguments: side_by_side(recipe.complete(*arguments)))
     shown = np.asarray(preview(state, batch, {}))
     assert shown.shape == (8, 2, 32, 96, 3) and shown.dtype == np.uint8
     known, made, truth = np.split(shown, 3, axis=3)

@@ -37,6 +37,7 @@ class Recorder:
 
     def sample(self, state, step):
         self.events.append(f"sample {step}")
+        self.log.note(step, {"validation_psnr": 20.0 + step})
 
     def stop(self):
         return self.stop_after is not None and self.drawn >= self.stop_after
@@ -72,7 +73,10 @@ def test_order_sample_save_draw_step(tmp_path):
         "draw 3", "step 3", "draw 4", "step 4", "sample 4", "save 4 40",
     ]
     # fmt: on
-    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4]
+    trained = [line["step"] for line in lines(tmp_path) if "loss" in line]
+    measured = [line for line in lines(tmp_path) if "loss" not in line]
+    assert trained == [1, 2, 3, 4]
+    assert measured == [{"step": 2, "validation_psnr": 22.0}, {"step": 4, "validation_psnr": 24.0}]
 
 
 def test_metrics_are_means_over_the_interval(tmp_path, capsys):

@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+
+from m3ddm_jax.training.validation import Completion, completion_metrics, completion_sums, side_by_side
+
+
+def completion(rng, noise=0, shape=(2, 3, 8, 10, 3), unknown_columns=4):
+    truth = rng.integers(40, 200, shape, np.uint8)
+    unknown = np.zeros((*shape[:-1], 1), bool)
+    unknown[..., :unknown_columns, :] = True
+    made = np.where(unknown, truth + noise, 255 - truth).astype(np.uint8)
+    return Completion(made, truth, unknown)
+
+
+def validate(batches):
+    return completion_metrics([completion_sums(batch) for batch in batches])
+
+
+def test_an_even_error_of_unknown_pixels_is_all_that_counts():
+    batches = [completion(np.random.default_rng(seed), noise=10) for seed in range(2)]
+    metrics = validate(batches)
+    assert metrics["validation_psnr"] == pytest.approx(20 * np.log10(255 / 10), abs=1e-4)
+    assert metrics["validation_sharpness"] == pytest.approx(1, abs=1e-5)
+
+
+def test_a_blur_is_told_by_its_steps():
+    batch = completion(np.random.default_rng(0))
+    flat = np.where(batch.unknown, 128, batch.truth).astype(np.uint8)
+    half = np.where(batch.unknown, (batch.truth.astype(int) + 128) // 2, batch.truth).astype(np.uint8)
+    assert validate([batch._replace(made=flat)])["validation_sharpness"] == 0
+    assert validate([batch._replace(made=half)])["validation_sharpness"] == pytest.approx(0.5, abs=0.02)
+
+
+def test_batches_add_up_as_one():
+    first, second = (completion(np.random.default_rng(seed), noise=seed + 3) for seed in range(2))
+    both = Completion(*(np.concatenate(parts) for parts in zip(first, second, strict=True)))
+    apart, together = validate([first, second]), validate([both])
+    assert apart == pytest.approx(together, rel=1e-5)
+
+
+def test_nothing_unknown_and_nothing_wrong_are_finite():
+    batch = completion(np.random.default_rng(0))
+    assert validate([batch])["validation_psnr"] == pytest.approx(100)
+    metrics = validate([completion(np.random.default_rng(0), unknown_columns=0)])
+    assert metrics == {"validation_psnr": pytest.approx(100), "validation_sharpness": 1.0}
+
+
+def test_pictures_stand_side_by_side():
+    batch = completion(np.random.default_rng(0), noise=9)
+    known, made, truth = np.split(np.asarray(side_by_side(batch)), 3, axis=3)
+    np.testing.assert_array_equal(made, batch.made)
+    np.testing.assert_array_equal(truth, batch.truth)
+    np.testing.assert_array_equal(known, np.where(batch.unknown, 0, batch.truth))
