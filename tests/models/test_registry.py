@@ -5,6 +5,8 @@ import pytest
 from m3ddm_jax.models import registry
 from m3ddm_jax.models.autoencoder import AutoencoderKL, PatchCodec
 from m3ddm_jax.models.discriminator import HierarchicalDiscriminator
+from m3ddm_jax.models.globalpaint import GlobalPaintUNet
+from m3ddm_jax.models.openclip import OpenCLIPVision
 from m3ddm_jax.models.unet3d import M3DDMUNet
 
 MODULES = [
@@ -12,6 +14,8 @@ MODULES = [
     AutoencoderKL((8, 16)),
     PatchCodec(4),
     HierarchicalDiscriminator(width=4, shared_trunk=True),
+    GlobalPaintUNet(block_out_channels=(8, 16), num_heads=(2, 4)),
+    OpenCLIPVision(width=16, layers=2, num_heads=2),
 ]
 
 
