@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _PREFIX = "hf:"
-_MODEL_FOLDER = ["config.json", "pipeline.json", "weights.safetensors", "autoencoder/*"]
+_MODEL_FOLDER = ["config.json", "pipeline.json", "weights.safetensors", "autoencoder/*", "image_encoder/*"]
 
 
 def is_hub(source: str | os.PathLike) -> bool:
@@ -28,8 +28,8 @@ def resolve(model: str | os.PathLike) -> Path:
         ours = False
     if not ours:
         raise ValueError(
-            f"{model} is not in this library's layout: `python -m m3ddm_jax.convert m3ddm {model} FOLDER` makes a "
-            "folder that is, if it holds M3DDM's weights"
+            f"{model} is not in this library's layout: `python -m m3ddm_jax.convert KIND {model} FOLDER` makes a folder "
+            "that is, where KIND says what it holds, such as m3ddm or e2fgvi"
         )
     return folder
 

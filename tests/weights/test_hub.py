@@ -52,13 +52,13 @@ def test_a_repository_in_our_layout_is_its_local_copy(hub, tmp_path):
     folder = repository(tmp_path, json.dumps({"kind": "m3ddm"}))
     assert resolve("hf:owner/name") == folder
     [(name, patterns)] = hub.asked
-    assert name == "owner/name" and "weights.safetensors" in patterns
+    assert name == "owner/name" and {"weights.safetensors", "image_encoder/*"} <= set(patterns)
 
 
 @pytest.mark.parametrize("config", ['{"_class_name": "UNet3DConditionModel"}', "[]", "{"])
 def test_another_layout_names_the_command(hub, tmp_path, config):
     repository(tmp_path, config)
-    with pytest.raises(ValueError, match="python -m m3ddm_jax.convert m3ddm hf:owner/name FOLDER"):
+    with pytest.raises(ValueError, match="python -m m3ddm_jax.convert KIND hf:owner/name FOLDER"):
         resolve("hf:owner/name")
 
 
