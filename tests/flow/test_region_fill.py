@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3ddm_jax.flow.region_fill import BLACK, fill_smoothly, hide
+from m3ddm_jax.flow.region_fill import BLACK, fill_laplace, fill_smoothly, hide
 
 
 def draw(height=8, width=12):
@@ -55,3 +55,26 @@ def test_near_pixels_count_more_than_far_ones():
 def test_another_word_is_named():
     with pytest.raises(ValueError, match="'grey'.*black, filled"):
         hide(draw(), np.ones((8, 12, 1)), "grey")
+
+
+def test_a_membrane_over_a_slope_goes_on_straight_between_and_level_beyond():
+    slope = np.broadcast_to(np.arange(12, dtype=np.float32)[:, None], (2, 8, 12, 1))
+    mask = np.zeros((1, 8, 12, 1), np.uint8)
+    mask[:, :, 4:7] = mask[:, :, 10:] = 1
+    filled = fill_laplace(np.where(mask > 0, np.nan, slope), mask)
+    # 1e-6 of what there was to fill.
+    np.testing.assert_allclose(filled, np.minimum(slope, 9), atol=5e-5)
+
+
+def test_a_membrane_over_nothing_is_zero_and_no_hole_changes_nothing():
+    frames = draw()[:, 0]
+    np.testing.assert_array_equal(fill_laplace(frames, np.ones((1, 8, 12, 1))), 0)
+    np.testing.assert_array_equal(fill_laplace(frames, np.zeros((1, 8, 12, 1))), frames)
+
+
+def test_golden_region_fill(goldens):
+    folder = goldens / "isvi" / "regionfill_object"
+    inputs, outputs = np.load(folder / "inputs.npz"), np.load(folder / "outputs.npz")
+    filled = fill_laplace(inputs["u"][None, ..., None], inputs["mask"][None, ..., None])[0, ..., 0]
+    # The reference solves in float64, of values about 2.
+    np.testing.assert_allclose(filled, outputs["filled"], rtol=1e-5)

@@ -1,0 +1,154 @@
+"""Pixels carried along flow from the frames that saw them to those that did not.
+
+Source: the propagation of FGVC (Gao et al., ECCV 2020) as ISVI (Zhang et al., CVPR 2022) uses it, as dense maps.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from m3ddm_jax.flow.warping import round_trip, targets
+
+_SHARPNESS = 0.1  # pixels of error over which the weight of a direction falls to 1 / e
+
+
+class Propagated(NamedTuple):
+    """What has been reached: values [B, T, H, W, C], those that nothing reaches as they were; unknown, bool
+    [B, T, H, W, 1], what is left of the mask; confidence, float32 [B, T, H, W, 1]: 1 known, 0 unknown, between them
+    exp(-error), error in pixels being how far flow there and back strayed at the worst step of the way."""
+
+    values: jax.Array
+    unknown: jax.Array
+    confidence: jax.Array
+
+
+class _Trails(NamedTuple):
+    """Where the pixels of a frame come from: a position in another frame, if they were found in one. [H, W] each."""
+
+    found: jax.Array
+    frame: jax.Array
+    row: jax.Array
+    column: jax.Array
+    error_row: jax.Array
+    error_column: jax.Array
+
+
+@jax.jit
+def propagate(
+    values: jax.Array,
+    mask: jax.Array,
+    flow_forward: jax.Array,
+    flow_backward: jax.Array,
+    max_error: float = jnp.inf,
+) -> Propagated:
+    """Fills what is unknown with what flow leads to in earlier and in later frames, over any number of frames.
+
+    values: [B, T, H, W, C], pixels or gradients, T from 2; what is under the mask is read only where a position between
+    pixels lies at its edge, so that it should continue what is known. mask: [B, T, H, W, 1], 1 = unknown. flow_forward,
+    flow_backward: [B, T-1, H, W, 2], (dx, dy) in pixels, from each frame to the next and from the next back, complete:
+    a flow that is no number leads nowhere. max_error: pixels by which flow there and back may stray in a step.
+    Where both directions find something, they are weighted by exp(-error / 0.1 pixels).
+    Raises ValueError for fewer than two frames, and for flows that do not lie between them.
+    """
+    between = (*values.shape[:1], values.shape[1] - 1, *values.shape[2:4], 2)
+    if values.shape[1] < 2 or flow_forward.shape != between or flow_backward.shape != between:
+        found = f"{values.shape[1]} frames with flows {flow_forward.shape} and {flow_backward.shape}"
+        raise ValueError(f"two frames or more are needed, with both flows {between}: found {found}")
+    one_clip = jax.vmap(_propagate_clip, in_axes=(0, 0, 0, 0, None))
+    return one_clip(values, jnp.broadcast_to(mask > 0, (*values.shape[:-1], 1)), flow_forward, flow_backward, max_error)
+
+
+def _propagate_clip(values, unknown, flow_forward, flow_backward, max_error) -> Propagated:
+    unknown = unknown[..., 0]
+    frames = jnp.arange(len(values))
+    from_earlier = (frames[1:], frames[:-1], unknown[1:], unknown[:-1], flow_backward, flow_forward)
+    from_later = (frames[:-1], frames[1:], unknown[:-1], unknown[1:], flow_forward, flow_backward)
+    earlier, found, error = _carry(values, from_earlier, max_error, reverse=False)
+    found_earlier, error_earlier = (jnp.pad(x, ((1, 0), (0, 0), (0, 0))) for x in (found, error))
+    later, found, error = _carry(values, from_later, max_error, reverse=True)
+    found_later, error_later = (jnp.pad(x, ((0, 1), (0, 0), (0, 0))) for x in (found, error))
+
+    # The share of one direction against the other; no error is so large that both weights vanish.
+    share = jax.nn.sigmoid((error_later - error_earlier) / _SHARPNESS)
+    share = jnp.where(found_earlier & found_later, share, found_earlier)
+    found = found_earlier | found_later
+    fused = share[..., None] * earlier + (1 - share[..., None]) * later
+    error = share * error_earlier + (1 - share) * error_later
+    confidence = jnp.where(unknown, found * jnp.exp(-error), 1.0)
+    values = jnp.where((unknown & found)[..., None], fused.astype(values.dtype), values)
+    return Propagated(values, (unknown & ~found)[..., None], confidence[..., None])
+
+
+def _carry(values: jax.Array, steps: tuple, max_error: jax.Array, reverse: bool):
+    """In one direction: the values [T, H, W, C] filled, and of the T-1 steps what was found and its error [H, W].
+
+    steps: of each, the frame that is filled, the one beside it that was before, what is unknown in them, the flow from
+    the former to the latter, and the one back.
+    """
+    height, width = values.shape[1:3]
+
+    def step(carried, now):
+        values, trails = carried
+        frame, source, unknown, unknown_in_source, flow, opposite = now
+        trails = _follow(trails, source, unknown, unknown_in_source, flow, opposite, max_error)
+        pixels = _read(values, trails)
+        filled = jnp.where(trails.found[..., None], pixels, values[frame])
+        error = jnp.hypot(trails.error_row, trails.error_column)
+        return (values.at[frame].set(filled), trails), (trails.found, error)
+
+    nothing = jnp.zeros((height, width))
+    trails = _Trails(nothing > 0, nothing.astype(jnp.int32), *[nothing] * 4)
+    (values, _), (found, error) = jax.lax.scan(step, (values, trails), steps, reverse=reverse)
+    return values, found, error
+
+
+def _follow(
+    trails: _Trails, source, unknown, unknown_in_source, flow: jax.Array, opposite: jax.Array, max_error: jax.Array
+) -> _Trails:
+    """The trails of a frame, from those of the frame `source` beside it."""
+    height, width = unknown.shape
+    row, column = (x[0] for x in targets(flow[None]))
+    strayed = round_trip(flow[None], opposite[None])[0]
+    # Comparisons with what is no number fail.
+    usable = unknown & (jnp.hypot(strayed[..., 0], strayed[..., 1]) < max_error) & _within(row, column, height, width)
+    row, column = jnp.where(usable, row, 0), jnp.where(usable, column, 0)
+    error_column, error_row = (jnp.where(usable, jnp.abs(strayed[..., i]), 0) for i in range(2))
+
+    nearest_row, nearest_column = jnp.round(row), jnp.round(column)
+    index = (nearest_row.astype(jnp.int32), nearest_column.astype(jnp.int32))
+    there = jax.tree.map(lambda x: x[index], trails)
+    farther_row = there.row + (row - nearest_row)
+    farther_column = there.column + (column - nearest_column)
+    direct = usable & ~unknown_in_source[index]
+    chained = usable & ~direct & there.found & _within(farther_row, farther_column, height, width)
+    return _Trails(
+        direct | chained,
+        jnp.where(chained, there.frame, source),
+        jnp.where(chained, farther_row, row),
+        jnp.where(chained, farther_column, column),
+        jnp.where(chained, jnp.maximum(there.error_row, error_row), error_row),
+        jnp.where(chained, jnp.maximum(there.error_column, error_column), error_column),
+    )
+
+
+def _within(row: jax.Array, column: jax.Array, height: int, width: int) -> jax.Array:
+    """Whether the nearest pixel lies in the image, its last row and column left out as differences end there."""
+    row, column = jnp.round(row), jnp.round(column)
+    return (row >= 0) & (row < height - 1) & (column >= 0) & (column < width - 1)
+
+
+def _read(values: jax.Array, trails: _Trails) -> jax.Array:
+    """Values [T, H, W, C] where trails lead, bilinear, zero outside: [H, W, C]."""
+    _, height, width, _ = values.shape
+    top, left = jnp.floor(trails.row), jnp.floor(trails.column)
+    total = 0.0
+    for down in (0, 1):
+        for right in (0, 1):
+            row, column = top + down, left + right
+            share = (1 - jnp.abs(trails.row - row)) * (1 - jnp.abs(trails.column - column))
+            # A position lies at most half a pixel beyond the first row and column, never beyond the last ones.
+            share = jnp.where((row >= 0) & (column >= 0), share, 0)[..., None]
+            row, column = (jnp.maximum(x, 0).astype(jnp.int32) for x in (row, column))
+            total += share * values[trails.frame, row, column]
+    return total
