@@ -49,6 +49,116 @@ def m3ddm() -> ConfigDict:
     return config
 
 
+def globalpaint() -> ConfigDict:
+    """GlobalPaint's key-frame model in the latents of a KL-f8 autoencoder; batch and mesh are the experiment's.
+
+    It starts from the folder that `convert sd-inpaint --into=globalpaint` made. The paper's body is not public: masks,
+    rates and lengths are this project's.
+    """
+    config = m3ddm()
+    config.stage = "key_frames"  # or "interpolation"
+    config.model = ConfigDict({"kind": "globalpaint", "dtype": "bfloat16", "remat": True})
+    # The folder of a converted OpenCLIP tower; or kind, hyper-parameters and the seed of random weights, a stand-in.
+    config.image_encoder = ConfigDict({"folder": "image_encoder"})
+    config.diffusion.update(min_snr_gamma=5.0, known_weight=0.3)
+    config.data.update(global_size=224, global_fit="pad", max_interval=30)
+    config.data.masks.update(single=0.3, horizontal=0.275, vertical=0.275, four=0.15, random=0.1, all=0.0)
+    config.train.update(init_from="models/globalpaint", warmup_steps=2000, drop_local=0.05)
+    config.train.update(
+        pretrained_rate=0.1,  # factor of the learning rate in pretrained layers
+        frozen_steps=50_000,  # updates before they learn; queries of attention and the first convolution do at once
+    )
+    config.sample = ConfigDict(
+        {
+            "lines": 256,
+            "global_frames": 16,  # of a shot
+            "num_frames": 16,
+            "noise_scale": 1.0,
+            "strength": 1.0,
+            "solver": "dpm++",
+            "steps": 25,
+            "guidance_local": 1.0,
+            "guidance_global": 2.5,
+            "guidance_interval": (0.4, 1.0),
+            "clip": None,
+            "seam": "matched",
+        }
+    )
+    return config
+
+
+def globalpaint_tiny() -> ConfigDict:
+    """`globalpaint` from scratch in minutes on two cores: 4 frames of 64 x 64 pixels in patches of 8, and a vision
+    tower of random weights, which stands in for a trained one: it tells patches apart, not what they mean."""
+    config = globalpaint()
+    config.model.update(
+        latent_channels=192,
+        block_out_channels=(32, 64),
+        attention_levels=(True, False),  # the middle block has it
+        layers_per_block=1,
+        num_heads=(2, 2),
+        norm_num_groups=4,
+        text_dim=16,
+        est_window=(4, 4, 4),
+        num_global_tokens=8,
+        global_tokens_dim=32,
+        patch_width=64,
+        extractor_width=64,
+        extractor_heads=2,
+        frame_tokens=4,
+        extractor_depths=(1, 2),
+        dtype="float32",
+        remat=False,
+    )
+    config.autoencoder = base().autoencoder
+    config.image_encoder = ConfigDict(
+        {
+            "kind": "openclip",
+            "image_size": 64,
+            "patch_size": 8,
+            "width": 64,
+            "layers": 3,
+            "num_heads": 2,
+            "mlp_width": 128,
+            "seed": 0,
+        }
+    )
+    config.diffusion.update(prediction="x0", min_snr_gamma=0.0)
+    config.data.update(
+        sources=({"kind": "synthetic", "path": "", "weight": 1.0},),
+        num_frames=4,
+        buckets=((64, 64),),
+        global_frames=4,
+        global_size=64,
+        max_interval=6,
+        num_threads=1,
+    )
+    config.train.update(
+        init_from="",
+        pretrained_rate=1.0,
+        frozen_steps=0,
+        steps=200,
+        batch_size=4,
+        learning_rate=1e-3,
+        warmup_steps=20,
+        ema_decay=0.99,
+        log_every=20,
+        save_every=100,
+        sample_every=100,
+    )
+    config.sample.update(lines=64, global_frames=4, num_frames=4, steps=4, clip=2.0)
+    return config
+
+
+def as_interpolation(config: ConfigDict, key_frames: str) -> ConfigDict:
+    """The config of GlobalPaint's interpolation model to that of its key-frame model, from whose folder it starts: the
+    first and the last frame of a clip are known, or, in a tenth of all clips, any frames."""
+    config.stage = "interpolation"
+    config.data.masks.update(all_masked=0.0, ends_known=0.0, random_known=0.1, both_known=0.9)
+    config.train.update(init_from=key_frames, frozen_steps=0)
+    return config
+
+
 def diffusion() -> ConfigDict:
     return ConfigDict(
         {
@@ -90,6 +200,7 @@ def data() -> ConfigDict:
                 "all_masked": 0.3,
                 "ends_known": 0.35,
                 "random_known": 0.35,
+                "both_known": 0.0,
                 "per_frame": False,
                 "multiple": 1,
             },

@@ -15,6 +15,7 @@ from data.object_masks import draw_objects
 DIRECTIONS = ("top", "bottom", "left", "right")
 MIN_SIDE = 4
 _CUTS = ("four", "single", "horizontal", "vertical", "random")
+_FRAME_MODES = ("all_masked", "ends_known", "random_known", "both_known")
 
 
 class Box(NamedTuple):
@@ -52,7 +53,8 @@ class MaskSampler:
       objects     shapes that move over the clip (data.object_masks), on every frame whatever the frame mode
     multiple: what a side gives is a multiple of so many pixels, and at least that.
     Frame modes: all_masked (the mask on every frame), ends_known (the first frame, or the first and the last, known
-    whole), random_known (each frame known whole with probability 0.5). At least one frame is always masked.
+    whole), random_known (each frame known whole with probability 0.5), both_known (the first and the last known whole).
+    At least one frame is always masked.
     per_frame draws strategy and ratios anew for every frame instead of once a clip.
 
     Raises ValueError for negative weights, a group without weight, ratios outside 0 < min <= max < 1, a multiple below
@@ -71,6 +73,7 @@ class MaskSampler:
     all_masked: float = 0.3
     ends_known: float = 0.35
     random_known: float = 0.35
+    both_known: float = 0.0
     per_frame: bool = False
     multiple: int = 1
 
@@ -89,7 +92,7 @@ class MaskSampler:
         return {name: getattr(self, name) for name in (*_CUTS, "all", "objects")}
 
     def _frame_modes(self) -> dict[str, float]:
-        return {name: getattr(self, name) for name in ("all_masked", "ends_known", "random_known")}
+        return {name: getattr(self, name) for name in _FRAME_MODES}
 
     def __call__(self, rng: np.random.Generator, num_frames: int, height: int, width: int) -> Mask:
         """Draws one Mask for a clip of num_frames frames; raises ValueError for a side shorter than MIN_SIDE, or one of
@@ -151,8 +154,10 @@ def draw_masked_frames(rng: np.random.Generator, num_frames: int, mode: str) -> 
             masked[-1] = False
     elif mode == "random_known":
         masked = rng.random(num_frames) < 0.5
+    elif mode == "both_known":
+        masked[[0, -1]] = False
     elif mode != "all_masked":
-        raise ValueError(f"unknown frame mode {mode!r}, known: all_masked, ends_known, random_known")
+        raise ValueError(f"unknown frame mode {mode!r}, known: {', '.join(_FRAME_MODES)}")
     if not masked.any():
         masked[rng.integers(num_frames)] = True
     return masked

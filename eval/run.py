@@ -11,6 +11,7 @@ with the scores of finished clips: the same command goes on where it was stopped
 Exit code 0, or 2 with one line that says what is wrong.
 """
 
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -23,10 +24,10 @@ from eval.networks import file_sha256, load_network
 from eval.regions import parse_regions
 from m3ddm_jax import command
 from m3ddm_jax.outpaint import make_outpainter, parse_settings
-from m3ddm_jax.pipelines.base import OUTPAINTERS
-from m3ddm_jax.weights import load_settings, resolve
+from m3ddm_jax.pipelines.base import OUTPAINTERS, OverModels
 
-_WEIGHTS = "weights.safetensors"
+# What outpaint calls them too.
+_OPTIONS = ("model", "interpolation_model", "sequential", "steps", "dtype", "windows")
 
 
 def make_method(name: str, options: dict[str, Any]) -> Method:
@@ -36,22 +37,17 @@ def make_method(name: str, options: dict[str, Any]) -> Method:
     """
     given = {option: value for option, value in options.items() if value is not None}
     outpainter = make_outpainter(name, **given)
-    return Method(outpainter, {"name": name, **given, **(_describe_m3ddm(given) if name == "m3ddm" else {})})
+    models = outpainter.models if isinstance(outpainter, OverModels) else {}
+    described = {option: _describe_model(folder, settings) for option, (folder, settings) in models.items()}
+    return Method(outpainter, {"name": name, **given, **({"models": described} if described else {})})
 
 
-def _describe_m3ddm(options: dict[str, Any]) -> dict[str, Any]:
-    """Weights of its networks, what they were trained for, and the settings that its sampling ends up with."""
-    from m3ddm_jax.pipelines.m3ddm import DEFAULT_MODEL, PRESETS  # takes seconds that other methods do without
-
-    folder = resolve(options.get("model", DEFAULT_MODEL))
-    stored = load_settings(folder)
-    single = {**options.get("settings", {}), **({"steps": options["steps"]} if "steps" in options else {})}
-    files = {"network": folder / _WEIGHTS, "autoencoder": folder / "autoencoder" / _WEIGHTS}
+def _describe_model(folder: pathlib.Path, settings: Any) -> dict[str, Any]:
+    """What a model folder holds, its networks' weights and how they were trained, and the settings that are used."""
+    files = sorted(file for file in folder.rglob("*") if file.suffix in (".json", ".safetensors"))
     return {
-        "model": str(options.get("model", "embedded")),
-        "sha256": {part: file_sha256(path) for part, path in files.items()},
-        "diffusion": stored["diffusion"],
-        "settings": {**stored["sample"], **PRESETS.get(options.get("preset"), {}), **single},
+        "sha256": {file.relative_to(folder).as_posix(): file_sha256(file) for file in files},
+        "settings": dataclasses.asdict(settings),
     }
 
 
@@ -64,7 +60,7 @@ def make_task(values: flags.FlagValues) -> Task:
     preset = protocol.get_preset(values.preset, values.resize)
     clips, split = choose(list_clips(values.truth), values.split, values.truth)
     regions = parse_regions(values.ratio, values.pad, values.masks, clips)
-    options = {name: values[name].value for name in ("model", "steps", "dtype", "windows")}
+    options = {name: values[name].value for name in _OPTIONS}
     options |= {"preset": values.method_preset, "settings": parse_settings(values.set)}
     unused = [name for name, value in options.items() if value is not None and not values.method]
     if unused:
@@ -113,6 +109,8 @@ def _define_flags() -> None:
     flags.DEFINE_integer("frames", None, "Use only so many frames from the start of each clip.", lower_bound=1)
     flags.DEFINE_enum("method", None, sorted(OUTPAINTERS), "Outpaint the clips with this method.")
     flags.DEFINE_string("model", None, "Model folder of the method.")
+    flags.DEFINE_string("interpolation_model", None, "Folder of globalpaint's second model.")
+    flags.DEFINE_boolean("sequential", None, "globalpaint: clip after clip by --model alone.")
     flags.DEFINE_string("method_preset", None, "What outpaint calls --preset.")
     flags.DEFINE_multi_string("set", [], "NAME=VALUE: one setting of the model, as in outpaint. Repeatable.")
     flags.DEFINE_integer("steps", None, "Denoising steps of the method.", lower_bound=1)

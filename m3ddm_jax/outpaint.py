@@ -20,7 +20,7 @@ from absl import flags
 
 from m3ddm_jax import command
 from m3ddm_jax.geometry import CENTRE, Canvas
-from m3ddm_jax.pipelines.base import OUTPAINTERS, Outpainter
+from m3ddm_jax.pipelines.base import DRAWN, OUTPAINTERS, Outpainter
 from m3ddm_jax.video import FrameSink, FrameSource
 from m3ddm_jax.video.sink import check_writable
 
@@ -142,6 +142,8 @@ def main(source_path: str, target_path: str) -> None:
     outpainter = make_outpainter(
         values.method,
         model=values.model,
+        interpolation_model=values.interpolation_model,
+        sequential=values.sequential,
         preset=values.preset,
         settings=parse_settings(values.set),
         steps=values.steps,
@@ -149,7 +151,7 @@ def main(source_path: str, target_path: str) -> None:
         windows=values.windows,
     )
     rng = None
-    if values.method == "m3ddm":
+    if values.method in DRAWN:
         import jax  # takes a second that the other methods do without
 
         rng = jax.random.key(values.seed)
@@ -170,6 +172,8 @@ def _define_flags() -> None:
     flags.DEFINE_float("fps", None, "Frames a second of a folder (else 24); a video is sampled anew at this rate.")
     flags.DEFINE_string("method", "m3ddm", f"One of {', '.join(OUTPAINTERS)}.")
     flags.DEFINE_string("model", None, "Model folder, or hf:OWNER/NAME; m3ddm has one that comes with it.")
+    flags.DEFINE_string("interpolation_model", None, "Folder of globalpaint's second model; --model is its first.")
+    flags.DEFINE_boolean("sequential", None, "globalpaint: clip after clip by --model alone, without key frames.")
     flags.DEFINE_enum("preset", None, ["official"], "Outpaint as M3DDM's released code does; else as the model says.")
     flags.DEFINE_multi_string("set", [], "NAME=VALUE: one setting of the model; docs/models.md lists them. Repeatable.")
     flags.DEFINE_integer("steps", None, "Denoising steps; else what the model folder says.", lower_bound=1)

@@ -1,7 +1,7 @@
 """Encode training clips once: python -m m3ddm_jax.precompute --config=configs/m3ddm.py --examples=N --out=DIR.
 
-The config's clips, with their masks, intervals and global frames, go through its frozen autoencoder, and what that
-makes of them goes to DIR. A run whose only source is {"kind": "latents", "path": DIR, "weight": 1.0} trains on it. The
+The config's clips, with their masks, intervals and global frames, go through its frozen networks, and what those make
+of them goes to DIR. A run whose only source is {"kind": "latents", "path": DIR, "weight": 1.0} trains on it. The
 same command goes on where it was stopped; a shard that was begun is begun anew.
 """
 
@@ -31,8 +31,14 @@ from m3ddm_jax.training.loop import StopRequest
 
 Arrays = dict[str, np.ndarray]
 
-# Of a LatentBatch; whatever is not named here are latents, in half precision.
-_STORED_AS = {"mask": jnp.uint8, "fps": jnp.float32}
+# Of a LatentBatch; whatever is not named here are latents and patch tokens, in half precision.
+_STORED_AS = {
+    "mask": jnp.uint8,
+    "fps": jnp.float32,
+    "coordinates": jnp.float32,
+    "observed": jnp.bool,
+    "times": jnp.float32,
+}
 
 
 class Stopped(Exception):
@@ -111,15 +117,15 @@ def make_clips(config: ConfigDict, bucket: tuple[int, int], batch_size: int) -> 
 
 def make_encoder(config: ConfigDict, recipe: DiffusionRecipe, mesh: Mesh) -> Callable[[Arrays], Arrays]:
     """The function that makes of a host batch of clips (VideoBatch) what is stored of it (LatentBatch)."""
-    codec_variables = jax.device_put(recipe.frozen, replicated(mesh))
+    frozen = jax.device_put(recipe.frozen, replicated(mesh))
 
     @jax.jit
-    def encode(codec_variables, batch):
-        encoded = encode_batch(recipe.codec, codec_variables, batch, config.diffusion.unknown)
+    def encode(frozen, batch):
+        encoded = encode_batch(recipe.encoders, frozen, batch, config.diffusion.unknown)
         return {name: value.astype(_STORED_AS.get(name, jnp.float16)) for name, value in encoded.items()}
 
     def run(batch: Arrays) -> Arrays:
-        return jax.device_get(encode(codec_variables, put_batch(mesh, batch))) | {"clip_id": batch["clip_id"]}
+        return jax.device_get(encode(frozen, put_batch(mesh, batch))) | {"clip_id": batch["clip_id"]}
 
     return run
 

@@ -54,11 +54,24 @@ ROOMS = {
         "data",
         "configs.common",
     },
+    "m3ddm_jax.benchmarks": {
+        "m3ddm_jax.models",
+        "m3ddm_jax.diffusion",
+        "m3ddm_jax.losses",
+        "m3ddm_jax.parallel",
+        "m3ddm_jax.measure",
+        "m3ddm_jax.training",
+        "m3ddm_jax.weights",
+        "m3ddm_jax.pipelines",
+        "m3ddm_jax.recipes",
+        "configs",
+    },
     "eval": {"m3ddm_jax.models", "m3ddm_jax.weights", "m3ddm_jax.flow", "m3ddm_jax.geometry", "m3ddm_jax.video"},
     "data": set(),
     "configs": {"configs.common"},
 }
 ENTRY_POINTS = {
+    "m3ddm_jax.ablate",
     "m3ddm_jax.train",
     "m3ddm_jax.outpaint",
     "m3ddm_jax.convert",
@@ -150,7 +163,13 @@ def test_only_entry_points_read_flags(module):
 
 
 # Inside functions alone: one measures itself against torch where it is installed, the others read its pickles.
-NEED_TORCH = {"m3ddm_jax.bench", "m3ddm_jax.weights.torch_files", "m3ddm_jax.weights.i3d"}
+NEED_TORCH = {
+    "m3ddm_jax.benchmarks.forward",
+    "m3ddm_jax.benchmarks.generator",
+    "m3ddm_jax.benchmarks.torch_e2fgvi",
+    "m3ddm_jax.weights.torch_files",
+    "m3ddm_jax.weights.i3d",
+}
 
 
 def test_the_library_does_not_need_the_test_requirements():

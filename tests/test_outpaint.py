@@ -164,13 +164,17 @@ def test_bad_outputs_are_refused(folder, tmp_path):
 
 
 def test_methods_and_their_options():
-    names = "m3ddm, in2out, edge, blur, telea, mosaic"
+    names = "m3ddm, globalpaint, in2out, edge, blur, telea, mosaic"
     with pytest.raises(ValueError, match=f"--method must be one of {names}, found 'magic'"):
         make_outpainter("magic")
     with pytest.raises(ValueError, match="--method=edge takes no --steps"):
         make_outpainter("edge", model=None, steps=3)
     with pytest.raises(ValueError, match="--method=in2out takes no --windows"):
         make_outpainter("in2out", model="folder", windows=2)
+    with pytest.raises(ValueError, match="--method=m3ddm takes no --interpolation_model"):
+        make_outpainter("m3ddm", interpolation_model="folder")
+    with pytest.raises(ValueError, match="--method=telea takes no --sequential"):
+        make_outpainter("telea", sequential=True)
 
 
 def test_the_command_refuses_in_one_line(folder, tmp_path):
@@ -180,6 +184,8 @@ def test_the_command_refuses_in_one_line(folder, tmp_path):
     assert "IN OUT expected" in refused(folder / "in.mp4")
     assert "--steps" in refused(folder / "in.mp4", out, "--aspect=1:1", "--steps=few")
     assert "fps" in refused(folder / "in.mp4", out, "--aspect=1:1", "--fps=-1")
+    line = refused(folder / "in.mp4", out, "--aspect=1:1", "--method=globalpaint", "--model=key")
+    assert "--interpolation_model=FOLDER, or --sequential" in line
     assert "nosuchflag" in refused(folder / "in.mp4", out, "--nosuchflag=1")
     assert str(tmp_path / "nomodel") in refused(
         folder / "in.mp4", out, "--aspect=1:1", f"--model={tmp_path / 'nomodel'}"

@@ -71,7 +71,7 @@ def test_the_shards_hold_what_the_autoencoder_makes_of_the_pipelines_clips(whole
     names = [f"16x24-0000{index}-of-00002.array_record" for index in range(2)] + ["16x16-00000-of-00001.array_record"]
     assert sorted(os.listdir(whole)) == sorted([*names, "latents.json"])
     recipe = DiffusionRecipe(config)
-    encode = jax.jit(functools.partial(encode_batch, recipe.codec))
+    encode = jax.jit(functools.partial(encode_batch, recipe.encoders))
     folder = LatentFolder(whole)
     for bucket, first, count in ((BUCKETS[0], 0, 5), (BUCKETS[1], 8, 4)):
         records = folder.bucket(bucket)

@@ -1,21 +1,53 @@
-"""What all frames of a video show, distilled into a few tokens: a Perceiver resampler a frame, then one a video.
+"""What frames of a video show, seen by a vision tower and distilled into a few tokens by two levels of resamplers.
 
 Source: the resampler is Flamingo's (Alayrac et al., NeurIPS 2022); GlobalPaint (Pan et al., 2026) says that features of
 the observed regions of all frames become compact tokens, not how. The two levels and their sizes are designed here.
 """
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, repeat
 
 from m3ddm_jax.models.attention import attention
-from m3ddm_jax.models.layers import Dtype, EmbeddingMLP, sinusoidal_embedding
+from m3ddm_jax.models.layers import Dtype, EmbeddingMLP
+from m3ddm_jax.models.observed_crop import patch_places
+from m3ddm_jax.models.openclip import OpenCLIPVision
+from m3ddm_jax.types import Variables
 
-# Frame rates are embedded as M3DDM does it.
-_FPS_PERIOD = 30
-_FPS_DIM = 64
+
+@flax.struct.dataclass
+class Evidence:
+    """What a vision tower sees of F frames of B videos.
+
+    patch_tokens: [B, F, P, D]. coordinates: float32 [B, P, 2], the patches' centres on the canvas, (x, y) in 0..1.
+    observed: bool [B, P], which patches lie wholly in the known rectangle, the same in all frames of a video.
+    times: float32 [B, F], when in the video, 0..1.
+    """
+
+    patch_tokens: jax.Array
+    coordinates: jax.Array
+    observed: jax.Array
+    times: jax.Array
+
+
+def observe(
+    encoder: OpenCLIPVision, variables: Variables, squares: jax.Array, boxes: jax.Array, canvas_size: tuple[int, int]
+) -> Evidence:
+    """What a frozen vision tower sees of frames spread evenly over each of B videos, first and last included.
+
+    squares: float [B, F, S, S, 3] in [-1, 1], S the tower's image_size: known rectangles with their aspect at the upper
+    left (as `observed_crop.crop_observed` makes them). boxes: int [B, 4], those rectangles on a canvas of canvas_size
+    (height, width). Raises ValueError for squares of another size.
+    """
+    clips, frames = squares.shape[:2]
+    observed, coordinates = patch_places(boxes, canvas_size, encoder.image_size, encoder.patch_size)
+    images = rearrange(squares, "b f h w c -> (b f) h w c")
+    tokens = encoder.apply(variables, images, repeat(observed, "b p -> (b f) p", f=frames))
+    times = repeat(jnp.linspace(0, 1, frames), "f -> b f", b=clips)
+    return Evidence(rearrange(tokens, "(b f) p d -> b f p d", b=clips), coordinates, observed, times)
 
 
 def fourier_features(positions: jax.Array, octaves: int) -> jax.Array:
@@ -101,52 +133,38 @@ class GlobalTokens(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(
-        self,
-        patch_tokens: jax.Array,
-        coordinates: jax.Array,
-        observed: jax.Array,
-        times: jax.Array,
-        fps: jax.Array,
-        frame_valid: jax.Array,
-    ) -> jax.Array:
-        """Tokens [B, video_tokens, features] of patch tokens [B, F, P, D]; F may differ between calls.
+    def __call__(self, evidence: Evidence) -> jax.Array:
+        """Tokens [B, video_tokens, features]; the number of frames may differ between calls.
 
-        coordinates: centres of the patches on the canvas, (x, y) in 0..1, broadcast to [B, F, P, 2].
-        observed: [B, F, P], not 0 where a patch is observed. times: [B, F], when in the video, 0..1. fps: [B], frames a
-        second. frame_valid: [B, F], not 0 where there is a frame and no padding.
-        Frames are a set: their order is in `times` alone. What is not observed and frames that are not valid, or of
-        which nothing is observed, change no bit. A video of nothing else gives tokens that depend on parameters alone.
-        Raises ValueError for patch tokens of another width.
+        Frames are a set: their order is in their times alone. What is not observed changes no bit. A video of nothing
+        else gives tokens that depend on parameters alone. Raises ValueError for patch tokens of another width.
         """
-        if patch_tokens.shape[-1] != self.patch_width:
-            raise ValueError(f"patch tokens must be {self.patch_width} wide, found {patch_tokens.shape[-1]}")
-        observed = (observed != 0) & (frame_valid != 0)[..., None]
-        seen = observed.any(axis=-1)
-        frames = self._distil_frames(patch_tokens, coordinates, observed)
-        frames = frames + self._frame_times(jnp.where(seen, times, 0), fps).astype(self.dtype)[:, :, None]
+        found = evidence.patch_tokens.shape[-1]
+        if found != self.patch_width:
+            raise ValueError(f"patch tokens must be {self.patch_width} wide, found {found}")
+        frames = self._distil_frames(evidence)
+        when = fourier_features(evidence.times[..., None], self.octaves)
+        when = EmbeddingMLP(self.width, name="time_embedding")(when).astype(self.dtype)
+        frames = rearrange(frames + when[:, :, None], "b f n d -> b (f n) d")
+        seen = evidence.observed.any(axis=-1, keepdims=True)
         distil = self._resampler("video_resampler", self.video_tokens, self.video_depth)
-        tokens = distil(rearrange(frames, "b f n d -> b (f n) d"), repeat(seen, "b f -> b (f n)", n=self.frame_tokens))
+        tokens = distil(frames, jnp.broadcast_to(seen, frames.shape[:2]))
         tokens = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm_out")(tokens)
         return nn.Dense(self.features, dtype=self.dtype, name="proj_out")(tokens)
 
-    def _distil_frames(self, patch_tokens: jax.Array, coordinates: jax.Array, observed: jax.Array) -> jax.Array:
+    def _distil_frames(self, evidence: Evidence) -> jax.Array:
         """[B, F, frame_tokens, width], each of its own frame's observed patches."""
+        clips, frames = evidence.patch_tokens.shape[:2]
         # A weight of 0 would not keep a value out that is not finite.
-        patch_tokens = jnp.where(observed[..., None], patch_tokens, 0).astype(self.dtype)
+        patch_tokens = jnp.where(evidence.observed[:, None, :, None], evidence.patch_tokens, 0).astype(self.dtype)
         patches = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm_in")(patch_tokens)
         patches = nn.Dense(self.width, dtype=self.dtype, name="proj_in")(patches)
-        places = fourier_features(coordinates, self.octaves).astype(self.dtype)
-        patches = patches + nn.Dense(self.width, use_bias=False, dtype=self.dtype, name="place_in")(places)
+        places = fourier_features(evidence.coordinates, self.octaves).astype(self.dtype)
+        places = nn.Dense(self.width, use_bias=False, dtype=self.dtype, name="place_in")(places)
         distil = self._resampler("frame_resampler", self.frame_tokens, self.frame_depth)
-        frames = distil(rearrange(patches, "b f p d -> (b f) p d"), rearrange(observed, "b f p -> (b f) p"))
-        return rearrange(frames, "(b f) n d -> b f n d", b=len(patch_tokens))
-
-    def _frame_times(self, times: jax.Array, fps: jax.Array) -> jax.Array:
-        """When each frame is, and how fast frames follow one another: float32 [B, F, width]."""
-        when = EmbeddingMLP(self.width, name="time_embedding")(fourier_features(times[..., None], self.octaves))
-        rate = EmbeddingMLP(self.width, name="fps_embedding")(sinusoidal_embedding(fps, _FPS_DIM, _FPS_PERIOD))
-        return when + rate[:, None]
+        patches = rearrange(patches + places[:, None], "b f p d -> (b f) p d")
+        tokens = distil(patches, repeat(evidence.observed, "b p -> (b f) p", f=frames))
+        return rearrange(tokens, "(b f) n d -> b f n d", b=clips)
 
     def _resampler(self, name: str, num_queries: int, depth: int) -> Resampler:
         return Resampler(num_queries, depth, self.width, self.num_heads, self.dtype, name=name)

@@ -5,6 +5,7 @@ tokens in cross-attention. Its sizes and formulas are unpublished and designed h
 diffusers' parameter names (`a.0.b` is `a_0/b` here).
 """
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -16,6 +17,7 @@ from einops import rearrange
 
 from m3ddm_jax.models.attention import Attention, KeysValues, SpatialTransformer
 from m3ddm_jax.models.est import EnhancedSpaceTime, TemporalResidual
+from m3ddm_jax.models.global_tokens import Evidence, GlobalTokens
 from m3ddm_jax.models.layers import Dtype, EmbeddingMLP, FrameConv, GroupNorm, per_frame, sinusoidal_embedding
 from m3ddm_jax.models.stages import Conditions, Context, check_sides, make_blocks, walk
 
@@ -24,6 +26,13 @@ _FPS_PERIOD = 30.0
 # A rate of 0, as that of a still, would make times of its frames infinite.
 _LEAST_FPS = 1e-3
 _PROMPT_TOKENS = 77
+
+NEW_PARAMETERS = re.compile(
+    r"\.temporal\.|\.est\.|\.to_[kv]_global\.|\.gate$"
+    r"|(^|\.)(fps_embedding|null_tokens|empty_prompt|global_extractor)(\.|$)"
+)
+"""What the image network lacks, by paths joined by dots: what joins frames, the clip's rate, the tokens of a prompt and
+of a video, and what makes and reads these."""
 
 
 @flax.struct.dataclass
@@ -115,8 +124,11 @@ class GlobalPaintUNet(nn.Module):
       est: what joins frames: "off", nothing; "1d", convolution and attention over frames; "1d+3d", windows besides.
       est_parallel, est_window, est_positions: as `est.EnhancedSpaceTime` takes them.
       est_feed_forward: whether one follows the windows, on all levels but the first.
-      global_guidance: whether global tokens are attended to.
+      global_guidance: whether what the whole video shows is distilled into global tokens, and attended to.
       num_global_tokens, global_tokens_dim: N and D of global tokens [B, N, D].
+      patch_width: of the vision tower's tokens, which they are made of; ViT-H/14 has 1280.
+      extractor_width, extractor_heads, frame_tokens: of what makes them, as `GlobalTokens` takes them.
+      extractor_depths: blocks of its two levels, those for a frame and those for a video.
       dtype: compute dtype; parameters, norms, softmax and embeddings stay float32.
       remat: recompute resnets and transformers in the backward pass.
     """
@@ -136,6 +148,11 @@ class GlobalPaintUNet(nn.Module):
     global_guidance: bool = True
     num_global_tokens: int = 64
     global_tokens_dim: int = 768
+    patch_width: int = 1280
+    extractor_width: int = 1024
+    extractor_heads: int = 16
+    frame_tokens: int = 16
+    extractor_depths: Sequence[int] = (2, 4)
     dtype: Dtype = jnp.float32
     remat: bool = False
 
@@ -162,6 +179,18 @@ class GlobalPaintUNet(nn.Module):
         if self.global_guidance:
             tokens_shape = (self.num_global_tokens, self.global_tokens_dim)
             self.null_tokens = self.param("null_tokens", nn.initializers.normal(0.02), tokens_shape)
+            frame_depth, video_depth = self.extractor_depths
+            self.global_extractor = GlobalTokens(
+                patch_width=self.patch_width,
+                features=self.global_tokens_dim,
+                width=self.extractor_width,
+                num_heads=self.extractor_heads,
+                frame_tokens=self.frame_tokens,
+                frame_depth=frame_depth,
+                video_tokens=self.num_global_tokens,
+                video_depth=video_depth,
+                dtype=self.dtype,
+            )
 
     @nn.nowrap
     def _resnet(self, level: int) -> nn.Module:
@@ -190,29 +219,27 @@ class GlobalPaintUNet(nn.Module):
             ),
         )
 
-    def encode_context(self, global_tokens: jax.Array | None = None, text_context: jax.Array | None = None) -> Context:
+    def encode_context(self, evidence: Evidence | None = None, text_context: jax.Array | None = None) -> Context:
         """What `context=` takes, computed once a video: each cross-attention's keys and values.
 
-        Arguments as those of the call; without global tokens it is the null condition.
+        Arguments as those of the call; without evidence it is the null condition.
         """
-        tokens = self._context_tokens(global_tokens, text_context)
+        tokens = self._context_tokens(evidence, text_context)
         return tuple(block.keys_values(tokens) for block in (*self.down_blocks, self.mid_block, *self.up_blocks))
 
     def _context_tokens(
-        self, global_tokens: jax.Array | None, text_context: jax.Array | None, drop_global: jax.Array | None = None
+        self, evidence: Evidence | None, text_context: jax.Array | None, drop_global: jax.Array | None = None
     ) -> TextAndVideo | jax.Array:
         text = (self.empty_prompt[None] if text_context is None else text_context).astype(self.dtype)
         if not self.global_guidance:
-            if global_tokens is not None:
-                raise ValueError("this network has no global guidance: it takes no global_tokens")
+            if evidence is not None:
+                raise ValueError("this network has no global guidance: it takes no evidence")
             return text
-        tokens = self.null_tokens[None]
-        if global_tokens is not None:
-            if global_tokens.shape[1:] != tokens.shape[1:]:
-                raise ValueError(f"global tokens are {global_tokens.shape[1:]}, {tokens.shape[1:]} are accepted")
-            dropped = False if drop_global is None else drop_global[:, None, None]
-            tokens = jnp.where(dropped, tokens, global_tokens)
-        return TextAndVideo(text, tokens.astype(self.dtype))
+        null_tokens = self.null_tokens[None].astype(self.dtype)
+        if evidence is None:
+            return TextAndVideo(text, null_tokens)
+        dropped = False if drop_global is None else drop_global[:, None, None]
+        return TextAndVideo(text, jnp.where(dropped, null_tokens, self.global_extractor(evidence)))
 
     def __call__(
         self,
@@ -222,7 +249,7 @@ class GlobalPaintUNet(nn.Module):
         *,
         timestep: jax.Array,
         fps: jax.Array,
-        global_tokens: jax.Array | None = None,
+        evidence: Evidence | None = None,
         text_context: jax.Array | None = None,
         drop_global: jax.Array | None = None,
         context: Context | None = None,
@@ -230,18 +257,19 @@ class GlobalPaintUNet(nn.Module):
         """Predict the diffusion target of noisy latents.
 
         latents, masked_latents: [B, T, h, w, C]; mask: [B, T, h, w, 1], 1 = generate; timestep, fps (frames a second of
-        the clip as it is given): [B] or scalars; global_tokens: [B, N, D], else the learned null condition, which clips
-        of drop_global, bool [B], have too; text_context: [B, S, text_dim], else the empty prompt's; or context: what
-        `encode_context` made of both. Contexts may be fewer than clips: clip i takes i modulo their number.
+        the clip as it is given): [B] or scalars; evidence: what a vision tower sees of B videos, else the learned null
+        condition, which clips of drop_global, bool [B], have too; text_context: [B, S, text_dim], else the empty
+        prompt's; or context: what `encode_context` made of both. Contexts may be fewer than clips: clip i takes i
+        modulo their number.
         Returns float32 [B, T, h, w, C].
-        Raises ValueError where h or w is no multiple of 2 ** (levels - 1), for tokens of another shape, and where
+        Raises ValueError where h or w is no multiple of 2 ** (levels - 1), for patch tokens of another width, and where
         both a context and what it is made of are given.
         """
         check_sides(latents, len(self.block_out_channels))
         if context is None:
-            context = self._context_tokens(global_tokens, text_context, drop_global)
-        elif any(given is not None for given in (global_tokens, text_context, drop_global)):
-            raise ValueError("give either context or global_tokens, text_context and drop_global")
+            context = self._context_tokens(evidence, text_context, drop_global)
+        elif any(given is not None for given in (evidence, text_context, drop_global)):
+            raise ValueError("give either context or evidence, text_context and drop_global")
         batch, frames = latents.shape[:2]
         width = self.block_out_channels[0]
         timestep, fps = (jnp.broadcast_to(jnp.asarray(x), (batch,)) for x in (timestep, fps))

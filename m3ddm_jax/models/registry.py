@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from m3ddm_jax.models.autoencoder import PatchCodec
 from m3ddm_jax.models.discriminator import HierarchicalDiscriminator
 from m3ddm_jax.models.e2fgvi import E2FGVI
+from m3ddm_jax.models.global_tokens import Evidence
 from m3ddm_jax.models.globalpaint import GlobalPaintUNet
 from m3ddm_jax.models.i3d import I3D
 from m3ddm_jax.models.kl_autoencoder import AutoencoderKL
@@ -41,7 +42,11 @@ def _unet_example(module: M3DDMUNet) -> tuple[tuple, dict]:
 def _globalpaint_example(module: GlobalPaintUNet) -> tuple[tuple, dict]:
     side = 2 ** (len(module.block_out_channels) - 1)
     latents = jnp.zeros((1, 1, side, side, module.latent_channels))
-    return (latents, jnp.zeros((1, 1, side, side, 1)), latents), {"timestep": 0, "fps": 1.0}
+    conditions = {"timestep": 0, "fps": 1.0}
+    if module.global_guidance:
+        observed, places, times = jnp.ones((1, 1), bool), jnp.zeros((1, 1, 2)), jnp.zeros((1, 1))
+        conditions["evidence"] = Evidence(jnp.zeros((1, 1, 1, module.patch_width)), places, observed, times)
+    return (latents, jnp.zeros((1, 1, side, side, 1)), latents), conditions
 
 
 def _openclip_example(module: OpenCLIPVision) -> tuple[tuple, dict]:

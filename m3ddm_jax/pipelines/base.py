@@ -1,7 +1,8 @@
 """What every outpainter is, and the table of their names."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -21,6 +22,16 @@ class Outpainter(Protocol):
         """
 
 
+@runtime_checkable
+class OverModels(Protocol):
+    """What outpainters that stand on model folders tell besides.
+
+    models: option that names a folder -> the local folder, and the settings (a dataclass) that are used of it.
+    """
+
+    models: Mapping[str, tuple[Path, Any]]
+
+
 def _m3ddm(
     model: str | None = None,
     preset: str | None = None,
@@ -34,6 +45,28 @@ def _m3ddm(
     return M3DDM(model, preset=preset, settings=settings, steps=steps, dtype=dtype, windows=windows)
 
 
+def _globalpaint(
+    model: str | None = None,
+    interpolation_model: str | None = None,
+    sequential: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    steps: int | None = None,
+    dtype: str = "float32",
+    windows: int | None = None,
+) -> Outpainter:
+    from m3ddm_jax.pipelines.globalpaint import GlobalPaint
+
+    return GlobalPaint(
+        model,
+        interpolation_model=interpolation_model,
+        sequential=sequential,
+        settings=settings,
+        steps=steps,
+        dtype=dtype,
+        windows=windows,
+    )
+
+
 def _in2out(model: str | None = None, settings: Mapping[str, Any] | None = None, dtype: str = "float32") -> Outpainter:
     from m3ddm_jax.pipelines.in2out import In2Out
 
@@ -42,6 +75,7 @@ def _in2out(model: str | None = None, settings: Mapping[str, Any] | None = None,
 
 OUTPAINTERS: dict[str, Callable[..., Outpainter]] = {
     "m3ddm": _m3ddm,
+    "globalpaint": _globalpaint,
     "in2out": _in2out,
     "edge": Edge,
     "blur": Blur,
@@ -49,3 +83,6 @@ OUTPAINTERS: dict[str, Callable[..., Outpainter]] = {
     "mosaic": Mosaic,
 }
 """name -> what makes the outpainter; only those that stand on a model take options."""
+
+DRAWN = frozenset({"m3ddm", "globalpaint"})
+"""Names of those that draw from a random key; the others take None."""

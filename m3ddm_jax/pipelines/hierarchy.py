@@ -5,6 +5,7 @@ it whole, and writes only what is not made yet.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 WINDOW = 16
@@ -27,6 +28,20 @@ class Window:
 
 Level = list[list[Window]]
 """Stages that follow one another; the windows of one stage do not depend on each other and can be one batch."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Windows that are sampled at once.
+
+    level: which one they are of. final: so many frames, from the first on, are made for good after it. needed: the
+    first frame that a later batch has as a guide; the number of frames where none has.
+    """
+
+    windows: Sequence[Window]
+    level: int
+    final: int
+    needed: int
 
 
 def plan_windows(num_frames: int, window: int = WINDOW, strides: Sequence[int] = STRIDES) -> list[Level]:
@@ -77,6 +92,24 @@ def official_windows(num_frames: int) -> list[Level]:
             made.update(frames)
         levels.append(level)
     return levels
+
+
+def plan_batches(levels: Sequence[Level], size: int, num_frames: int) -> list[Batch]:
+    """The windows of all levels in the order in which they are sampled, at most `size` of a stage at a time."""
+    cut = [
+        (stage[start : start + size], level)
+        for level, stages in enumerate(levels)
+        for stage in stages
+        for start in range(0, len(stage), size)
+    ]
+    batches: list[Batch] = []
+    final = needed = num_frames
+    for windows, level in reversed(cut):
+        batches.append(Batch(windows, level, final, needed))
+        for window in windows:
+            final = min([final, *itertools.compress(window.frames, window.writes)])
+            needed = min([needed, *itertools.compress(window.frames, window.guides)])
+    return batches[::-1]
 
 
 def _keys(num_frames: int, stride: int) -> list[int]:

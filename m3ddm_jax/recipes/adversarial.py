@@ -101,7 +101,7 @@ class Diffuser:
         self.complete, self.export = self._recipe.complete, self._recipe.export
         self.make_generator = diffusion_generator(
             self.model,
-            self._recipe.codec,
+            self._recipe.encoders.autoencoder,
             build_schedule(config.diffusion),
             prediction=config.diffusion.prediction,
             min_snr_gamma=config.diffusion.min_snr_gamma or None,

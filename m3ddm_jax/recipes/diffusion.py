@@ -1,8 +1,9 @@
-"""Masked video diffusion in the latents of a frozen autoencoder: M3DDM."""
+"""Masked video diffusion in the latents of a frozen autoencoder: M3DDM, and the two stages of GlobalPaint."""
 
 import functools
 import json
 import os
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -20,12 +21,23 @@ from m3ddm_jax.diffusion.guidance import Guidance
 from m3ddm_jax.diffusion.schedule import Schedule, make_schedule
 from m3ddm_jax.diffusion.solvers import make_solver
 from m3ddm_jax.models import registry
+from m3ddm_jax.models.globalpaint import GlobalPaintUNet
+from m3ddm_jax.models.openclip import OpenCLIPVision
+from m3ddm_jax.pipelines.globalpaint import INTERPOLATION, KEY_FRAMES
 from m3ddm_jax.pipelines.sampler import Conditions, make_sampler
 from m3ddm_jax.recipes import base
 from m3ddm_jax.training.checkpoint import check_fit
 from m3ddm_jax.training.diffusion_step import calibrated_batch_stats, has_initial_batch_stats, make_diffusion_step
-from m3ddm_jax.training.encoding import LatentBatch, codec_identity, decode_latents, encode_batch, make_conditions
-from m3ddm_jax.training.optim import make_optimizer
+from m3ddm_jax.training.encoding import (
+    Encoders,
+    LatentBatch,
+    codec_identity,
+    decode_latents,
+    encode_batch,
+    make_conditions,
+    null_guide,
+)
+from m3ddm_jax.training.optim import make_optimizer, staged_rate
 from m3ddm_jax.training.state import TrainState, abstract_state, init_state, load_state, shardings_of
 from m3ddm_jax.training.validation import Completion
 from m3ddm_jax.types import Variables, VideoBatch
@@ -34,37 +46,52 @@ from m3ddm_jax.weights import load_model
 # What a checkpoint may not differ in: the task that the network has learnt.
 _TASK = ("schedule", "zero_terminal_snr", "shift", "prediction", "unknown")
 
+CONFIGS: dict[str, Callable[[], ConfigDict]] = {"globalpaint": common.globalpaint, "m3ddm": common.base}
+"""Kind of a model that this recipe trains -> a config with all sections and fields that it reads then."""
+BUILT = ("model", "autoencoder", "image_encoder")
+"""The sections that describe a network."""
+
 
 class DiffusionRecipe:
-    """The Recipe of configs like configs.common.base(); its batches hold clips, or the latents of clips.
+    """The Recipe of configs like those of CONFIGS; its batches hold clips, or what frozen networks made of clips.
 
-    model, optimizer: what is trained, and what trains it. codec: the frozen autoencoder; its variables are `frozen`.
-    codec_identity: what tells it from others.
+    model, optimizer: what is trained, and what trains it. encoders: the frozen networks that it sees clips through;
+    their variables are `frozen`.
     """
 
     def __init__(self, config: ConfigDict):
-        base.check_config(config, common.base(), built=("model", "autoencoder"))
+        kind = config.get("model", {}).get("kind")
+        if kind not in CONFIGS:
+            raise ValueError(f"model kind {kind!r} is unknown to this recipe: {', '.join(CONFIGS)} are accepted")
+        base.check_config(config, CONFIGS[kind](), built=BUILT)
         self._config = config
+        two_stages = kind == "globalpaint"
+        self._stage = {"stage": check_stage(config.stage)} if two_stages else {}
         self.model = base.build_model(config.model)
-        self.codec, self.frozen = build_codec(config.autoencoder, self.model.dtype)
-        self.codec_identity = codec_identity(self.codec, self.frozen)
-        check_sizes(config, self.model, self.codec)
+        self.encoders, self.frozen = build_encoders(config, self.model)
+        check_sizes(config, self.model, self.encoders)
         self.optimizer = make_optimizer(
             config.train.learning_rate,
             warmup_steps=config.train.warmup_steps,
             weight_decay=config.train.weight_decay,
             clip_norm=config.train.clip_norm,
+            rate=staged_rate(config.train.pretrained_rate, config.train.frozen_steps) if two_stages else None,
         )
+        # What tells the frozen networks from others.
+        self._identities = {
+            name: codec_identity(getattr(self.encoders, name), variables) for name, variables in self.frozen.items()
+        }
         self.fixed = {
             "model": base.described(self.model),
-            "autoencoder": self.codec_identity,
             "diffusion": {name: config.diffusion[name] for name in _TASK},
+            **self._identities,
+            **self._stage,
         }
         self._init = functools.partial(registry.init, self.model)
         schedule = build_schedule(config.diffusion)
         self.step = make_diffusion_step(
             self.model,
-            self.codec,
+            self.encoders,
             schedule,
             self.optimizer,
             prediction=config.diffusion.prediction,
@@ -104,7 +131,7 @@ class DiffusionRecipe:
         """What latents depend on besides chance and the videos, as plain values."""
         data = self._config.data.to_dict()
         facts = {name: value for name, value in data.items() if name not in ("sources", "num_threads")}
-        facts |= {"autoencoder": self.codec_identity, "unknown": self._config.diffusion.unknown}
+        facts |= {**self._identities, "unknown": self._config.diffusion.unknown}
         return json.loads(json.dumps(facts))
 
     def abstract_state(self, rng: jax.Array, mesh: Mesh) -> TrainState:
@@ -121,8 +148,8 @@ class DiffusionRecipe:
             return state
 
         def calibrate(state: TrainState, batch: VideoBatch | LatentBatch, frozen: Variables) -> Any:
-            encoded = encode_batch(self.codec, frozen, batch)
-            return calibrated_batch_stats(self.model, state, make_conditions(encoded).global_latents)
+            encoded = encode_batch(self.encoders, frozen, batch)
+            return calibrated_batch_stats(self.model, state, make_conditions(encoded).guide["global_latents"])
 
         calibrate = jax.jit(calibrate, out_shardings=shardings_of(like.batch_stats))
         return state.replace(batch_stats=calibrate(state, batch, frozen))
@@ -130,7 +157,7 @@ class DiffusionRecipe:
     def complete(self, state: TrainState, batch: VideoBatch | LatentBatch, frozen: Variables) -> Completion:
         """What the averaged weights make of the unknown part of clips, or of the clips that latents stand for."""
         variables = {"params": state.ema_params, "batch_stats": state.batch_stats}
-        encoded = encode_batch(self.codec, frozen, batch, self._config.diffusion.unknown)
+        encoded = encode_batch(self.encoders, frozen, batch, self._config.diffusion.unknown)
         seen = make_conditions(encoded)
         encode_context = functools.partial(self.model.apply, variables, method="encode_context")
         conditions = Conditions(
@@ -138,18 +165,19 @@ class DiffusionRecipe:
             masked_latents=seen.masked_latents,
             guides=jnp.max(seen.mask, axis=(2, 3, 4)) == 0,
             fps=seen.fps,
-            context=encode_context(seen.global_latents),
-            null_context=encode_context(jnp.zeros_like(seen.global_latents[:1])),
+            context=encode_context(**seen.guide),
+            null_context=encode_context(**null_guide(seen.guide)),
             black=encoded["black_mean"][0, 0],
         )
         noise = jax.random.normal(jax.random.key(0), seen.latents.shape)
         latents = self._sample(variables, jnp.zeros_like(noise), noise, conditions)
-        made = base.to_uint8(decode_latents(self.codec, frozen, latents))
+        codec = self.encoders.autoencoder
+        made = base.to_uint8(decode_latents(codec, frozen["autoencoder"], latents))
         if "video" in batch:
             video, unknown = batch["video"], batch["mask"] > 0
         else:
-            cell = {"p": self.codec.downscale, "q": self.codec.downscale}
-            video = base.to_uint8(decode_latents(self.codec, frozen, seen.latents))
+            cell = {"p": codec.downscale, "q": codec.downscale}
+            video = base.to_uint8(decode_latents(codec, frozen["autoencoder"], seen.latents))
             unknown = repeat(seen.mask > 0, "b t h w c -> b t (h p) (w q) c", **cell)
         return Completion(jnp.where(unknown, made, video), video, unknown)
 
@@ -160,9 +188,20 @@ class DiffusionRecipe:
             self.model,
             {"params": state.ema_params, "batch_stats": state.batch_stats},
             dtype=self._config.train.export_dtype,
-            settings={"diffusion": self._config.diffusion.to_dict(), "sample": self._config.sample.to_dict()},
-            autoencoder=(self.codec, self.frozen),
+            settings={name: self._config[name].to_dict() for name in ("diffusion", "sample")} | self._stage,
+            **{name: (getattr(self.encoders, name), variables) for name, variables in self.frozen.items()},
         )
+
+
+def build_encoders(config: ConfigDict, model: nn.Module) -> tuple[Encoders, Variables]:
+    """The frozen networks that a model sees clips through, and their variables by name."""
+    codec, codec_variables = build_codec(config.autoencoder, model.dtype)
+    if not isinstance(model, GlobalPaintUNet):
+        return Encoders(codec), {"autoencoder": codec_variables}
+    if not model.global_guidance:
+        return Encoders(codec, global_latents=False), {"autoencoder": codec_variables}
+    encoder, variables = build_image_encoder(config.image_encoder, model.dtype)
+    return Encoders(codec, encoder, global_latents=False), {"autoencoder": codec_variables, "image_encoder": variables}
 
 
 def build_codec(section: ConfigDict, dtype: jnp.dtype) -> tuple[nn.Module, Variables]:
@@ -174,20 +213,51 @@ def build_codec(section: ConfigDict, dtype: jnp.dtype) -> tuple[nn.Module, Varia
     return codec.clone(dtype=dtype) if hasattr(codec, "dtype") else codec, variables
 
 
+def build_image_encoder(section: ConfigDict, dtype: jnp.dtype) -> tuple[OpenCLIPVision, Variables]:
+    """The frozen vision tower, which computes in `dtype`: of a model folder, or of its kind and hyper-parameters, with
+    random weights that follow from `seed`. Raises ValueError for another kind of network."""
+    if "folder" in section:
+        encoder, variables = load_model(section.folder)
+    else:
+        hyper = section.to_dict()
+        seed = hyper.pop("seed", 0)
+        encoder = registry.build(**hyper)
+        variables = jax.device_get(jax.jit(functools.partial(registry.init, encoder))(jax.random.key(seed)))
+    if not isinstance(encoder, OpenCLIPVision):
+        kind, _ = registry.describe(encoder)
+        raise ValueError(f"the image encoder is a model of kind {kind!r}: openclip is accepted")
+    return encoder.clone(dtype=dtype), variables
+
+
 def build_schedule(section: ConfigDict) -> Schedule:
     """The noise schedule."""
     return make_schedule(section.schedule, zero_terminal_snr=section.zero_terminal_snr, shift=section.shift)
 
 
-def check_sizes(config: ConfigDict, model: nn.Module, codec: nn.Module) -> None:
-    """Raise ValueError where network, codec and clips do not fit each other."""
+def check_stage(stage: str) -> str:
+    """What a model of GlobalPaint is for. Raises ValueError where it is no stage."""
+    if stage not in (KEY_FRAMES, INTERPOLATION):
+        raise ValueError(f"stage {stage!r} is unknown: {KEY_FRAMES} and {INTERPOLATION} are accepted")
+    return stage
+
+
+def check_sizes(config: ConfigDict, model: nn.Module, encoders: Encoders) -> None:
+    """Raise ValueError where network, encoders and clips do not fit each other."""
+    codec, encoder, data = encoders.autoencoder, encoders.image_encoder, config.data
     multiple = codec.downscale * 2 ** (len(model.block_out_channels) - 1)
-    for bucket in config.data.buckets:
+    for bucket in data.buckets:
         if any(side % multiple for side in bucket):
             raise ValueError(f"bucket {tuple(bucket)}: both sides must be multiples of {multiple} pixels")
-    if config.data.global_size % codec.downscale:
-        raise ValueError(f"global_size is {config.data.global_size}: a multiple of {codec.downscale} is accepted")
-    if config.data.references:
-        raise ValueError(f"references is {config.data.references}: a diffusion model has none, 0 is accepted")
+    if encoders.global_latents and data.global_size % codec.downscale:
+        raise ValueError(f"global_size is {data.global_size}: a multiple of {codec.downscale} is accepted")
+    if encoder is not None and (data.global_fit, data.global_size) != ("pad", encoder.image_size):
+        raise ValueError(
+            f"global_fit is {data.global_fit!r} and global_size {data.global_size}: the image encoder takes 'pad' and "
+            f"{encoder.image_size}"
+        )
+    if encoder is not None and model.patch_width != encoder.width:
+        raise ValueError(f"the model's patch_width is {model.patch_width}, the image encoder's width {encoder.width}")
+    if data.references:
+        raise ValueError(f"references is {data.references}: a diffusion model has none, 0 is accepted")
     if model.latent_channels != codec.latent_channels:
         raise ValueError(f"the model has {model.latent_channels} latent channels, the codec {codec.latent_channels}")

@@ -18,7 +18,7 @@ from m3ddm_jax.losses.diffusion import diffusion_loss
 from m3ddm_jax.parallel.constrain import constrain
 from m3ddm_jax.parallel.mesh import BATCH_AXES
 from m3ddm_jax.training.ema import update_ema
-from m3ddm_jax.training.encoding import SAMPLED, Conditions, LatentBatch, encode_batch, make_conditions
+from m3ddm_jax.training.encoding import SAMPLED, Conditions, Encoders, LatentBatch, encode_batch, make_conditions
 from m3ddm_jax.training.state import TrainState
 from m3ddm_jax.types import Latents, Variables, VideoBatch
 
@@ -37,7 +37,7 @@ class Draws:
 
 def make_diffusion_step(
     model: nn.Module,
-    codec: nn.Module,
+    encoders: Encoders,
     schedule: Schedule,
     optimizer: optax.GradientTransformation,
     *,
@@ -50,10 +50,10 @@ def make_diffusion_step(
     accumulate: int,
     ema_decay: float,
 ) -> Callable[[TrainState, VideoBatch | LatentBatch, Variables], tuple[TrainState, dict[str, jax.Array]]]:
-    """The pure function (state, batch without clip_id, frozen codec's variables) -> (state, metrics) for `jax.jit`.
+    """The pure function (state, batch without clip_id, the encoders' variables) -> (state, metrics) for `jax.jit`.
 
-    The batch holds clips, which are encoded in the step, or latents of them; either way all latents that the network
-    sees are samples of the autoencoder's posterior, drawn in the step.
+    The batch holds clips, which are encoded in the step, or what the encoders made of them; either way all latents that
+    the network sees are samples of the autoencoder's posterior, drawn in the step.
 
     prediction: what the network predicts, and the space of the loss. min_snr_gamma: None weighs all timesteps alike.
     known_weight: weight of the error where the latents are known, 1 being the paper's. unknown: what stands in for
@@ -69,7 +69,7 @@ def make_diffusion_step(
         if not 0 <= probability <= 1:
             raise ValueError(f"{name} is {probability}: a probability, 0 to 1, is accepted")
 
-    encode = functools.partial(encode_batch, codec, unknown=unknown)
+    encode = functools.partial(encode_batch, encoders, unknown=unknown)
 
     def draw(rng: jax.Array, encoded: LatentBatch) -> Draws:
         timestep_key, noise_key, local_key, global_key, posterior_key = jax.random.split(rng, 5)
@@ -78,13 +78,14 @@ def make_diffusion_step(
         def normal(key: jax.Array, name: str) -> jax.Array:
             return constrain(jax.random.normal(key, encoded[f"{name}_mean"].shape), BATCH_AXES)
 
-        posterior_keys = jax.random.split(posterior_key, len(SAMPLED))
+        sampled = [name for name in SAMPLED if f"{name}_mean" in encoded]
+        posterior_keys = jax.random.split(posterior_key, len(sampled))
         return Draws(
             timestep=jax.random.randint(timestep_key, clips, 0, schedule.num_timesteps),
             noise=normal(noise_key, "latents"),
             drop_local=jax.random.bernoulli(local_key, drop_local, clips) if drop_local else None,
             drop_global=jax.random.bernoulli(global_key, drop_global, clips) if drop_global else None,
-            posterior={name: normal(key, name) for name, key in zip(SAMPLED, posterior_keys, strict=True)},
+            posterior={name: normal(key, name) for name, key in zip(sampled, posterior_keys, strict=True)},
         )
 
     def loss_fn(params: Any, batch_stats: Any, inputs: Conditions, draws: Draws) -> jax.Array:
@@ -97,7 +98,7 @@ def make_diffusion_step(
             inputs.masked_latents,
             timestep=draws.timestep,
             fps=inputs.fps,
-            global_latents=inputs.global_latents,
+            **inputs.guide,
         )
         target = make_target(prediction, latents, draws.noise, alpha_cumprod)
         weight = jnp.ones_like(alpha_cumprod)
@@ -106,19 +107,19 @@ def make_diffusion_step(
         weight = weight * jnp.where(inputs.mask > 0, 1.0, known_weight)
         return diffusion_loss(output, target, weight)
 
-    def loss_and_grad(state: TrainState, batch: VideoBatch | LatentBatch, draws: Draws, codec_variables: Variables):
-        encoded = encode(codec_variables, batch)
+    def loss_and_grad(state: TrainState, batch: VideoBatch | LatentBatch, draws: Draws, frozen: Variables):
+        encoded = encode(frozen, batch)
         inputs = make_conditions(encoded, draws.posterior, draws.drop_local, draws.drop_global)
         return jax.value_and_grad(loss_fn)(state.params, state.batch_stats, inputs, draws)
 
-    def train_step(state: TrainState, batch: VideoBatch | LatentBatch, codec_variables: Variables):
-        shapes = jax.eval_shape(encode, codec_variables, batch)
+    def train_step(state: TrainState, batch: VideoBatch | LatentBatch, frozen: Variables):
+        shapes = jax.eval_shape(encode, frozen, batch)
         draws = draw(jax.random.fold_in(state.rng, state.step), shapes)
         if accumulate == 1:
-            loss, grads = loss_and_grad(state, batch, draws, codec_variables)
+            loss, grads = loss_and_grad(state, batch, draws, frozen)
         else:
             loss, grads = _mean_over_micro_batches(
-                lambda micro: loss_and_grad(state, *micro, codec_variables), (batch, draws), accumulate, state.params
+                lambda micro: loss_and_grad(state, *micro, frozen), (batch, draws), accumulate, state.params
             )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -143,9 +144,9 @@ def _mean_over_micro_batches(loss_and_grad: Callable, batch: Any, count: int, pa
 
 
 def has_initial_batch_stats(state: TrainState) -> bool:
-    """Whether BatchNorm's running statistics are what they are initialised with, mean 0 and variance 1."""
+    """Whether there are running statistics of BatchNorm, and as they are initialised: mean 0 and variance 1."""
     leaves = jax.tree_util.tree_leaves_with_path(state.batch_stats)
-    return all(np.all(np.asarray(leaf) == (path[-1].key == "var")) for path, leaf in leaves)
+    return bool(leaves) and all(np.all(np.asarray(leaf) == (path[-1].key == "var")) for path, leaf in leaves)
 
 
 def calibrated_batch_stats(model: nn.Module, state: TrainState, global_latents: Latents) -> Any:

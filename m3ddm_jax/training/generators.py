@@ -69,7 +69,7 @@ def diffusion_generator(
 
     Timesteps are drawn from the first share `max_timestep` of the schedule: where hardly any signal is left, one step
     tells a mean over all that could be, which no discriminator should judge. It has the term "denoising", the loss of
-    `training.diffusion_step`, which says what the other arguments are. The frozen variables are the codec's.
+    `training.diffusion_step`, which says what the other arguments are. The frozen variables are {"autoencoder": ...}.
     Raises ValueError for another prediction, and a max_timestep outside 0..1.
     """
     if prediction not in PREDICTIONS:
@@ -83,7 +83,7 @@ def diffusion_generator(
         clips = batch["fps"].shape
 
         def encode(pictures: jax.Array, key: jax.Array) -> jax.Array:
-            mean, std = encode_frames(codec, frozen, pictures)
+            mean, std = encode_frames(codec, frozen["autoencoder"], pictures)
             return mean + std * _normal(key, mean)
 
         def generate(variables: Variables, frames: jax.Array, mask: jax.Array, num_local: int):
@@ -109,7 +109,7 @@ def diffusion_generator(
                 weight = weight * min_snr_weight(prediction, alpha_cumprod, min_snr_gamma)
             target = make_target(prediction, latents, noise, alpha_cumprod)
             clean = convert(prediction, "x0", output.astype(jnp.float32), noisy, alpha_cumprod)
-            made = decode_latents(codec, frozen, clean).astype(jnp.float32)
+            made = decode_latents(codec, frozen["autoencoder"], clean).astype(jnp.float32)
             return made, {"denoising": diffusion_loss(output, target, weight)}
 
         return generate

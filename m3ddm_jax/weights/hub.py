@@ -28,8 +28,8 @@ def resolve(model: str | os.PathLike) -> Path:
         ours = False
     if not ours:
         raise ValueError(
-            f"{model} is not in this library's layout: `python -m m3ddm_jax.convert KIND {model} FOLDER` makes a folder "
-            "that is, where KIND says what it holds, such as m3ddm or e2fgvi"
+            f"{model} is not in this library's layout: `python -m m3ddm_jax.convert KIND {model} FOLDER` makes "
+            "a folder that is, where KIND says what it holds, such as m3ddm or e2fgvi"
         )
     return folder
 

@@ -13,7 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from m3ddm_jax.models import registry
-from m3ddm_jax.models.globalpaint import GlobalPaintUNet
+from m3ddm_jax.models.globalpaint import NEW_PARAMETERS, GlobalPaintUNet
 from m3ddm_jax.models.unet3d import M3DDMUNet
 from m3ddm_jax.types import Variables
 from m3ddm_jax.weights.checkpoint import CONFIG, Checkpoint, contradictions, read_sizes
@@ -47,11 +47,6 @@ _NEW_IN_M3DDM = re.compile(
 )
 # What M3DDM leaves of the 2D network: the keys and values of text.
 _TEXT = re.compile(r"\.transformer_blocks\.0\.attn2\.to_[kv]\.weight")
-
-# What GlobalPaint adds, by our paths: modules that join frames, the clip's rate, and global tokens.
-_NEW_IN_GLOBALPAINT = re.compile(
-    r"\.temporal\.|\.est\.|\.to_[kv]_global\.|\.gate$|^params\.(fps_embedding|null_tokens|empty_prompt)"
-)
 _FIXED = {**FIXED, "dual_cross_attention": False, "only_cross_attention": False, "num_attention_heads": None}
 # attention_head_dim is the number of heads, whatever it is called.
 _FIELDS = {
@@ -89,13 +84,13 @@ def inflate_from_checkpoint(checkpoint: Checkpoint, seed: int = 0) -> tuple[M3DD
 
 
 def globalpaint_from_checkpoint(
-    checkpoint: Checkpoint, empty_prompt: np.ndarray | None = None, seed: int = 0
+    checkpoint: Checkpoint, empty_prompt: np.ndarray | None = None, seed: int = 0, **hyper
 ) -> tuple[GlobalPaintUNet, Variables]:
     """(module, variables) of GlobalPaint's U-Net, starting from Stable Diffusion's inpainting U-Net, 1.5 or 2.
 
     It makes of every frame what the 2D network makes of it: the rest, drawn from `seed`, adds nothing yet. Keys and
     values of global tokens begin as those of text. empty_prompt: [77, C], what the text encoder makes of no text; zeros
-    where it is not given.
+    where it is not given. hyper: of GlobalPaintUNet, what the 2D network does not have.
     Raises ValueError that lists every missing, surplus and misshapen tensor, and what config.json has otherwise.
     """
     tensors = unet_tensors(checkpoint.tensors)
@@ -109,9 +104,9 @@ def globalpaint_from_checkpoint(
     assumed = dict(ASSUMED)
     if np.ndim(tensors.get(f"{middle}proj_in.weight")) == 2:
         assumed["attention_head_dim"] = [width // _HEAD_WIDTH for width in shown.get("block_out_channels", ())]
-    module = _build_globalpaint({**assumed, **checkpoint.config, **shown})
+    module = _build_globalpaint({**assumed, **checkpoint.config, **shown}, hyper)
     shapes = {path: leaf.shape for path, leaf in flatten_dict(registry.abstract_variables(module), sep=".").items()}
-    new = {path for path in shapes if _NEW_IN_GLOBALPAINT.search(path)}
+    new = {path for path in shapes if NEW_PARAMETERS.search(path)}
     wanted = {torch_name(path): Target(path, shape) for path, shape in shapes.items() if path not in new}
     found = take(checkpoint.source, tensors, wanted, contradictions(checkpoint.config, shown, _FIXED))
     _reorder_inputs(found, module.latent_channels)
@@ -125,8 +120,9 @@ def globalpaint_from_checkpoint(
     return module, unflatten_dict(found, sep=".")
 
 
-def _build_globalpaint(config: Mapping[str, Any]) -> GlobalPaintUNet:
-    """The U-Net that a config in diffusers' words describes. Raises ValueError for values that make no network."""
+def _build_globalpaint(config: Mapping[str, Any], more: Mapping[str, Any]) -> GlobalPaintUNet:
+    """The U-Net that a config in diffusers' words describes, and more of ours. Raises ValueError for values that make
+    no network."""
     hyper = read_sizes(config, _FIELDS, GlobalPaintUNet)
     if "down_block_types" in config:
         hyper["attention_levels"] = tuple("CrossAttn" in name for name in config["down_block_types"])
@@ -139,7 +135,7 @@ def _build_globalpaint(config: Mapping[str, Any]) -> GlobalPaintUNet:
         raise ValueError(
             f"levels of {list(widths)} channels do not divide into {list(heads)} heads and {groups} groups"
         )
-    return GlobalPaintUNet(**{**hyper, "num_heads": heads}, global_tokens_dim=hyper["text_dim"])
+    return GlobalPaintUNet(**{**hyper, "num_heads": heads, "global_tokens_dim": hyper["text_dim"], **more})
 
 
 def _reorder_inputs(found: dict[str, np.ndarray], channels: int) -> None:

@@ -21,6 +21,7 @@ _CONFIG = "config.json"
 _WEIGHTS = "weights.safetensors"
 _SETTINGS = "pipeline.json"
 _AUTOENCODER = "autoencoder"
+_IMAGE_ENCODER = "image_encoder"
 # Problems that are all named, whatever they are; of another network's weights no more are.
 _FEW = 20
 
@@ -32,14 +33,16 @@ def save_model(
     *,
     settings: dict[str, Any] | None = None,
     autoencoder: tuple[nn.Module, Variables] | None = None,
+    image_encoder: tuple[nn.Module, Variables] | None = None,
 ) -> None:
     """Write a model folder that `load_model` reads back; the model in a folder that is there is replaced at the end.
 
     Weights are stored in the dtype that they have: float16 halves the folder. They are copied one at a time, so that
-    views of a file never fill memory. What else lies in an old folder stays, its `autoencoder` too where none is given.
+    views of a file never fill memory. What else lies in an old folder stays, its sub-folders too where none are given.
 
     settings: plain values its pipeline needs (diffusion, sampling), written to pipeline.json.
-    autoencoder: the codec of a latent model, written to the sub-folder `autoencoder` in the same layout.
+    autoencoder, image_encoder: the codec of a latent model, and what a globally guided one sees whole videos through,
+      written to sub-folders of these names in the same layout.
     """
     folder = Path(folder).resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -48,8 +51,9 @@ def save_model(
         _write(temporary / "new", module, variables)
         if settings is not None:
             (temporary / "new" / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
-        if autoencoder is not None:
-            _write(temporary / "new" / _AUTOENCODER, *autoencoder)
+        for name, part in ((_AUTOENCODER, autoencoder), (_IMAGE_ENCODER, image_encoder)):
+            if part is not None:
+                _write(temporary / "new" / name, *part)
         if folder.exists():
             _replace(folder, temporary / "new")
         else:
@@ -76,8 +80,8 @@ def _replace(folder: Path, new: Path) -> None:
 def check_replaceable(folder: str | os.PathLike, kind: str) -> None:
     """Raise ValueError where saving a model of a kind to a folder would take the place of something else.
 
-    A folder that is not there, that is empty or holds nothing but an autoencoder, and a model folder of that kind are
-    fine.
+    A folder that is not there, that is empty or holds nothing but an autoencoder or image encoder, and a model folder
+    of that kind are fine.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -85,7 +89,7 @@ def check_replaceable(folder: str | os.PathLike, kind: str) -> None:
             raise ValueError(f"{folder} is a file: name a folder")
         return
     names = {path.name for path in folder.iterdir()}
-    if names <= {_AUTOENCODER}:
+    if names <= {_AUTOENCODER, _IMAGE_ENCODER}:
         return
     found = _read_json(folder / _CONFIG).get("kind") if _CONFIG in names else None
     if found != kind:
@@ -151,13 +155,21 @@ def check_names(
 
 def load_autoencoder(folder: str | os.PathLike) -> tuple[nn.Module, Variables]:
     """(module, variables) of the codec that a latent model's folder carries; errors as `load_model`."""
-    codec = Path(folder) / _AUTOENCODER
-    if Path(folder).is_dir() and not codec.is_dir():
+    return _load_part(folder, _AUTOENCODER, "sd-vae", "Stable Diffusion's")
+
+
+def load_image_encoder(folder: str | os.PathLike) -> tuple[nn.Module, Variables]:
+    """(module, variables) of what a globally guided model sees whole videos through; errors as `load_model`."""
+    return _load_part(folder, _IMAGE_ENCODER, "openclip", "OpenCLIP's")
+
+
+def _load_part(folder: str | os.PathLike, name: str, kind: str, whose: str) -> tuple[nn.Module, Variables]:
+    part = Path(folder) / name
+    if Path(folder).is_dir() and not part.is_dir():
         raise ValueError(
-            f"{folder} has no {_AUTOENCODER}/: `python -m m3ddm_jax.convert sd-vae SOURCE {codec}` makes it of Stable "
-            "Diffusion's"
+            f"{folder} has no {name}/: `python -m m3ddm_jax.convert {kind} SOURCE {part}` makes it of {whose}"
         )
-    return load_model(codec)
+    return load_model(part)
 
 
 def load_settings(folder: str | os.PathLike) -> dict[str, Any]:

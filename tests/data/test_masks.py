@@ -109,7 +109,10 @@ def test_frame_modes(seed, num_frames):
     ends = masks.draw_masked_frames(rng, num_frames, "ends_known")
     if num_frames > 2:
         assert not ends[0] and ends[1:-1].all()
-    assert ends.any() and masks.draw_masked_frames(rng, num_frames, "random_known").any()
+    both = masks.draw_masked_frames(rng, num_frames, "both_known")
+    if num_frames > 2:
+        assert not both[[0, -1]].any() and both[1:-1].all()
+    assert both.any() and ends.any() and masks.draw_masked_frames(rng, num_frames, "random_known").any()
 
 
 def test_frame_mode_frequencies():

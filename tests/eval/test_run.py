@@ -27,7 +27,7 @@ def command(*arguments):
 def in_process(monkeypatch):
     """Function (arguments): runs the program here, with flags of its own."""
     values = flags.FlagValues()
-    for define in ("string", "integer", "enum", "multi_string"):
+    for define in ("string", "boolean", "integer", "enum", "multi_string"):
         function = getattr(flags, f"DEFINE_{define}")
         monkeypatch.setattr(flags, f"DEFINE_{define}", functools.partial(function, flag_values=values))
     monkeypatch.setattr(flags, "mark_flag_as_required", lambda name: None)
@@ -73,9 +73,11 @@ def test_a_method_over_a_split(folders):
 def test_what_is_said_of_a_model():
     method = run.make_method("m3ddm", {"steps": 2, "settings": {"noise_scale": 0.5}, "preset": None})
     about = json.loads(json.dumps(method.about))
-    assert (about["model"], about["settings"]["steps"], about["settings"]["noise_scale"]) == ("embedded", 2, 0.5)
-    assert about["diffusion"]["prediction"] == "x0" and len(about["sha256"]["autoencoder"]) == 64
-    official = run.make_method("m3ddm", {"preset": "official"}).about["settings"]
+    model = about["models"]["model"]
+    assert (model["settings"]["steps"], model["settings"]["noise_scale"]) == (2, 0.5)
+    assert model["sha256"].keys() >= {"pipeline.json", "weights.safetensors", "autoencoder/weights.safetensors"}
+    assert all(len(digest) == 64 for digest in model["sha256"].values())
+    official = run.make_method("m3ddm", {"preset": "official"}).about["models"]["model"]["settings"]
     assert (official["solver"], official["steps"]) == ("plms", 50)
 
 

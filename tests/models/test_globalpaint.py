@@ -13,6 +13,7 @@ from einops import rearrange
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from m3ddm_jax.models import registry
+from m3ddm_jax.models.global_tokens import Evidence
 from m3ddm_jax.models.globalpaint import GlobalPaintUNet
 from m3ddm_jax.weights.checkpoint import Checkpoint
 from m3ddm_jax.weights.inpainting import globalpaint_from_checkpoint
@@ -20,6 +21,14 @@ from m3ddm_jax.weights.inpainting import globalpaint_from_checkpoint
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 TEXT_DIM = 24
+EXTRACTOR = {
+    "patch_width": 10,
+    "extractor_width": 16,
+    "extractor_heads": 2,
+    "frame_tokens": 3,
+    "extractor_depths": (1, 2),
+    "num_global_tokens": 8,
+}
 FAMILIES = {
     "1.5": {"attention_head_dim": 4},
     "2": {"attention_head_dim": [2, 4], "use_linear_projection": True},
@@ -44,7 +53,8 @@ def make_unet(**family):
 def converted(unet):
     tensors = {name: tensor.numpy() for name, tensor in unet.state_dict().items()}
     prompt = np.random.default_rng(3).normal(size=(77, TEXT_DIM)).astype(np.float32)
-    return globalpaint_from_checkpoint(Checkpoint("it", tensors, json.loads(unet.to_json_string())), prompt)
+    checkpoint = Checkpoint("it", tensors, json.loads(unet.to_json_string()))
+    return globalpaint_from_checkpoint(checkpoint, prompt, **EXTRACTOR)
 
 
 def draw_inputs(frames=3, batch=2, height=4, width=6):
@@ -55,10 +65,20 @@ def draw_inputs(frames=3, batch=2, height=4, width=6):
     return (latents, mask, masked), times
 
 
-def draw_tokens(batch=2):
+def draw_evidence(batch=2, frames=2, patches=4):
+    rng = np.random.default_rng(2)
+    return Evidence(
+        patch_tokens=rng.normal(size=(batch, frames, patches, 10)).astype(np.float32),
+        coordinates=rng.uniform(size=(batch, patches, 2)).astype(np.float32),
+        observed=np.arange(patches) < np.array([[patches], [patches - 1]])[:batch],
+        times=np.tile(np.linspace(0, 1, frames, dtype=np.float32), (batch, 1)),
+    )
+
+
+def draw_context(batch=2):
     rng = np.random.default_rng(1)
     return {
-        "global_tokens": rng.normal(size=(batch, 64, TEXT_DIM)).astype(np.float32),
+        "evidence": draw_evidence(batch),
         "text_context": rng.normal(size=(batch, 5, TEXT_DIM)).astype(np.float32),
         "drop_global": np.zeros(batch, bool),
     }
@@ -70,8 +90,8 @@ def start():
     return module, variables, jax.jit(module.apply)
 
 
-def encode(module, variables, **tokens):
-    return jax.jit(partial(module.apply, method="encode_context"))(variables, **tokens)
+def encode(module, variables, **given):
+    return jax.jit(partial(module.apply, method="encode_context"))(variables, **given)
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +99,13 @@ def drawn(start):
     """The network with all that starts at zero drawn: what depends on what shows."""
     module, _, apply = start
     rng = np.random.default_rng(1)
-    shapes = registry.abstract_variables(module)
-    return module, jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(np.float32), shapes), apply
+
+    def draw(path, leaf):
+        # Tokens of evidence must differ by so much that it shows behind a gate of a tenth.
+        scale = 0.5 if "global_extractor" in jax.tree_util.keystr(path) else 0.1
+        return rng.normal(0, scale, leaf.shape).astype(np.float32)
+
+    return module, jax.tree.map_with_path(draw, registry.abstract_variables(module)), apply
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -93,14 +118,14 @@ def test_every_frame_is_what_diffusers_makes_of_it(start, family):
     assert module.num_heads == {"1.5": (4, 4), "2": (2, 4)}[family]
     (latents, mask, masked), times = draw_inputs()
     frames = latents.shape[1]
-    tokens = draw_tokens()
-    made = apply(variables, latents, mask, masked, **times, **tokens)
+    given = draw_context()
+    made = apply(variables, latents, mask, masked, **times, **given)
     sample = rearrange(np.concatenate([latents, mask, masked], axis=-1), "b t h w c -> (b t) c h w")
     with torch.no_grad():
         expected = unet(
             torch.from_numpy(sample),
             torch.from_numpy(times["timestep"].repeat(frames)),
-            torch.from_numpy(tokens["text_context"].repeat(frames, axis=0)),
+            torch.from_numpy(given["text_context"].repeat(frames, axis=0)),
         ).sample
     expected = rearrange(expected.numpy(), "(b t) c h w -> b t h w c", t=frames)
     assert expected.std() > 0.1
@@ -119,28 +144,36 @@ def test_every_frame_is_what_diffusers_makes_of_it(start, family):
 def test_what_is_new_adds_nothing_at_the_start(start, changed):
     module, variables, apply = start
     args, times = draw_inputs()
-    tokens = draw_tokens()
-    expected = apply(variables, *args, **times, **tokens)
+    given = draw_context()
+    expected = apply(variables, *args, **times, **given)
     other = module.clone(**changed)
     fresh = flatten_dict(registry.abstract_variables(other), sep=".")
     known = flatten_dict(variables, sep=".")
     # The biases of "rel_bias" alone are not among the converted weights; they start at zero.
     weights = {path: known.get(path, np.zeros(leaf.shape, np.float32)) for path, leaf in fresh.items()}
     if not other.global_guidance:
-        tokens = {"text_context": tokens["text_context"]}
-    made = jax.jit(other.apply)(unflatten_dict(weights, sep="."), *args, **times, **tokens)
+        given = {"text_context": given["text_context"]}
+    made = jax.jit(other.apply)(unflatten_dict(weights, sep="."), *args, **times, **given)
     np.testing.assert_array_equal(made, expected)
 
 
-def test_context_computed_once_equals_tokens(drawn):
+def test_context_computed_once_equals_what_it_is_made_of(drawn):
     module, variables, apply = drawn
     args, times = draw_inputs()
-    tokens = draw_tokens()
-    expected = apply(variables, *args, **times, **tokens)
-    tokens.pop("drop_global")
-    context = encode(module, variables, **tokens)
+    given = draw_context()
+    expected = apply(variables, *args, **times, **given)
+    given.pop("drop_global")
+    context = encode(module, variables, **given)
     np.testing.assert_allclose(apply(variables, *args, **times, context=context), expected, atol=1e-5)
-    unused = ("to_k_global", "to_v_global", "empty_prompt", "null_tokens", "attn2.to_k", "attn2.to_v")
+    unused = (
+        "to_k_global",
+        "to_v_global",
+        "empty_prompt",
+        "null_tokens",
+        "global_extractor",
+        "attn2.to_k",
+        "attn2.to_v",
+    )
     broken = {
         path: leaf * np.nan if any(name in path for name in unused) else leaf
         for path, leaf in flatten_dict(variables, sep=".").items()
@@ -149,46 +182,51 @@ def test_context_computed_once_equals_tokens(drawn):
     np.testing.assert_allclose(again, expected, atol=1e-5)
 
 
-def test_every_clip_has_its_own_text_and_tokens(drawn):
+def test_every_clip_has_its_own_text_and_evidence(drawn):
     module, variables, apply = drawn
     args, times = draw_inputs()
-    tokens = draw_tokens()
-    expected = apply(variables, *args, **times, **tokens)
-    for name in ("text_context", "global_tokens"):
-        changed = {**tokens, name: tokens[name] + np.array([0, 1], np.float32)[:, None, None]}
+    given = draw_context()
+    expected = apply(variables, *args, **times, **given)
+    second = np.array([0, 1], np.float32)[:, None, None]
+    patch_tokens = given["evidence"].patch_tokens[[0, 0]]
+    others = {
+        "text_context": given["text_context"] + second,
+        "evidence": given["evidence"].replace(patch_tokens=patch_tokens),
+    }
+    for name, other in others.items():
+        changed = given | {name: other}
         difference = np.abs(apply(variables, *args, **times, **changed) - expected).max(axis=(1, 2, 3, 4))
-        assert difference[0] == 0 and difference[1] > 1e-3
+        assert difference[0] == 0 and difference[1] > 1e-5
 
 
 def test_clips_take_contexts_in_turn(drawn):
-    """One prompt and the tokens of two videos for four clips."""
+    """One prompt and the evidence of two videos for four clips."""
     module, variables, apply = drawn
     args, times = draw_inputs()
-    tokens = draw_tokens()
-    tokens["text_context"] = tokens["text_context"][[0, 0]]
-    context = encode(module, variables, global_tokens=tokens["global_tokens"], text_context=tokens["text_context"][:1])
+    given = draw_context()
+    given["text_context"] = given["text_context"][[0, 0]]
+    context = encode(module, variables, evidence=given["evidence"], text_context=given["text_context"][:1])
     louder = jax.tree.map(lambda x: 2 * x, (args, times))
     (latents, mask, masked), both = jax.tree.map(lambda *x: np.concatenate(x), (args, times), louder)
     made = apply(variables, latents, mask, masked, **both, context=context)
     for half, (inputs, at) in zip(np.split(made, 2), [(args, times), louder], strict=True):
-        np.testing.assert_allclose(half, apply(variables, *inputs, **at, **tokens), atol=1e-5)
+        np.testing.assert_allclose(half, apply(variables, *inputs, **at, **given), atol=1e-5)
 
 
-def test_dropped_clips_have_the_null_condition(drawn):
+def test_dropped_clips_and_those_without_evidence_have_the_null_condition(drawn):
     module, variables, apply = drawn
     args, times = draw_inputs()
-    tokens = draw_tokens()
-    dropped = apply(variables, *args, **times, **{**tokens, "drop_global": np.array([True, False])})
-    tokens["global_tokens"][0] = variables["params"]["null_tokens"]
-    np.testing.assert_allclose(dropped, apply(variables, *args, **times, **tokens), atol=1e-5)
-
-
-def test_nothing_said_is_the_null_condition_and_the_empty_prompt(drawn):
-    module, variables, _ = drawn
-    params = variables["params"]
-    said = {"global_tokens": params["null_tokens"][None], "text_context": params["empty_prompt"][None]}
-    expected = encode(module, variables, **said)
-    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), encode(module, variables), expected)
+    given = draw_context()
+    seen = apply(variables, *args, **times, **given)
+    unseen = apply(variables, *args, **times, text_context=given["text_context"])
+    assert np.all(np.abs(seen - unseen).max(axis=(1, 2, 3, 4)) > 1e-3)
+    dropped = apply(variables, *args, **times, **given | {"drop_global": np.array([True, False])})
+    np.testing.assert_allclose(dropped, np.stack([unseen[0], seen[1]]), atol=1e-5)
+    empty = np.broadcast_to(variables["params"]["empty_prompt"], (2, 77, TEXT_DIM))
+    given |= {"drop_global": np.ones(2, bool), "text_context": empty}
+    context = encode(module, variables)
+    expected = apply(variables, *args, **times, **given)
+    np.testing.assert_allclose(apply(variables, *args, **times, context=context), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("frames", "height", "width"), [(1, 2, 2), (9, 10, 4)])
@@ -208,7 +246,7 @@ STARTS_SILENT = ("temporal.conv.kernel", "to_out_0.kernel", "ff.net_2.kernel", "
 def test_every_parameter_learns(start, drawn):
     module, variables, _ = drawn
     args, times = draw_inputs()
-    given = {"global_tokens": draw_tokens()["global_tokens"], "drop_global": np.array([True, False])}
+    given = {"evidence": draw_evidence(), "drop_global": np.array([True, False])}
     target = np.random.default_rng(5).normal(size=args[0].shape)
 
     @jax.jit
@@ -228,19 +266,19 @@ def test_every_parameter_learns(start, drawn):
 def test_wrong_inputs_are_named(drawn):
     module, variables, _ = drawn
     (latents, mask, masked), times = draw_inputs()
-    tokens = draw_tokens()["global_tokens"]
+    evidence = draw_evidence()
 
     def shape(*args, network=module, **kwargs):
         return jax.eval_shape(partial(network.apply, variables, *args, **times, **kwargs))
 
     with pytest.raises(ValueError, match="multiples of 2"):
         shape(latents[:, :, :3], mask[:, :, :3], masked[:, :, :3])
-    with pytest.raises(ValueError, match=r"\(5, 24\), \(64, 24\) are accepted"):
-        shape(latents, mask, masked, global_tokens=tokens[:, :5])
+    with pytest.raises(ValueError, match="patch tokens must be 10 wide, found 9"):
+        shape(latents, mask, masked, evidence=evidence.replace(patch_tokens=evidence.patch_tokens[..., 1:]))
     with pytest.raises(ValueError, match="either context or"):
-        shape(latents, mask, masked, global_tokens=tokens, context=((),) * 5)
+        shape(latents, mask, masked, evidence=evidence, context=((),) * 5)
     with pytest.raises(ValueError, match="no global guidance"):
-        shape(latents, mask, masked, global_tokens=tokens, network=module.clone(global_guidance=False))
+        shape(latents, mask, masked, evidence=evidence, network=module.clone(global_guidance=False))
     with pytest.raises(ValueError, match="2 widths of levels and 3 num_heads differ"):
         shape(latents, mask, masked, network=module.clone(num_heads=(4, 4, 4)))
 
@@ -250,6 +288,8 @@ def test_parameter_counts():
         shapes = registry.abstract_variables(GlobalPaintUNet(**hyper))
         return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
-    assert count() == 1_237_410_660
+    assert count() == 1_316_254_820
+    # 78,844,160 are what makes global tokens.
+    assert count(global_guidance=False) == 1_218_192_100
     # Stable Diffusion 1.5's inpainting U-Net, the rate's embedding, and the empty prompt.
     assert count(est="off", global_guidance=False) == 859_535_364 + 321 * 1280 + 77 * 768

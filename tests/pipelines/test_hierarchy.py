@@ -1,10 +1,12 @@
+import itertools
 import json
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import example, given
 
-from m3ddm_jax.pipelines.hierarchy import official_windows, plan_windows
+from m3ddm_jax.pipelines.hierarchy import official_windows, plan_batches, plan_windows
+from m3ddm_jax.pipelines.key_frames import plan_key_frames
 
 GRIDS = st.sampled_from(
     [(16, (15, 5, 1)), (16, (1,)), (8, (6, 2, 1)), (16, (30, 15, 1)), (2, (4, 2, 1)), (5, (15, 5, 1))]
@@ -95,3 +97,19 @@ def test_official_windows_are_those_of_the_released_code(goldens):
             assert (window.stride, window.frames) == (golden["stride"], tuple(golden["frames"]))
             assert [place for place, guide in enumerate(window.guides) if guide] == golden["guide_positions"]
             assert sum(window.writes) == len(set(window.frames))
+
+
+@given(st.integers(1, 400), st.sampled_from([1, 3, 8]), st.sampled_from(["parallel", "official", "key frames"]))
+def test_what_a_batch_calls_final_or_needless_stays_so(num_frames, size, plan):
+    """Also where frames are made more than once, as the official schedule does."""
+    make = {"parallel": plan_windows, "official": official_windows, "key frames": plan_key_frames}[plan]
+    levels = make(num_frames)
+    batches = plan_batches(levels, size, num_frames)
+    assert [window for batch in batches for window in batch.windows] == flat(levels)
+    assert all(window in flat([levels[batch.level]]) for batch in batches for window in batch.windows)
+    writes = [{f for w in batch.windows for f in itertools.compress(w.frames, w.writes)} for batch in batches]
+    guides = [{f for w in batch.windows for f in itertools.compress(w.frames, w.guides)} for batch in batches]
+    for place, batch in enumerate(batches, start=1):
+        assert len(batch.windows) <= size
+        assert batch.final == min(set().union(*writes[place:]), default=num_frames)
+        assert batch.needed == min(set().union(*guides[place:]), default=num_frames)

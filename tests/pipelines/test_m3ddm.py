@@ -127,10 +127,15 @@ def test_settings_that_are_missing_are_named(folder, tmp_path):
         M3DDM(broken)
 
 
+def test_a_folder_of_another_kind_is_named(folder):
+    with pytest.raises(ValueError, match="autoencoder holds a model of kind patch_codec: one of kind m3ddm is needed"):
+        M3DDM(folder / "autoencoder")
+
+
 def test_windows_that_fill_the_devices_lie_on_them_in_equal_parts(folder):
     canvas, source = Canvas.from_aspect(20, 16, 2.0), video(11)
     outpainter = M3DDM(folder, windows=2)
-    assert outpainter._mesh.size == 2
+    assert outpainter._devices.mesh.size == 2
     alone = outpaint(M3DDM(folder), source, canvas).astype(int)
     assert np.abs(outpaint(outpainter, source, canvas) - alone).max() <= 1
 
@@ -150,13 +155,13 @@ def test_windows_in_sequence_show_what_was_made_last(folder, monkeypatch):
     canvas, source = Canvas.from_aspect(20, 16, 2.0), video(20)
     outpainter = M3DDM(folder, preset="official", settings=SMALL)
     made = []
-    sample = outpainter._sample
+    sample = outpainter._denoiser.sample
 
     def numbered(*args):
         made.append(np.full_like(sample(*args), len(made) / 4 - 0.5))
         return made[-1]
 
-    monkeypatch.setattr(outpainter, "_sample", numbered)
+    monkeypatch.setattr(outpainter._denoiser, "sample", numbered)
     frames = outpaint(outpainter, source, canvas)
     # Two windows of 16, which share frame 15: -0.5 and -0.25 of the codec's scale 2.
     shade = frames[:, 0, 0, 0]
@@ -183,7 +188,7 @@ def test_experiments_name_the_settings_that_there_are():
         ({"seam": "soft"}, "seam is 'soft': one of matched, hard"),
         ({"steps": 0}, "steps is 0: a whole number above 0"),
         ({"noise_scale": "much"}, "noise_scale is 'much': a number"),
-        ({"speed": 3}, "no setting speed: canvas"),
+        ({"speed": 3}, "no setting speed: lines"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(folder, settings, message):

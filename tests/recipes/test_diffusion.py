@@ -1,5 +1,6 @@
 """What is particular to training a diffusion model; tests/test_train.py has whole runs of it."""
 
+import functools
 import json
 
 import flax
@@ -32,7 +33,7 @@ def begin(config):
     rng = jax.random.key(0)
     with jax.set_mesh(mesh):
         like = recipe.abstract_state(rng, mesh)
-        return recipe.begin(rng, like, put_batch(mesh, next(iter(recipe.dataset(0)))), {}), like
+        return recipe.begin(rng, like, put_batch(mesh, next(iter(recipe.dataset(0)))), recipe.frozen), like
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,7 @@ def test_previews_show_what_is_known_what_is_made_and_the_truth(network):
     _, variables = network
     state = TrainState(0, {}, variables["batch_stats"], {}, variables["params"], None)
     preview = jax.jit(lambda *arguments: side_by_side(recipe.complete(*arguments)))
-    shown = np.asarray(preview(state, batch, {}))
+    shown = np.asarray(preview(state, batch, recipe.frozen))
     assert shown.shape == (8, 2, 32, 96, 3) and shown.dtype == np.uint8
     known, made, truth = np.split(shown, 3, axis=3)
     np.testing.assert_array_equal(truth, batch["video"])
@@ -86,7 +87,8 @@ def test_previews_show_what_is_known_what_is_made_and_the_truth(network):
     np.testing.assert_array_equal(np.where(batch["mask"], 0, made), known)
     assert np.any(made != truth)
     # Of latents the truth is what the codec makes of them, and a cell is known or not as a whole.
-    shown = np.asarray(preview(state, jax.jit(lambda b: encode_batch(recipe.codec, {}, b))(batch), {}))
+    encoded = jax.jit(functools.partial(encode_batch, recipe.encoders))(recipe.frozen, batch)
+    shown = np.asarray(preview(state, encoded, recipe.frozen))
     known, made, decoded = np.split(shown, 3, axis=3)
     assert np.abs(decoded.astype(int) - truth).max() <= 1  # of 255, by truncation
     cells = batch["mask"].reshape(8, 2, 4, 8, 4, 8).max(axis=(3, 5)).repeat(8, axis=2).repeat(8, axis=3)[..., None]
@@ -116,7 +118,7 @@ def test_the_codec_computes_as_the_model_does(tmp_path):
     full = DiffusionRecipe(config)
     config.model.dtype = "bfloat16"
     half = DiffusionRecipe(config)
-    assert half.model.dtype == half.codec.dtype == jax.numpy.bfloat16
+    assert half.model.dtype == half.encoders.autoencoder.dtype == jax.numpy.bfloat16
     assert half.fixed == full.fixed and "weights" in full.fixed["autoencoder"]
 
 

@@ -63,7 +63,7 @@ class Trainer:
 
     def step(self, state):
         with jax.set_mesh(self.mesh):
-            return self.jitted(state, self.batch, {})
+            return self.jitted(state, self.batch, RECIPE.frozen)
 
 
 @pytest.fixture(scope="module")
@@ -153,13 +153,13 @@ def test_each_step_draws_anew_and_repeatably(one):
 
 
 def test_latents_train_as_the_pixels_they_were_made_of(one):
-    encoded = jax.jit(functools.partial(encode_batch, RECIPE.codec))({}, make_batch())
+    encoded = jax.jit(functools.partial(encode_batch, RECIPE.encoders))(RECIPE.frozen, make_batch())
     kept = {"mask": np.uint8, "fps": np.float32}
     stored = {name: np.asarray(value, kept.get(name, np.float16)) for name, value in encoded.items()}
     # Of the loss alone: the compiler leaves the backward pass out.
     loss = jax.jit(lambda *arguments: one.step_function(*arguments)[1]["loss"])
     with jax.set_mesh(one.mesh):
-        latent_loss = loss(one.state, put_batch(one.mesh, stored), {})
+        latent_loss = loss(one.state, put_batch(one.mesh, stored), RECIPE.frozen)
     # Half precision rounds latents by 1 in 2048, and the loss is a mean over 100,000 of them.
     np.testing.assert_allclose(latent_loss, one.step(one.fresh())[1]["loss"], rtol=1e-4)
 
@@ -167,7 +167,7 @@ def test_latents_train_as_the_pixels_they_were_made_of(one):
 def test_calibration_sets_the_statistics_and_nothing_else(one):
     frames = make_batch()["global_frames"] / np.float32(127.5) - 1
     calibrate = functools.partial(calibrated_batch_stats, RECIPE.model)
-    global_latents, _ = encode_frames(RECIPE.codec, {}, frames)
+    global_latents, _ = encode_frames(RECIPE.encoders.autoencoder, {}, frames)
     stats = calibrate(one.state, global_latents)
     assert jax.tree.map(jnp.shape, stats) == jax.tree.map(jnp.shape, one.state.batch_stats)
     calibrated = one.state.replace(batch_stats=stats)

@@ -9,6 +9,7 @@ from m3ddm_jax.models import registry
 from m3ddm_jax.models.autoencoder import PatchCodec
 from m3ddm_jax.training.encoding import (
     SAMPLED,
+    Encoders,
     codec_identity,
     decode_latents,
     encode_batch,
@@ -40,7 +41,8 @@ def kl(quick_compiles):
     rng = np.random.default_rng(1)
     shapes = registry.abstract_variables(module)
     variables = jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), shapes)
-    return module, variables, jax.jit(functools.partial(encode_batch, module))(variables, make_batch())
+    encode = jax.jit(functools.partial(encode_batch, Encoders(module)))
+    return module, variables, encode({"autoencoder": variables}, make_batch())
 
 
 @pytest.mark.parametrize("drop_local", [False, True])
@@ -48,7 +50,7 @@ def kl(quick_compiles):
 def test_what_the_network_sees(drop_local, drop_global):
     batch = make_batch()
     drops = [jnp.array([False, drop]) for drop in (drop_local, drop_global)]
-    seen = make_conditions(encode_batch(PATCHES, {}, batch), None, *drops)
+    seen = make_conditions(encode_batch(Encoders(PATCHES), {"autoencoder": {}}, batch), None, *drops)
     unit = batch["video"] / np.float32(127.5) - 1
     decoded = functools.partial(decode_latents, PATCHES, {})
 
@@ -61,7 +63,8 @@ def test_what_the_network_sees(drop_local, drop_global):
     np.testing.assert_array_equal(seen.mask[0, :, :, 2:], 1.0)
     assert np.all(seen.mask[1] == 1) == drop_local
     assert np.allclose(decoded(seen.masked_latents)[1], -1.0) == drop_local
-    assert np.any(seen.global_latents[0] != 0) and np.all(seen.global_latents[1] == 0) == drop_global
+    global_latents = seen.guide["global_latents"]
+    assert np.any(global_latents[0] != 0) and np.all(global_latents[1] == 0) == drop_global
 
 
 def test_latents_are_scaled_and_the_patches_of_pixels_have_no_spread():
@@ -81,16 +84,17 @@ def test_the_posterior_is_scaled_and_sampled_with_the_noise_given(kl):
     noise = {name: np.full(encoded[f"{name}_mean"].shape, 2.0, np.float32) for name in SAMPLED}
     seen, mean_seen = make_conditions(encoded, noise), make_conditions(encoded)
     for name, field in zip(SAMPLED, ("latents", "masked_latents", "global_latents"), strict=True):
-        np.testing.assert_array_equal(getattr(mean_seen, field), encoded[f"{name}_mean"])
+        mean, sample = (parts.guide.get(field, getattr(parts, field, None)) for parts in (mean_seen, seen))
+        np.testing.assert_array_equal(mean, encoded[f"{name}_mean"])
         drawn = encoded[f"{name}_mean"] + 2 * encoded[f"{name}_std"]
-        np.testing.assert_allclose(getattr(seen, field), drawn, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(sample, drawn, rtol=1e-6, atol=1e-6)
         assert float(jnp.min(encoded[f"{name}_std"])) > 0
 
 
 def test_a_clip_that_is_wholly_unknown_is_what_a_black_one_is(kl):
     module, variables, encoded = kl
     hidden = make_batch() | {"mask": np.ones((2, 2, 32, 32, 1), np.uint8)}
-    expected = jax.jit(functools.partial(encode_batch, module))(variables, hidden)
+    expected = jax.jit(functools.partial(encode_batch, Encoders(module)))({"autoencoder": variables}, hidden)
     noise = {name: np.ones(encoded[f"{name}_mean"].shape, np.float32) for name in SAMPLED}
     seen = make_conditions(encoded, noise, drop_local=jnp.array([True, False]))
     truth = make_conditions(expected, noise)
@@ -101,7 +105,7 @@ def test_a_clip_that_is_wholly_unknown_is_what_a_black_one_is(kl):
 
 def test_what_is_encoded_is_not_encoded_again(kl):
     module, variables, encoded = kl
-    assert encode_batch(module, variables, encoded) is encoded
+    assert encode_batch(Encoders(module), {"autoencoder": variables}, encoded) is encoded
 
 
 def test_an_identity_is_of_kind_hyper_parameters_and_weights(kl):

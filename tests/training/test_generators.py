@@ -11,6 +11,7 @@ from m3ddm_jax.training.encoding import encode_frames, to_unit_range
 from m3ddm_jax.training.generators import diffusion_generator, e2fgvi_generator
 
 CODEC = PatchCodec(4)
+FROZEN = {"autoencoder": {}}
 # Some noise even at the first timestep, so that what it is can be told.
 SCHEDULE = Schedule(cosine(100)[5:95].astype(np.float32))
 
@@ -81,7 +82,7 @@ def make(prediction="v_prediction", **changed):
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_one_step_of_an_exact_prediction_is_the_clip(prediction):
     model, generator = make(prediction)
-    made, terms = generator(BATCH, {}, jax.random.key(0))({"error": 0.0}, TRUTH, MASK, 2)
+    made, terms = generator(BATCH, FROZEN, jax.random.key(0))({"error": 0.0}, TRUTH, MASK, 2)
     # Noise is told by a division by its share, a tenth at the least, of float32 numbers.
     np.testing.assert_allclose(made, TRUTH, atol=1e-4)
     assert terms.keys() == {"denoising"} and terms["denoising"] < 1e-8
@@ -94,7 +95,7 @@ def test_one_step_of_an_exact_prediction_is_the_clip(prediction):
 
 def test_the_denoising_term_is_the_diffusion_loss():
     _, generator = make(known_weight=0.5)
-    _, terms = generator(BATCH, {}, jax.random.key(0))({"error": 0.1}, TRUTH, MASK, 2)
+    _, terms = generator(BATCH, FROZEN, jax.random.key(0))({"error": 0.1}, TRUTH, MASK, 2)
     # Of 3 columns of cells, 2 hold unknown pixels.
     np.testing.assert_allclose(terms["denoising"], 0.1**2 * (2 + 0.5) / 3, rtol=1e-3)
 
@@ -103,7 +104,7 @@ def test_timesteps_stay_in_their_share_and_conditions_are_dropped():
     model, generator = make(max_timestep=0.1, drop_global=1.0)
     timesteps = []
     for seed in range(20):
-        generator(BATCH, {}, jax.random.key(seed))({"error": 0.0}, TRUTH, MASK, 2)
+        generator(BATCH, FROZEN, jax.random.key(seed))({"error": 0.0}, TRUTH, MASK, 2)
         timesteps.extend(model.shown["timestep"].tolist())
     assert min(timesteps) == 0 and max(timesteps) == 8
     assert not np.any(model.shown["global"])

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from m3ddm_jax.training.optim import make_gan_optimizer, make_optimizer
+from m3ddm_jax.training.optim import make_gan_optimizer, make_optimizer, staged_rate
 
 
 def updates(optimizer, grads, params, count):
@@ -43,6 +43,38 @@ def test_gradients_are_clipped_by_their_common_norm():
     first_moment = optax.tree.get(state, "mu")
     # Norm 50 becomes 1; the first moment keeps a tenth of the gradient.
     np.testing.assert_allclose([first_moment["a"], first_moment["b"]], [0.06, 0.08], rtol=1e-5)
+
+
+def test_pretrained_layers_wait_and_learn_slowly():
+    transformer = {"attn1": {"to_q": {"kernel": 0.0}, "to_k": {"kernel": 0.0}}, "attn2": {"to_q": {"kernel": 0.0}}}
+    transformer["attn2"] |= {"to_k_global": {"kernel": 0.0}, "gate": 0.0}
+    params = {
+        "conv_in": {"kernel": 0.0},
+        "conv_out": {"kernel": 0.0},
+        "mid_block": {"attentions_0": {"transformer_blocks_0": transformer, "est": {"temporal": {"to_q": 0.0}}}},
+        "empty_prompt": 0.0,
+        "global_extractor": {"norm_in": {"scale": 0.0}},
+    }
+    params = jax.tree.map(lambda _: jnp.ones((2, 2)), params)
+    optimizer = make_optimizer(0.1, warmup_steps=0, weight_decay=0.5, clip_norm=1e9, rate=staged_rate(0.2, 2))
+    found = updates(optimizer, params, params, 3)
+    sizes = [jax.tree.map(lambda leaf: -float(leaf[0, 0]), update) for update in found]
+    for number, size in enumerate(sizes):
+        # With a constant gradient every update of AdamW has the size of the learning rate, and the decay half of it.
+        waits = 0.0 if number < 2 else 0.2 * 0.15
+        transformer = {
+            "attn1": {"to_q": {"kernel": 0.2 * 0.15}, "to_k": {"kernel": waits}},
+            "attn2": {"to_q": {"kernel": 0.2 * 0.15}, "to_k_global": {"kernel": 0.15}, "gate": 0.15},
+        }
+        expected = {
+            "conv_in": {"kernel": 0.2 * 0.15},
+            "conv_out": {"kernel": waits},
+            "mid_block": {"attentions_0": {"transformer_blocks_0": transformer, "est": {"temporal": {"to_q": 0.15}}}},
+            "empty_prompt": 0.0,
+            "global_extractor": {"norm_in": {"scale": 0.15}},
+        }
+        # The float32 moments' bias corrections.
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), size, expected)
 
 
 def test_a_gans_optimizer_has_slower_parts_and_one_decay():

@@ -175,12 +175,14 @@ def second():
     )
 
 
+# Of what GlobalPaint has besides; the tests are of the other parts.
+EXTRACTOR = {"patch_width": 6, "extractor_width": 8, "extractor_heads": 2, "extractor_depths": (1, 1)}
 PROMPT = np.random.default_rng(0).normal(size=(77, 12)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
 def globalpaint(second):
-    return globalpaint_from_checkpoint(Checkpoint("it", tensors_of(second), config_of(second)), PROMPT)
+    return globalpaint_from_checkpoint(Checkpoint("it", tensors_of(second), config_of(second)), PROMPT, **EXTRACTOR)
 
 
 def test_globalpaint_sees_the_mask_last(second, globalpaint):
@@ -191,6 +193,7 @@ def test_globalpaint_sees_the_mask_last(second, globalpaint):
     np.testing.assert_array_equal(kernel, np.concatenate([latents, masked, mask], axis=2))
     assert (module.num_heads, module.text_dim, module.global_tokens_dim) == ((1, 2), 12, 12)
     assert module.attention_levels == (True, False)
+    assert {name: getattr(module, name) for name in EXTRACTOR} == EXTRACTOR
 
 
 def test_what_is_new_in_globalpaint_starts_silent(second, globalpaint):
@@ -204,12 +207,12 @@ def test_what_is_new_in_globalpaint_starts_silent(second, globalpaint):
     assert transformer["est"]["windows"]["to_q"]["kernel"].std() > 0.01
     np.testing.assert_array_equal(params["empty_prompt"], PROMPT)
     with pytest.raises(ValueError, match=r"empty prompt is \(77, 8\), expected \(77, 12\)"):
-        globalpaint_from_checkpoint(Checkpoint("it", tensors_of(second), config_of(second)), PROMPT[:, :8])
+        globalpaint_from_checkpoint(Checkpoint("it", tensors_of(second), config_of(second)), PROMPT[:, :8], **EXTRACTOR)
 
 
 def test_heads_of_64_channels_are_assumed_for_linear_projections(second):
     with pytest.warns(UserWarning, match=r"\[1, 2\] heads and 32 groups are assumed"):
-        module, _ = globalpaint_from_checkpoint(Checkpoint("it", tensors_of(second), {}))
+        module, _ = globalpaint_from_checkpoint(Checkpoint("it", tensors_of(second), {}), **EXTRACTOR)
     assert module.num_heads == (1, 2)
 
 

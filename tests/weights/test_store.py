@@ -8,7 +8,7 @@ from safetensors.numpy import load_file, save_file
 from m3ddm_jax.models import registry
 from m3ddm_jax.models.autoencoder import PatchCodec
 from m3ddm_jax.models.unet3d import M3DDMUNet
-from m3ddm_jax.weights import load_autoencoder, load_model, load_settings, memory, save_model
+from m3ddm_jax.weights import load_autoencoder, load_image_encoder, load_model, load_settings, memory, save_model
 from m3ddm_jax.weights.store import check_names, check_replaceable
 
 
@@ -69,8 +69,9 @@ def test_what_is_no_part_of_the_model_stays(saved, tmp_path):
     assert load_autoencoder(tmp_path / "a") == (PatchCodec(2), {})
     assert (tmp_path / "a/README.md").read_text() == "mine"
     assert not (tmp_path / "a/pipeline.json").exists()
-    save_model(tmp_path / "a", module, variables, autoencoder=(PatchCodec(4), {}))
+    save_model(tmp_path / "a", module, variables, autoencoder=(PatchCodec(4), {}), image_encoder=(PatchCodec(7), {}))
     assert load_autoencoder(tmp_path / "a") == (PatchCodec(4), {})
+    assert load_image_encoder(tmp_path / "a") == (PatchCodec(7), {})
 
 
 def test_nothing_is_left_of_what_cannot_be_written(saved, tmp_path):
@@ -85,6 +86,7 @@ def test_a_folder_of_something_else_is_not_replaced(saved, tmp_path):
     for fine in (tmp_path / "new", tmp_path, folder):
         check_replaceable(fine, "m3ddm")
     save_model(tmp_path / "a/autoencoder", PatchCodec(2), {})
+    save_model(tmp_path / "a/image_encoder", PatchCodec(2), {})
     check_replaceable(tmp_path / "a", "m3ddm")
     with pytest.raises(ValueError, match="a model folder of kind 'm3ddm'"):
         check_replaceable(folder, "patch_codec")
@@ -107,13 +109,16 @@ def test_weights_are_mapped_and_memory_is_asked_first(saved, monkeypatch):
         load_model(folder)
 
 
-def test_a_missing_autoencoder_names_the_command(saved, tmp_path):
+def test_a_missing_part_names_the_command(saved, tmp_path):
     folder, module, variables = saved
     save_model(tmp_path / "a", module, variables)
     with pytest.raises(ValueError, match=r"convert sd-vae SOURCE .*a/autoencoder`"):
         load_autoencoder(tmp_path / "a")
-    with pytest.raises(ValueError, match="no such folder"):
-        load_autoencoder(tmp_path / "nothing")
+    with pytest.raises(ValueError, match=r"convert openclip SOURCE .*a/image_encoder`"):
+        load_image_encoder(tmp_path / "a")
+    for load in (load_autoencoder, load_image_encoder):
+        with pytest.raises(ValueError, match="no such folder"):
+            load(tmp_path / "nothing")
 
 
 def test_of_another_networks_names_the_first_are_listed():
