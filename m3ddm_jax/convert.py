@@ -11,12 +11,16 @@ KIND is what SOURCE holds:
               TorchScript
   lpips       LPIPS v0.1: a file of torchvision's alexnet or vgg16 (the package lpips brings the heads), or of that
               package's own network
+  raft        RAFT, basic or small, as its authors publish it
+  igfc        ISVI's flow completion: a folder of its .tar and .yaml, or the .tar in it
+  asfn        ISVI's style fusion, likewise
+  deepfill    DeepFill v1 as ISVI ships it
   openclip    the vision tower of an OpenCLIP checkpoint; the text tower in it is left
 
-SOURCE is a folder in the layout of diffusers, a single file (.safetensors, or .bin, .ckpt, .pt or .pth, which need
-torch), or hf:OWNER/NAME. A config.json beside the weights is read. Weights keep the dtype that they have. FOLDER is
-new, or a model folder of the same kind: then the model in it is replaced, and what else lies there stays. Exit code 0,
-or 2 with one line that says what is wrong.
+SOURCE is a folder in the layout of diffusers, a single file (.safetensors, or .bin, .ckpt, .pt, .pth or .tar, which
+need torch), or hf:OWNER/NAME. A config.json beside the weights is read, or else the only .yaml there. Weights keep the
+dtype that they have. FOLDER is new, or a model folder of the same kind: then the model in it is replaced, and what else
+lies there stays. Exit code 0, or 2 with one line that says what is wrong.
 """
 
 import sys
@@ -33,15 +37,19 @@ from configs import m3ddm as recipe
 from m3ddm_jax import command
 from m3ddm_jax.models import registry
 from m3ddm_jax.types import Variables
+from m3ddm_jax.weights.asfn import asfn_from_checkpoint
 from m3ddm_jax.weights.checkpoint import open_checkpoint
 from m3ddm_jax.weights.clip_text import empty_prompt_embedding
+from m3ddm_jax.weights.deepfill import deepfill_from_state_dict
 from m3ddm_jax.weights.e2fgvi import e2fgvi_from_state_dict
 from m3ddm_jax.weights.hub import is_hub
 from m3ddm_jax.weights.i3d import i3d_from_state_dict, read_i3d
+from m3ddm_jax.weights.igfc import igfc_from_checkpoint
 from m3ddm_jax.weights.inpainting import globalpaint_from_checkpoint, inflate_from_checkpoint
 from m3ddm_jax.weights.lpips import lpips_from_state_dicts
 from m3ddm_jax.weights.m3ddm import m3ddm_from_checkpoint
 from m3ddm_jax.weights.openclip import openclip_from_source
+from m3ddm_jax.weights.raft import raft_from_state_dict
 from m3ddm_jax.weights.stable_diffusion import autoencoder_from_checkpoint
 from m3ddm_jax.weights.store import check_replaceable, save_model
 from m3ddm_jax.weights.torch_files import read_state_dict
@@ -107,6 +115,26 @@ def _lpips(source: str, folder: Path) -> str:
     return _save(folder, *lpips_from_state_dicts(read_state_dict(source)))
 
 
+def _raft(source: str, folder: Path) -> str:
+    check_replaceable(folder, "raft")
+    return _save(folder, *raft_from_state_dict(open_checkpoint(source, "raft").tensors))
+
+
+def _igfc(source: str, folder: Path) -> str:
+    check_replaceable(folder, "igfc")
+    return _save(folder, *igfc_from_checkpoint(open_checkpoint(source, "IGFC")))
+
+
+def _asfn(source: str, folder: Path) -> str:
+    check_replaceable(folder, "asfn")
+    return _save(folder, *asfn_from_checkpoint(open_checkpoint(source, "ASFN")))
+
+
+def _deepfill(source: str, folder: Path) -> str:
+    check_replaceable(folder, "deepfill")
+    return _save(folder, *deepfill_from_state_dict(open_checkpoint(source, "deepfill").tensors))
+
+
 def _openclip(source: str, folder: Path) -> str:
     check_replaceable(folder, "openclip")
     return _save(folder, *openclip_from_source(source))
@@ -122,6 +150,10 @@ KINDS: dict[str, Callable[[str, Path], str]] = {
     "e2fgvi": _e2fgvi,
     "i3d": _i3d,
     "lpips": _lpips,
+    "raft": _raft,
+    "igfc": _igfc,
+    "asfn": _asfn,
+    "deepfill": _deepfill,
     "openclip": _openclip,
 }
 """kind -> what converts a source of it into a model folder, and says what it made."""

@@ -164,7 +164,7 @@ def test_bad_outputs_are_refused(folder, tmp_path):
 
 
 def test_methods_and_their_options():
-    names = "m3ddm, globalpaint, in2out, edge, blur, telea, mosaic"
+    names = "m3ddm, globalpaint, in2out, isvi, edge, blur, telea, mosaic"
     with pytest.raises(ValueError, match=f"--method must be one of {names}, found 'magic'"):
         make_outpainter("magic")
     with pytest.raises(ValueError, match="--method=edge takes no --steps"):

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from m3ddm_jax.flow.warping import sample_bilinear, warp
 from m3ddm_jax.models.layers import Dtype
-from m3ddm_jax.models.resampling import sample_bilinear, warp
 
 _TAPS = 3
 _LARGEST_OFFSET = 10.0  # pixels that an alignment may add to the flow

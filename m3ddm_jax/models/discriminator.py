@@ -30,7 +30,7 @@ def _matrix(kernel: jax.Array) -> jax.Array:
     return rearrange(kernel, "... o -> (...) o")
 
 
-def _spectral_kernel(module: nn.Module, shape: tuple[int, ...]) -> jax.Array:
+def spectral_kernel(module: nn.Module, shape: tuple[int, ...]) -> jax.Array:
     """A parameter `kernel` [..., in, out] divided by its largest singular value, in float32; call it in nn.compact.
 
     The value is estimated from the unit vectors u [out] and v [... in] of the collection `spectral`, which only
@@ -98,7 +98,7 @@ class PatchConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (3, self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-        kernel = _spectral_kernel(self, shape) if self.spectral else self.param("kernel", _INIT, shape)
+        kernel = spectral_kernel(self, shape) if self.spectral else self.param("kernel", _INIT, shape)
         x = _convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.padding)
         if self.use_bias:
             x += self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
@@ -112,7 +112,7 @@ class SpectralDense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = _spectral_kernel(self, (x.shape[-1], self.features))
+        kernel = spectral_kernel(self, (x.shape[-1], self.features))
         return x.astype(jnp.float32) @ kernel + self.param("bias", nn.initializers.zeros, (self.features,))
 
 

@@ -8,15 +8,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from m3ddm_jax.models.asfn import ASFN, StyleDiscriminator
 from m3ddm_jax.models.autoencoder import PatchCodec
+from m3ddm_jax.models.deepfill import DeepFill
 from m3ddm_jax.models.discriminator import HierarchicalDiscriminator
 from m3ddm_jax.models.e2fgvi import E2FGVI
 from m3ddm_jax.models.global_tokens import Evidence
 from m3ddm_jax.models.globalpaint import GlobalPaintUNet
 from m3ddm_jax.models.i3d import I3D
+from m3ddm_jax.models.igfc import IGFC
 from m3ddm_jax.models.kl_autoencoder import AutoencoderKL
 from m3ddm_jax.models.lpips import LPIPS
 from m3ddm_jax.models.openclip import OpenCLIPVision
+from m3ddm_jax.models.raft import RAFT
 from m3ddm_jax.models.tubes import Tubes
 from m3ddm_jax.models.unet3d import M3DDMUNet
 
@@ -66,6 +70,23 @@ def _discriminator_example(module: HierarchicalDiscriminator) -> tuple[tuple, di
     return (jnp.zeros((1, 1, side, side, 3)), jnp.zeros((1, 1, side, side, 1)), Tubes(corner, corner)), {}
 
 
+def _igfc_example(module: IGFC) -> tuple[tuple, dict]:
+    return (jnp.zeros((1, module.num_frames, 8, 8, 2)), jnp.zeros((1, module.num_frames, 8, 8, 1))), {}
+
+
+def _picture_example(module: ASFN | DeepFill) -> tuple[tuple, dict]:
+    return (jnp.zeros((1, 8, 8, 3)), jnp.zeros((1, 8, 8, 1))), {}
+
+
+def _style_discriminator_example(module: StyleDiscriminator) -> tuple[tuple, dict]:
+    return (jnp.zeros((1, 64, 64, 3)),), {}
+
+
+def _raft_example(module: RAFT) -> tuple[tuple, dict]:
+    images = jnp.zeros((1, 128, 128, 3))
+    return (images, images), {"iterations": 1}
+
+
 def _i3d_example(module: I3D) -> tuple[tuple, dict]:
     return (jnp.zeros((1, 9, 224, 224, 3)),), {}
 
@@ -77,14 +98,19 @@ def _lpips_example(module: LPIPS) -> tuple[tuple, dict]:
 
 _KINDS = {
     "m3ddm": _Entry(M3DDMUNet, _unet_example),
+    "asfn": _Entry(ASFN, _picture_example),
     "autoencoder": _Entry(AutoencoderKL, _codec_example),
+    "deepfill": _Entry(DeepFill, _picture_example),
     "discriminator": _Entry(HierarchicalDiscriminator, _discriminator_example),
     "e2fgvi": _Entry(E2FGVI, _e2fgvi_example),
     "globalpaint": _Entry(GlobalPaintUNet, _globalpaint_example),
     "i3d": _Entry(I3D, _i3d_example),
+    "igfc": _Entry(IGFC, _igfc_example),
     "lpips": _Entry(LPIPS, _lpips_example),
     "openclip": _Entry(OpenCLIPVision, _openclip_example),
     "patch_codec": _Entry(PatchCodec, _codec_example),
+    "raft": _Entry(RAFT, _raft_example),
+    "style_discriminator": _Entry(StyleDiscriminator, _style_discriminator_example),
 }
 
 

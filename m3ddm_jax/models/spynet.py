@@ -7,7 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from m3ddm_jax.models.resampling import resize_bilinear, warp
+from m3ddm_jax.flow.warping import warp
+from m3ddm_jax.models.resampling import resize_bilinear
 
 _LEVELS = 6
 _MULTIPLE = 2 ** (_LEVELS - 1)

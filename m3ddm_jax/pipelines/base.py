@@ -73,10 +73,17 @@ def _in2out(model: str | None = None, settings: Mapping[str, Any] | None = None,
     return In2Out(model, settings=settings, dtype=dtype)
 
 
+def _isvi(model: str | None = None, settings: Mapping[str, Any] | None = None) -> Outpainter:
+    from m3ddm_jax.pipelines.isvi import Isvi
+
+    return Isvi(model or "none", settings=settings)
+
+
 OUTPAINTERS: dict[str, Callable[..., Outpainter]] = {
     "m3ddm": _m3ddm,
     "globalpaint": _globalpaint,
     "in2out": _in2out,
+    "isvi": _isvi,
     "edge": Edge,
     "blur": Blur,
     "telea": Telea,

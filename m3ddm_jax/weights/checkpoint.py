@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from m3ddm_jax.weights import hub
 from m3ddm_jax.weights.torch_files import SUFFIXES, read_state_dict
@@ -23,7 +24,7 @@ _UNITS = {"attention_head_dim": "heads", "norm_num_groups": "groups"}
 class Checkpoint:
     """Tensors by their PyTorch names, read when they are used, and the config beside them.
 
-    source: what to call it in messages. config: {} where there is no config.json.
+    source: what to call it in messages. config: {} where there is none.
     """
 
     source: str
@@ -32,17 +33,21 @@ class Checkpoint:
 
     def warn_of(self, assumed: Mapping[str, Any]) -> None:
         """Warn of the values that a config alone can say, and are assumed because it does not."""
-        values = [f"{value} {_UNITS[name]}" for name, value in assumed.items() if name not in self.config]
+        values = [
+            f"{value} {_UNITS[name]}" if name in _UNITS else f"{name} {value}"
+            for name, value in assumed.items()
+            if name not in self.config
+        ]
         if values:
-            assumptions = " and ".join(values)
-            warnings.warn(f"no {CONFIG} beside {self.source} says otherwise: {assumptions} are assumed", stacklevel=3)
+            assumptions = f"{' and '.join(values)} {'are' if len(values) > 1 else 'is'} assumed"
+            warnings.warn(f"no {CONFIG} beside {self.source} says otherwise: {assumptions}", stacklevel=3)
 
 
 def open_checkpoint(source: str | os.PathLike, subfolder: str) -> Checkpoint:
     """The checkpoint that a user names: a weights file, a folder in diffusers' layout, or hf:OWNER/NAME.
 
-    subfolder: where the weights of a whole pipeline lie. A config.json beside the weights may hold the values
-    themselves or under a key `config`.
+    subfolder: where the weights of a whole pipeline lie. A config.json beside the weights, or else the only .yaml
+    there, may hold the values themselves or under a key `config`.
     Raises ValueError for a source that is missing, ambiguous or unreadable.
     """
     path = _fetch(str(source), subfolder) if hub.is_hub(source) else Path(source)
@@ -76,12 +81,15 @@ def _fetch(source: str, subfolder: str) -> Path:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        found = list(path.parent.glob("*.yaml"))
+        if len(found) != 1:
+            return {}
+        path = found[0]
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text()) if path.suffix == ".json" else yaml.safe_load(path.read_text())
         config = dict(config.get("config", config))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
     if "kind" in config:
         raise ValueError(f"{path.parent} is a model folder of this library already: it needs no conversion")

@@ -22,7 +22,7 @@ def with_tpatchgan(variables: Variables, tensors: Mapping[str, np.ndarray]) -> V
     ours = flatten_dict(variables, sep=".")
     paths = [path for path in ours if _BRANCH in path]
     wanted = {_name(path, ours): Target(path, ours[path].shape) for path in paths}
-    found = take("the state dict of a T-PatchGAN", _in_our_order(tensors), wanted)
+    found = take("the state dict of a T-PatchGAN", in_our_order(tensors), wanted)
     return unflatten_dict({**ours, **found}, sep=".")
 
 
@@ -35,7 +35,7 @@ def _name(path: str, ours: Mapping[str, object]) -> str:
     return torch_name(f"params.{conv}.{leaf}") + ("_orig" if normalized else "")
 
 
-def _in_our_order(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def in_our_order(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Tensors with each v, a vector over [in, *taps] of its kernel, as one over [*taps, in]."""
     reordered = dict(tensors)
     for name, vector in tensors.items():

@@ -14,16 +14,16 @@ import numpy as np
 
 from m3ddm_jax.weights.tensors import read_safetensors
 
-PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".tar")
 SUFFIXES = (".safetensors", *PICKLES)
-_WRAPPERS = ("state_dict", "model")
+_WRAPPERS = ("state_dict", "model", "model_state_dict")
 
 
 def read_state_dict(path: str | os.PathLike) -> Mapping[str, np.ndarray]:
     """Tensors by their PyTorch names, in the dtype that they are stored in, mapped into memory where the file allows.
 
-    path: .safetensors; or .bin, .ckpt, .pt or .pth, which need torch (a `state_dict` or `model` around the tensors is
-    taken off).
+    path: .safetensors; or .bin, .ckpt, .pt, .pth or .tar, which need torch (a `state_dict`, `model` or
+    `model_state_dict` around the tensors is taken off).
     Raises ValueError for a file that is missing, broken, of another kind, or a pickle that wants to run code.
     """
     path = Path(path)

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -117,9 +118,18 @@ def test_gradients_of_what_lies_far_outside_are_zero(move, far):
         np.testing.assert_array_equal(gradient, 0)
 
 
-@pytest.mark.parametrize("border", [False, True])
-def test_samples_between_pixels(border):
-    x = np.arange(6, dtype=np.float32).reshape(1, 2, 3, 1)
-    rows, columns = np.float32([[0.5, 0, -0.5, 1]]), np.float32([[0.5, 1.25, 0, 2.5]])
-    expected = [2, 1.25, 0, 5] if border else [2, 1.25, 0, 2.5]
-    np.testing.assert_allclose(sample_bilinear(x, rows, columns, border)[0, :, 0], expected, rtol=1e-6)
+@pytest.mark.parametrize(("border", "name"), [(False, "zeros"), (True, "border")])
+def test_samples_as_pytorch_does(border, name):
+    """Inside, across every border, on the outermost centres, and far away."""
+    rng = np.random.default_rng(1)
+    x = images(5, 8)
+    rows, columns = rng.uniform(-3, 8, (2, 40)), rng.uniform(-3, 11, (2, 40))
+    rows[:, :4], columns[:, :4] = [-1, 0, 4, 5], [-1, 0, 7, 8]
+    rows[:, 4:6], columns[:, 4:6] = [1e9, -1e9], [2, -1e9]
+    grid = np.stack([columns / 7 * 2 - 1, rows / 4 * 2 - 1], axis=-1)[:, None].astype(np.float32)
+    expected = torch.nn.functional.grid_sample(
+        torch.tensor(np.moveaxis(x, -1, 1)), torch.tensor(grid), padding_mode=name, align_corners=True
+    )
+    sampled = sample_bilinear(x, rows, columns, border)
+    # float32 interpolation weights, rounded otherwise.
+    np.testing.assert_allclose(sampled, np.moveaxis(expected.numpy(), 1, -1)[:, 0], rtol=1e-5, atol=1e-5)

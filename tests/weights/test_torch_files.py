@@ -127,5 +127,5 @@ def test_without_torch(tmp_path, monkeypatch):
 def test_other_files(tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         read_state_dict(tmp_path / "a.bin")
-    with pytest.raises(ValueError, match=r"\.safetensors, \.bin, \.ckpt, \.pt, \.pth are accepted"):
+    with pytest.raises(ValueError, match=r"\.safetensors, \.bin, \.ckpt, \.pt, \.pth, \.tar are accepted"):
         read_state_dict(tmp_path / "a.onnx")
