@@ -5,78 +5,31 @@ import sys
 
 import pytest
 
-from configs import m3ddm
-from configs import test as miniature
-from m3ddm_jax import bench
-
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
-def test_forward_is_compared_with_the_convolution_of_the_same_run(monkeypatch, quick_compiles):
-    monkeypatch.setattr(bench, "REPEATS", 1)
-    result = bench.bench_forward(miniature.get_config())
-    assert result["forward_in_convolutions"] == result["forward_seconds"] / result["convolution_seconds"] > 0
+def run(*options) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "m3ddm_jax.bench", *map(str, options)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
-def test_forward_without_torch_reports_seconds_alone(monkeypatch, quick_compiles):
-    monkeypatch.setattr(bench, "REPEATS", 1)
-    monkeypatch.setattr(bench, "_torch_convolution", lambda: None)
-    result = bench.bench_forward(miniature.get_config())
-    assert result["forward_seconds"] > 0 and "no yardstick" in result["note"]
-    assert "forward_in_convolutions" not in result
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--what=nothing"], "forward"),
+        # Overrides meet the config that belongs to what is measured.
+        (["--what=generator", "--config.model.kind=m3ddm"], "kind m3ddm: e2fgvi is accepted"),
+    ],
+)
+def test_command_refuses_bad_input_with_one_line(options, message):
+    done = run(*options)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_a_failing_command_is_told_in_one_line():
-    with pytest.raises(ValueError, match="data.synthetic failed: .*nowhere.txt"):
-        bench.run_module("data.synthetic", "nowhere.txt")
-
-
-def test_flops_of_the_full_model_are_those_of_the_official_code(goldens):
-    official = json.loads((goldens / "m3ddm" / "full" / "flops.json").read_text())
-    result = bench.bench_flops(m3ddm.get_config())
-    assert result["parameters"] == 1_299_279_320 and result["frames of a window"] == "16 of 256x256"
-    # Exact but for the division: both counts take padding for data.
-    branch = official["one branch, 16f 256x256"]["total_tflop"]
-    assert result["official TFLOP a branch"] == pytest.approx(branch, rel=1e-12)
-    # The branches of a batch share the frame index's MLP: 7e-5 less than four times one.
-    evaluation = official["four-branch guidance"]["total_tflop"]
-    assert result["official TFLOP an evaluation"] == pytest.approx(evaluation, rel=1e-4)
-    # What a branch is spared: keys and values of 16 * 14 * 14 tokens for each of 16 frames, and the encoder.
-    keys_values = 2 * 2 * 3136 * 320 * (5 * 320 + 5 * 640 + 6 * 1280) / bench.TERA
-    encoder = result["TFLOP of contexts, once a video"] / 2 - keys_values
-    assert 0.002 < encoder < 0.003
-    assert result["TFLOP a branch"] == pytest.approx(branch - 16 * keys_values - encoder, rel=1e-12)
-
-
-def test_flops_follow_guidance_and_steps():
-    config = miniature.get_config()
-    config.sample.update(steps=4, solver="ddim", guidance_local=2.0, guidance_global=4.0, guidance_interval=(0.5, 1.0))
-    guided = bench.bench_flops(config)
-    config.sample.update(guidance_local=1.0, guidance_global=1.0)
-    plain = bench.bench_flops(config)
-    branch = plain["TFLOP a branch"]
-    assert branch == plain["TFLOP an evaluation"] == guided["TFLOP a branch"]
-    assert branch == plain["TFLOP a branch: convolutions"] + plain["TFLOP a branch: matrix products"]
-    assert (plain["branches an evaluation"], guided["branches an evaluation"]) == (1, 3)
-    assert guided["TFLOP of contexts, once a video"] == 2 * plain["TFLOP of contexts, once a video"]
-    # Timesteps 999 and 749 lie in the interval, 499 and 249 do not.
-    assert plain["TFLOP a window"] == pytest.approx(4 * branch)
-    assert guided["TFLOP a window"] == pytest.approx((3 + 3 + 1 + 1) * branch)
-    assert guided["official TFLOP a window"] == pytest.approx(50 * 4 * guided["official TFLOP a branch"])
-    ratio = guided["official TFLOP a window"] / guided["TFLOP a window"]
-    assert guided["official / ours, a window"] == pytest.approx(ratio)
-
-
-def test_surroundings_are_plain_json():
-    about = json.loads(json.dumps(bench.surroundings()))
-    assert {"jax", "numpy"} <= about["versions"].keys() and about["processor"] and about["cores"] > 0
-
-
-def test_table_has_a_line_a_number():
-    assert bench.table({"seconds": 1.23456, "parameters": 7}) == "seconds     1.235\nparameters  7"
-
-
-def test_command_refuses_bad_input_with_one_line():
-    command = [sys.executable, "-m", "m3ddm_jax.bench", "--what=nothing"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and "forward" in done.stderr and done.stderr.count("\n") == 1
+def test_the_report_is_what_is_printed_and_where_it_was_measured(tmp_path):
+    done = run("--what=flops", "--config=configs/test.py", f"--report={tmp_path / 'report.json'}")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert done.returncode == 0 and report["what"] == "flops" and "jax" in report["versions"]
+    assert len(done.stdout.splitlines()) == len(report["result"])
+    assert f"TFLOP a branch                   {report['result']['TFLOP a branch']:.4g}" in done.stdout
+    assert len(report["load"]) == len(report["load_before"]) == 3

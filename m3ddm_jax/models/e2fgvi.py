@@ -3,6 +3,7 @@
 Source: Towards An End-to-End Framework for Flow-Guided Video Inpainting (Li et al., CVPR 2022), high-quality variant.
 """
 
+import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -10,10 +11,11 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from m3ddm_jax.flow.warping import warp
 from m3ddm_jax.models.deformable import DeformableAlignment
 from m3ddm_jax.models.focal import STRIDE, FocalBlock, SoftComposition, SoftSplit
 from m3ddm_jax.models.layers import Dtype
-from m3ddm_jax.models.resampling import resize_bilinear, warp
+from m3ddm_jax.models.resampling import resize_bilinear
 from m3ddm_jax.models.spynet import SPyNet
 
 _DOWNSCALE = 4  # of the feature maps
@@ -27,8 +29,39 @@ Flows = tuple[jax.Array, jax.Array]
 """float32 [B, T-1, h, w, 2] each, (dx, dy) in pixels: from each frame to the next, and from the next back to it."""
 
 
-def _conv(features: int, dtype: Dtype, name: str | None = None, stride: int = 1, groups: int = 1) -> nn.Conv:
-    return nn.Conv(features, (3, 3), stride, ((1, 1), (1, 1)), feature_group_count=groups, dtype=dtype, name=name)
+def _conv(features: int, dtype: Dtype, name: str | None = None, stride: int = 1) -> nn.Conv:
+    return nn.Conv(features, (3, 3), stride, ((1, 1), (1, 1)), dtype=dtype, name=name)
+
+
+class GroupedConv(nn.Module):
+    """3x3 convolution, padding 1, of each group of channels by itself: [N, H, W, C] -> [N, H, W, features].
+
+    On CPU it is a convolution a group: XLA's grouped one takes several times as long there, with the same result.
+    """
+
+    features: int
+    groups: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel_shape = (3, 3, x.shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), kernel_shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        x, kernel, bias = (array.astype(self.dtype) for array in (x, kernel, bias))
+        together = functools.partial(_convolve, groups=self.groups)
+        return jax.lax.platform_dependent(x, kernel, cpu=self._apart, default=together) + bias
+
+    @nn.nowrap
+    def _apart(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        parts = zip(*(jnp.split(array, self.groups, axis=-1) for array in (x, kernel)), strict=True)
+        return jnp.concatenate([_convolve(*part) for part in parts], axis=-1)
+
+
+def _convolve(x: jax.Array, kernel: jax.Array, groups: int = 1) -> jax.Array:
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
+    )
 
 
 class Encoder(nn.Module):
@@ -48,7 +81,7 @@ class Encoder(nn.Module):
         for layer, (factor, groups) in enumerate(_GROUPED_LAYERS, start=len(_PLAIN_LAYERS)):
             parts = [rearrange(part, "n h w (g c) -> n h w g c", g=groups) for part in (skipped, x)]
             x = rearrange(jnp.concatenate(parts, axis=-1), "n h w g c -> n h w (g c)")
-            x = _conv(factor * self.width, self.dtype, f"layers_{2 * layer}", groups=groups)(x)
+            x = GroupedConv(factor * self.width, groups, self.dtype, name=f"layers_{2 * layer}")(x)
             x = nn.leaky_relu(x, 0.2)
         return x
 
@@ -183,12 +216,15 @@ class E2FGVI(nn.Module):
         rows, columns = self.window
         return _DOWNSCALE * STRIDE * rows, _DOWNSCALE * STRIDE * columns
 
-    def __call__(self, masked_frames: jax.Array, *, num_local: int) -> tuple[jax.Array, Flows]:
+    def __call__(
+        self, masked_frames: jax.Array, *, num_local: int, local_only: bool = False
+    ) -> tuple[jax.Array, Flows]:
         """Complete frames, and the flow between the local ones.
 
         masked_frames: [B, T, H, W, 3] in [-1, 1], 0 where unknown; the first num_local (2 to T) follow one another in
-        time, the others are references from anywhere. Returns all frames, float32 of the same shape in [-1, 1], what
-        was known drawn anew, and the flows of the local frames at a quarter of the size, in pixels of that size.
+        time, the others are references from anywhere. Returns all frames, or with local_only the local ones, float32
+        [B, T, H, W, 3] in [-1, 1], what was known drawn anew, and the flows of the local frames at a quarter of the
+        size, in pixels of that size.
         Raises ValueError for other shapes and numbers, and where H or W is no multiple of `size_multiple`.
         """
         self._check(masked_frames.shape, num_local)
@@ -199,12 +235,15 @@ class E2FGVI(nn.Module):
         local = self.feat_prop_module(features[:, :num_local], flows)
         features = jnp.concatenate([local, features[:, num_local:]], axis=1)
 
-        features = rearrange(features, "b t h w c -> (b t) h w c")
-        tokens = rearrange(self.ss(features), "(b t) i j c -> b t i j c", b=batch)
+        tokens = self.ss(rearrange(features, "b t h w c -> (b t) h w c"))
+        tokens = rearrange(tokens, "(b t) i j c -> b t i j c", b=batch)
         for block in self.transformer:
             tokens = block(tokens)
-        features = features + self.sc(rearrange(tokens, "b t i j c -> (b t) i j c"))
-        return rearrange(self.decoder(features), "(b t) h w c -> b t h w c", b=batch), flows
+        if local_only:
+            features, tokens = local, tokens[:, :num_local]
+        features, tokens = (rearrange(x, "b t i j c -> (b t) i j c") for x in (features, tokens))
+        frames = self.decoder(features + self.sc(tokens))
+        return rearrange(frames, "(b t) h w c -> b t h w c", b=batch), flows
 
     def flows(self, frames: jax.Array) -> Flows:
         """Flow between consecutive frames [B, T, H, W, 3] in [-1, 1], T from 2, estimated at a quarter of their size.

@@ -80,9 +80,11 @@ class In2Out:
             raise ValueError(
                 "in2out needs a model folder: `python -m m3ddm_jax.convert e2fgvi SOURCE FOLDER` makes one of E2FGVI-HQ"
             )
-        module, variables = load_model(resolve(model))
+        folder = resolve(model)
+        module, variables = load_model(folder)
         if not isinstance(module, E2FGVI):
             raise ValueError(f"{model} holds a model of kind {registry.describe(module)[0]}: in2out needs e2fgvi")
+        self.models = {"model": (folder, self._settings)}
         self._variables = jax.device_put(variables)
         complete = functools.partial(_complete, computing_in(dtype, module))
         self._complete = jax.jit(complete, static_argnames="num_local")
@@ -245,5 +247,5 @@ def _complete(module: E2FGVI, variables: Variables, frames: jax.Array, mask: jax
     known = jnp.where(mask > 0, 0.0, frames.astype(jnp.float32) / 127.5 - 1)
     beyond = [(0, -side % multiple) for side, multiple in zip((height, width), module.size_multiple, strict=True)]
     masked_frames = jnp.pad(known, [(0, 0), *beyond, (0, 0)], mode="symmetric")
-    redrawn, _ = module.apply(variables, masked_frames[None], num_local=num_local)
-    return (redrawn[0, :num_local, :height, :width] + 1) * 127.5
+    redrawn, _ = module.apply(variables, masked_frames[None], num_local=num_local, local_only=True)
+    return (redrawn[0, :, :height, :width] + 1) * 127.5

@@ -1,5 +1,6 @@
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from einops import rearrange
 from safetensors.numpy import load_file
 
-from m3ddm_jax.models.e2fgvi import E2FGVI, FeaturePropagation
+from m3ddm_jax.models.e2fgvi import E2FGVI, FeaturePropagation, GroupedConv
 from m3ddm_jax.weights.e2fgvi import e2fgvi_from_state_dict
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -81,6 +82,40 @@ def test_references_matter_to_frames_but_not_to_flow(tiny):
     )
     jax.tree.map(np.testing.assert_array_equal, flows, other_flows)
     assert np.abs(first[:, :3] - second[:, :3]).max() > 1e-3
+
+
+def test_local_frames_alone_are_those_of_all(tiny):
+    apply, variables = tiny
+    clip = frames()
+    (made, flows), (local, its_flows) = (
+        apply(variables, clip),
+        jax.jit(functools.partial(TINY.apply, num_local=3, local_only=True))(variables, clip),
+    )
+    assert local.shape == clip[:, :3].shape
+    # Convolutions of fewer frames may sum in another order.
+    np.testing.assert_allclose(local, made[:, :3], atol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), flows, its_flows)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_groups_are_convolved_alike_on_every_platform(groups):
+    x = np.random.default_rng(0).normal(size=(2, 5, 6, 8)).astype(np.float32)
+    module = GroupedConv(12, groups)
+    plain = nn.Conv(12, (3, 3), feature_group_count=groups)
+    variables = random_variables(module, x)
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(
+        jnp.shape, jax.eval_shape(plain.init, jax.random.key(0), x)
+    )
+
+    def of(module):
+        return jax.jit(jax.value_and_grad(lambda v, x: jnp.sum(jnp.sin(module.apply(v, x))), argnums=(0, 1)))
+
+    found, expected = of(module)(variables, x), of(plain)(variables, x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+    traced = jax.jit(module.apply).trace(variables, x)
+    counts = {"cpu": groups, "cuda": 1, "tpu": 1}
+    for platform, count in counts.items():
+        assert traced.lower(lowering_platforms=(platform,)).as_text().count("stablehlo.convolution") == count
 
 
 def test_flow_of_frames_alone_is_that_of_the_call(tiny):

@@ -207,9 +207,9 @@ class Mirror:
 
     size_multiple = (12, 20)
 
-    def apply(self, variables, frames, *, num_local):
+    def apply(self, variables, frames, *, num_local, local_only):
         self.shown = np.asarray(frames)
-        return frames, None
+        return frames[:, :num_local] if local_only else frames, None
 
 
 @pytest.mark.parametrize(("height", "width"), [(12, 20), (10, 26), (3, 2)])
