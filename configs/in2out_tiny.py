@@ -36,4 +36,19 @@ def get_config() -> ConfigDict:
         save_every=100,
         sample_every=100,
     )
+    config.variants = variants()
     return config
+
+
+def variants() -> ConfigDict:
+    """The parts of the adversarial goal, one after the other; the config itself has all of them."""
+    off = {"adv_local": 0.0, "feat_local": 0.0, "feat_global": 0.0}
+    return ConfigDict(
+        {
+            "B": {"adversarial": {"clip_weight": 0.0, "weights": off}},
+            "C": {"adversarial": {"weights": off}},
+            "D": {"adversarial": {"weights": {"feat_local": 0.0, "feat_global": 0.0}}},
+            "E": {"adversarial": {"weights": {"feat_global": 0.0}}},
+            "F": {},
+        }
+    )

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data import decode, synthetic
+from data import decode, synthetic, visits
 from data.decode import DEFAULT_FPS, PacketIndex, VideoInfo
 from data.images import IMAGE_SUFFIXES, list_images, natural_key, read_image, resize
 
@@ -17,6 +17,7 @@ KINDS = ("shards", "videos", "synthetic")
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif"})
 SYNTHETIC_SCENES = 1_000_000
 SYNTHETIC_FRAMES = 64
+VISITS = "visits"
 
 
 class Video(NamedTuple):
@@ -41,16 +42,19 @@ def open_source(kind: str, path: str | os.PathLike = "", *, lines: int = 256) ->
     """Opens a source by its kind.
 
     shards: a folder written by `data.prepare`. videos: a folder searched, in all its depth, for video files and for
-    folders of images. synthetic: scenes drawn on the spot, `lines` pixels on their short side; path is not used.
+    folders of images. synthetic: scenes drawn on the spot; `lines` pixels on their short side where path is
+    empty, those of data.visits where it is "visits".
 
-    Raises ValueError for an unknown kind and for a path that holds no video.
+    Raises ValueError for an unknown kind and for a path that holds no video, or names no scenes.
     """
     if kind == "shards":
         return ShardSource(path)
     if kind == "videos":
         return FolderSource(path)
     if kind == "synthetic":
-        return SyntheticSource(lines)
+        if path not in ("", VISITS):
+            raise ValueError(f"unknown synthetic scenes {path!r}, known: an empty path and {VISITS!r}")
+        return VisitSource() if path else SyntheticSource(lines)
     raise ValueError(f"unknown source kind {kind!r}, known: {', '.join(KINDS)}")
 
 
@@ -115,13 +119,30 @@ class SyntheticSource:
     def open(self, index: int) -> Video:
         aspect = np.exp(np.random.default_rng([index, 1]).uniform(-1, 1) * np.log(16 / 9))
         height, width = (round(self._lines * max(1.0, side)) for side in (1 / aspect, aspect))
-        scene = synthetic.Scene(index, height, width)
-
-        def read(indices: Sequence[int], size: tuple[int, int] | None = None) -> np.ndarray:
-            frames = (scene.frame(i) for i in indices)
-            return np.stack([frame if size is None else resize(frame, size) for frame in frames])
-
+        read = functools.partial(draw_frames, synthetic.Scene(index, height, width).frame)
         return Video(self.name(index), VideoInfo(SYNTHETIC_FRAMES, float(synthetic.FPS), height, width), read)
+
+
+class VisitSource:
+    """Scenes of data.visits: record k is the scene of seed k."""
+
+    def __len__(self) -> int:
+        return SYNTHETIC_SCENES
+
+    def name(self, index: int) -> str:
+        return f"{VISITS}/{index}"
+
+    def open(self, index: int) -> Video:
+        info = VideoInfo(visits.NUM_FRAMES, float(synthetic.FPS), visits.SIDE, visits.SIDE)
+        return Video(self.name(index), info, functools.partial(draw_frames, visits.make_scene(index).frame))
+
+
+def draw_frames(
+    draw: Callable[[int], np.ndarray], indices: Sequence[int], size: tuple[int, int] | None = None
+) -> np.ndarray:
+    """Returns the frames that `draw` draws of a scene, as Video.read does."""
+    frames = (draw(index) for index in indices)
+    return np.stack([frame if size is None else resize(frame, size) for frame in frames])
 
 
 def find_videos(root: pathlib.Path) -> list[pathlib.Path]:

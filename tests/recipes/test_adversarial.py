@@ -152,7 +152,8 @@ def test_a_diffusion_model_is_fine_tuned_and_exported_as_one(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, state.batch_stats, variables["batch_stats"])
     batch = next(iter(recipe.dataset(0)))
     with jax.set_mesh(make_mesh(data=2, fsdp=4)):
-        after, metrics = jax.eval_shape(recipe.step, state, put_batch(make_mesh(data=2, fsdp=4), batch), {})
+        batch = put_batch(make_mesh(data=2, fsdp=4), batch)
+        after, metrics = jax.eval_shape(recipe.step, state, batch, recipe.frozen)
     assert jax.tree.map(jax.numpy.shape, after) == jax.tree.map(jax.numpy.shape, state)
     assert {"denoising", "feat_global", "adv_local"} <= metrics.keys()
     recipe.export(tmp_path / "export", state)
