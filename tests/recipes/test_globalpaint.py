@@ -2,6 +2,8 @@
 
 import functools
 import json
+import pathlib
+import shutil
 from typing import NamedTuple
 
 import jax
@@ -18,6 +20,7 @@ from m3ddm_jax.models.globalpaint import NEW_PARAMETERS
 from m3ddm_jax.parallel.mesh import make_mesh, put_batch
 from m3ddm_jax.pipelines.globalpaint import Settings
 from m3ddm_jax.recipes.diffusion import DiffusionRecipe
+from m3ddm_jax.training.checkpoint import Checkpoints
 from m3ddm_jax.training.encoding import encode_batch, make_conditions
 from m3ddm_jax.training.state import TrainState
 from m3ddm_jax.weights import load_autoencoder, load_image_encoder, load_model, load_settings, save_model
@@ -27,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 def shrunk(config, **train):
     """The tiny config at a size of which nothing is worth seeing."""
-    config.model.update(block_out_channels=(8, 16), attention_levels=(False, False), est_window=(2, 2, 2))
+    config.model.update(block_out_channels=(16,), attention_levels=(False,), num_heads=(2,), est_window=(2, 2, 2))
     config.model.update(num_global_tokens=3, global_tokens_dim=8, patch_width=8, extractor_width=8)
     config.model.update(frame_tokens=2, extractor_depths=(1, 1))
     config.image_encoder.update(image_size=32, width=8, layers=2, mlp_width=16)
@@ -61,24 +64,27 @@ def start(tmp_path_factory):
 
 
 class Runs(NamedTuple):
-    """States after two updates, after two more in a new process's way, and after four in one run."""
+    """Four updates in one run, as it was when it had made two, and as it goes on from there."""
 
+    straight: TrainState
     second: TrainState
     resumed: TrainState
-    straight: TrainState
-    workdir: object
+    workdir: pathlib.Path
 
 
 @pytest.fixture(scope="module")
 def runs(quick_compiles, start, tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     config = key_config(init_from=start[0], frozen_steps=2, pretrained_rate=0.1, drop_global=0.5, weight_decay=0.0)
-
-    def run(name, steps):
-        config.train.steps = steps
-        return trainer.train(config, root / name, jax.devices()[:1])
-
-    return Runs(run("halves", 2), run("halves", 4), run("whole", 4), root / "whole")
+    straight = trainer.train(config, root / "run", jax.devices()[:1])
+    shutil.copytree(root / "run", root / "halved", ignore=shutil.ignore_patterns("model"))
+    shutil.rmtree(root / "halved" / "checkpoints" / "4")
+    recipe, mesh = DiffusionRecipe(config), make_mesh(devices=jax.devices()[:1])
+    facts = {"fixed": recipe.fixed, "config": config.to_dict(), "mesh": mesh}
+    checkpoints = Checkpoints(root / "halved" / "checkpoints", keep=3, **facts)
+    second, _ = checkpoints.restore(recipe.abstract_state(jax.random.key(0), mesh))
+    checkpoints.close()
+    return Runs(straight, second, trainer.train(config, root / "halved", jax.devices()[:1]), root / "run")
 
 
 def moved(params, before):
