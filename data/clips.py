@@ -96,9 +96,9 @@ def draw_references(rng: np.random.Generator, count: int, clip: Sequence[int], v
 
 def fitted_size(height: int, width: int, size: int) -> tuple[int, int]:
     """The (height, width) of a rectangle whose longer side is scaled to `size`: what of a padded global frame shows it,
-    from the top left."""
+    from the top left. Halves are rounded up, as where patches of it are placed."""
     longer = max(height, width)
-    return max(1, round(size * height / longer)), max(1, round(size * width / longer))
+    return tuple(max(1, (2 * size * side + longer) // (2 * longer)) for side in (height, width))
 
 
 def fit_square(frame: np.ndarray, size: int, fit: str) -> np.ndarray:

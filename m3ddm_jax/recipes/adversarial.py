@@ -80,9 +80,9 @@ class Inpainter:
         num_local = self._config.data.num_frames
         unknown = batch["mask"] > 0
         masked_frames = jnp.where(unknown, 0.0, to_unit_range(batch["video"]))
-        made, _ = self.model.apply({"params": state.ema_params}, masked_frames, num_local=num_local)
-        truth, made, unknown = (x[:, :num_local] for x in (batch["video"], base.to_uint8(made), unknown))
-        return Completion(composite(made, truth, unknown), truth, unknown)
+        made, _ = self.model.apply({"params": state.ema_params}, masked_frames, num_local=num_local, local_only=True)
+        truth, unknown = batch["video"][:, :num_local], unknown[:, :num_local]
+        return Completion(composite(base.to_uint8(made), truth, unknown), truth, unknown)
 
     def export(self, folder: str | os.PathLike, state: GanState) -> None:
         """Write the averaged weights as a model folder, which the outpainter in2out reads."""
