@@ -22,7 +22,7 @@ from m3ddm_jax.models import registry
 from m3ddm_jax.models.e2fgvi import E2FGVI
 from m3ddm_jax.pipelines.compositing import match_seam
 from m3ddm_jax.pipelines.options import CheckedSettings, computing_in
-from m3ddm_jax.pipelines.work_canvas import WorkCanvas
+from m3ddm_jax.pipelines.work_canvas import WorkCanvas, known_box
 from m3ddm_jax.types import FramesTHWC, Variables
 from m3ddm_jax.video import FrameSource
 from m3ddm_jax.weights import load_model, resolve
@@ -185,16 +185,6 @@ def average(redrawn: Iterable[tuple[Sequence[int], np.ndarray]]) -> Iterator[np.
         for index, frame in zip(indices, frames, strict=True):
             means[index] = (means[index] + frame) / 2 if index in means else frame
     yield np.stack([means[index] for index in sorted(means)])
-
-
-def known_box(work: WorkCanvas) -> Canvas:
-    """The work canvas with the box of what is known on it. Raises ValueError where that is no whole pixel."""
-    rows, columns = (np.flatnonzero(~work.mask[..., 0].all(axis)) for axis in (1, 0))
-    if not len(rows):
-        raise ValueError(
-            f"the source covers no pixel of the {work.width}x{work.height} that the model sees: more lines are needed"
-        )
-    return Canvas(work.height, work.width, len(rows), len(columns), int(rows[0]), int(columns[0]))
 
 
 def halve(canvas: Canvas) -> tuple[Canvas, Canvas]:

@@ -20,9 +20,8 @@ from m3ddm_jax.flow.propagation import propagate
 from m3ddm_jax.flow.region_fill import fill_laplace
 from m3ddm_jax.geometry import Canvas
 from m3ddm_jax.pipelines.compositing import match_seam, spread
-from m3ddm_jax.pipelines.in2out import known_box
 from m3ddm_jax.pipelines.options import CheckedSettings
-from m3ddm_jax.pipelines.work_canvas import WorkCanvas
+from m3ddm_jax.pipelines.work_canvas import WorkCanvas, known_box
 from m3ddm_jax.types import FramesTHWC
 from m3ddm_jax.video import FrameSource
 

@@ -105,3 +105,13 @@ def square_crop(aspect: float, side: int) -> tuple[slice, slice]:
     height, width = (side, int(side * aspect)) if aspect < 1 else (int(side / aspect), side)
     top, left = (side - height) // 2, (side - width) // 2
     return slice(top, top + height), slice(left, left + width)
+
+
+def known_box(work: WorkCanvas) -> Canvas:
+    """The work canvas with the box of what is known on it. Raises ValueError where that is no whole pixel."""
+    rows, columns = (np.flatnonzero(~work.mask[..., 0].all(axis)) for axis in (1, 0))
+    if not len(rows):
+        raise ValueError(
+            f"the source covers no pixel of the {work.width}x{work.height} that the model sees: more lines are needed"
+        )
+    return Canvas(work.height, work.width, len(rows), len(columns), int(rows[0]), int(columns[0]))

@@ -13,8 +13,8 @@ from m3ddm_jax.models import registry
 from m3ddm_jax.models.autoencoder import PatchCodec
 from m3ddm_jax.models.e2fgvi import E2FGVI
 from m3ddm_jax.outpaint import make_outpainter, outpaint, parse_settings
-from m3ddm_jax.pipelines.in2out import In2Out, _complete, average, halve, known_box, plan_windows
-from m3ddm_jax.pipelines.work_canvas import WorkCanvas
+from m3ddm_jax.pipelines.in2out import In2Out, _complete, average, halve, plan_windows
+from m3ddm_jax.pipelines.work_canvas import WorkCanvas, known_box
 from m3ddm_jax.video import FrameSource
 from m3ddm_jax.weights import save_model
 from m3ddm_jax.weights.e2fgvi import _torch_name
