@@ -23,22 +23,34 @@ def attention(
     value: jax.Array,
     *,
     key_mask: jax.Array | None = None,
+    segments: jax.Array | None = None,
     bias: jax.Array | None = None,
 ) -> jax.Array:
     """Softmax attention, scale 1/sqrt(D), softmax in float32.
 
-    query: [B, T, heads, D]; key, value: [B, S, heads, D]; key_mask: bool [B, S], the keys that count; bias: [heads, T,
-    S], added to the scores. Returns [B, T, heads, D] in query's dtype; 0 where no key counts.
+    query: [B, T, heads, D]; key, value: [B, S, heads, D]; key_mask: bool [B, S], the keys that count; segments: int
+    [B, T], where keys and queries are the same places: a query sees the keys of its own segment alone; bias: [heads,
+    T, S], added to the scores. Returns [B, T, heads, D] in query's dtype; 0 where no key counts.
     """
     if bias is not None or query.shape[1] * key.shape[1] < _LARGE_SCORES:
-        return _all_heads(query, key, value, key_mask, bias)
-    return jax.lax.platform_dependent(query, key, value, key_mask, cpu=_head_by_head, default=_all_heads)
+        return _all_heads(query, key, value, key_mask, segments, bias)
+    return jax.lax.platform_dependent(query, key, value, key_mask, segments, cpu=_head_by_head, default=_all_heads)
+
+
+def _pairs(
+    key_mask: jax.Array | None, query_segments: jax.Array | None, key_segments: jax.Array | None
+) -> jax.Array | None:
+    """Which keys count for which queries: bool [..., T or 1, S] of [..., S], [..., T] and [..., S]; None for all."""
+    if query_segments is None:
+        return None if key_mask is None else key_mask[..., None, :]
+    same = query_segments[..., :, None] == key_segments[..., None, :]
+    return same if key_mask is None else same & key_mask[..., None, :]
 
 
 def _softmax_values(
     query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, bias: jax.Array | None = None
 ) -> jax.Array:
-    """query [..., T, D] (already scaled), key and value [..., S, D], mask [..., S] -> [..., T, D].
+    """query [..., T, D] (already scaled), key and value [..., S, D], mask [..., T or 1, S] -> [..., T, D].
 
     Normalised after the product.
     """
@@ -46,7 +58,7 @@ def _softmax_values(
     if bias is not None:
         scores += bias
     if mask is not None:
-        scores = jnp.where(mask[..., None, :], scores, -jnp.inf)
+        scores = jnp.where(mask, scores, -jnp.inf)
     peak = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
     if mask is not None:
         peak = jnp.maximum(peak, jnp.finfo(peak.dtype).min)
@@ -64,6 +76,7 @@ def _all_heads(
     key: jax.Array,
     value: jax.Array,
     key_mask: jax.Array | None = None,
+    segments: jax.Array | None = None,
     bias: jax.Array | None = None,
 ) -> jax.Array:
     batch, _, heads, width = query.shape
@@ -71,28 +84,42 @@ def _all_heads(
     query, key, value = (rearrange(x, "b t n d -> (b n) t d") for x in (query, key, value))
     if bias is not None:
         bias = repeat(bias, "n t s -> (b n) t s", b=batch)
-    out = _softmax_values(query, key, value, _per_head(key_mask, heads), bias)
-    return rearrange(out, "(b n) t d -> b t n d", n=heads)
+    segments = _per_head(segments, heads)
+    mask = _pairs(_per_head(key_mask, heads), segments, segments)
+    return rearrange(_softmax_values(query, key, value, mask, bias), "(b n) t d -> b t n d", n=heads)
 
 
-def _head_by_head(query: jax.Array, key: jax.Array, value: jax.Array, key_mask: jax.Array | None = None) -> jax.Array:
+def _head_by_head(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    key_mask: jax.Array | None = None,
+    segments: jax.Array | None = None,
+) -> jax.Array:
     """One head (and one block of queries) at a time; scores are recomputed in the backward pass, never kept."""
     batch, num_queries, heads, width = query.shape
     blocks = _query_blocks(num_queries, key.shape[1])
     query = rearrange(query * width**-0.5, "b (m t) n d -> (b n) m t d", m=blocks)
     key, value = (rearrange(x, "b s n d -> (b n) s d") for x in (key, value))
+    segments = _per_head(segments, heads)
+    query_segments = None if segments is None else rearrange(segments, "b (m t) -> b m t", m=blocks)
 
     @jax.checkpoint
     def one_head(head):
-        query_MxTxD, key_SxD, value_SxD, mask_S = head
-        return jax.lax.map(lambda block: _softmax_values(block, key_SxD, value_SxD, mask_S), query_MxTxD)
+        query_MxTxD, query_segments_MxT, key_SxD, value_SxD, mask_S, key_segments_S = head
 
-    out = jax.lax.map(one_head, (query, key, value, _per_head(key_mask, heads)))
+        def one_block(block):
+            query_TxD, query_segments_T = block
+            return _softmax_values(query_TxD, key_SxD, value_SxD, _pairs(mask_S, query_segments_T, key_segments_S))
+
+        return jax.lax.map(one_block, (query_MxTxD, query_segments_MxT))
+
+    out = jax.lax.map(one_head, (query, query_segments, key, value, _per_head(key_mask, heads), segments))
     return rearrange(out, "(b n) m t d -> b (m t) n d", b=batch, n=heads)
 
 
-def _per_head(key_mask: jax.Array | None, heads: int) -> jax.Array | None:
-    return None if key_mask is None else repeat(key_mask, "b s -> (b n) s", n=heads)
+def _per_head(of_keys: jax.Array | None, heads: int) -> jax.Array | None:
+    return None if of_keys is None else repeat(of_keys, "b s -> (b n) s", n=heads)
 
 
 def _query_blocks(num_queries: int, num_keys: int) -> int:

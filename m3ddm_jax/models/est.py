@@ -2,7 +2,7 @@
 
 Every module is residual and its output starts at zero, so that at the start it is the identity, exactly.
 Source: GlobalPaint (Pan et al., 2026), which names 1-D temporal layers and 3-D windowed attention; windows are those of
-Video Swin Transformer (Liu et al., CVPR 2022), shifted by padding.
+Video Swin Transformer (Liu et al., CVPR 2022), without its way around the border.
 """
 
 from collections.abc import Sequence
@@ -100,13 +100,13 @@ class WindowAttention3D(nn.Module):
             table = self.param("relative_bias", nn.initializers.zeros, table_shape)
             bias = rearrange(table[relative_offsets(window, tuple(self.window))], "q k n -> n q k")
 
-        padding = window_padding(volume, window, self.shifted)
+        shifts = window_shifts(volume, window) if self.shifted else (0, 0, 0)
         out = attention(
-            *(_to_windows(part, window, padding) for part in (query, key, value)),
-            key_mask=_valid_keys(x.shape[:4], window, padding),
+            *(_to_windows(part, window, shifts) for part in (query, key, value)),
+            segments=_segments(x.shape[:4], window, shifts),
             bias=bias,
         )
-        out = rearrange(_from_windows(out, volume, window, padding), "b t h w n d -> b t h w (n d)")
+        out = rearrange(_from_windows(out, volume, window, shifts), "b t h w n d -> b t h w (n d)")
         return x + nn.Dense(channels, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="to_out_0")(out)
 
 
@@ -196,47 +196,53 @@ def relative_offsets(window: Sequence[int], largest: Sequence[int]) -> tuple[np.
     return tuple(offset + size - 1 for offset, size in zip(offsets, largest, strict=True))
 
 
-def window_padding(volume: Sequence[int], window: Sequence[int], shifted: bool) -> tuple[tuple[int, int], ...]:
-    """What each axis is padded with, before and behind, so that windows tile it.
+def window_shifts(volume: Sequence[int], window: Sequence[int]) -> tuple[int, ...]:
+    """By how much shifted windows lie further along each axis: half a window where there are several."""
+    return tuple(length // 2 if size > length else 0 for size, length in zip(volume, window, strict=True))
 
-    Shifted, the first window along an axis of several begins half a window before it. Source: the space-time grid of
-    Video Swin's shifted windows, without its cyclic shift.
+
+def _to_windows(x: jax.Array, window: tuple[int, ...], shifts: tuple[int, ...]) -> jax.Array:
+    """[B, T, H, W, heads, D] -> [B * windows, places, heads, D].
+
+    Axes are padded to whole windows. What a shift cuts off before the first window is the end of the last one.
     """
-    padding = []
-    for size, length in zip(volume, window, strict=True):
-        before = length - length // 2 if shifted and size > length else 0
-        padding.append((before, -(before + size) % length))
-    return tuple(padding)
-
-
-def _to_windows(x: jax.Array, window: tuple[int, ...], padding: tuple[tuple[int, int], ...]) -> jax.Array:
-    """[B, T, H, W, heads, D] -> [B * windows, places, heads, D]."""
     t, h, w = window
-    return rearrange(jnp.pad(x, ((0, 0), *padding, (0, 0), (0, 0))), _WINDOW, t=t, h=h, w=w)
+    padding = _padding(x.shape[1:4], window)
+    x = jnp.roll(jnp.pad(x, ((0, 0), *padding, (0, 0), (0, 0))), [-shift for shift in shifts], (1, 2, 3))
+    return rearrange(x, _WINDOW, t=t, h=h, w=w)
 
 
 def _from_windows(
-    windows: jax.Array, volume: Sequence[int], window: tuple[int, ...], padding: tuple[tuple[int, int], ...]
+    windows: jax.Array, volume: Sequence[int], window: tuple[int, ...], shifts: tuple[int, ...]
 ) -> jax.Array:
     """The inverse of `_to_windows`."""
     t, h, w = window
     i, j, k = (
-        (before + size + behind) // length
-        for (before, behind), size, length in zip(padding, volume, window, strict=True)
+        (size + behind) // length
+        for size, length, (_, behind) in zip(volume, window, _padding(volume, window), strict=True)
     )
     source, target = reversed(_WINDOW.split(" -> "))
-    x = rearrange(windows, f"{source} -> {target}", i=i, j=j, k=k, t=t, h=h, w=w)
-    inside = tuple(slice(before, before + size) for (before, _), size in zip(padding, volume, strict=True))
-    return x[(slice(None), *inside)]
+    x = jnp.roll(rearrange(windows, f"{source} -> {target}", i=i, j=j, k=k, t=t, h=h, w=w), shifts, (1, 2, 3))
+    return x[(slice(None), *map(slice, volume))]
 
 
-def _valid_keys(
-    shape: tuple[int, ...], window: tuple[int, ...], padding: tuple[tuple[int, int], ...]
-) -> jax.Array | None:
-    """Which places of each window lie in the volume: bool [B * windows, places]; None where all do."""
-    if not any(map(any, padding)):
-        return None
+def _padding(volume: Sequence[int], window: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    return tuple((0, -size % length) for size, length in zip(volume, window, strict=True))
+
+
+def _segments(shape: tuple[int, ...], window: tuple[int, ...], shifts: tuple[int, ...]) -> jax.Array | None:
+    """Which places of each window lie together in the volume: int [B * windows, places]; None where all do.
+
+    Padding is a segment of its own. Each axis tells apart what a shift has cut off (a bit an axis).
+    """
     batch, *volume = shape
+    padding = _padding(volume, window)
+    if not (any(shifts) or any(map(any, padding))):
+        return None
+    segments = np.zeros(volume, np.int32)
+    for axis, shift in enumerate(shifts):
+        segments[(slice(None),) * axis + (slice(shift),)] |= 1 << axis
+    segments = np.roll(np.pad(segments, padding, constant_values=8), [-shift for shift in shifts], (0, 1, 2))
     t, h, w = window
-    valid = rearrange(np.pad(np.ones(volume, bool), padding), "(i t) (j h) (k w) -> (i j k) (t h w)", t=t, h=h, w=w)
-    return repeat(jnp.asarray(valid), "windows places -> (b windows) places", b=batch)
+    segments = rearrange(segments, "(i t) (j h) (k w) -> (i j k) (t h w)", t=t, h=h, w=w)
+    return repeat(jnp.asarray(segments), "windows places -> (b windows) places", b=batch)

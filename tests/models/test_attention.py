@@ -59,6 +59,20 @@ def test_keys_that_do_not_count_change_nothing(form):
     np.testing.assert_array_equal(form(query, garbage, value, key_mask=mask), out)
 
 
+@pytest.mark.parametrize("form", [attention._all_heads, attention._head_by_head, attention.attention])
+def test_segments_see_themselves_alone(form, monkeypatch):
+    monkeypatch.setattr(attention, "_CHUNK_SCORES", 16)
+    query, key, value = draw(8, 8)
+    segments = np.array([[0, 1, 0, 1, 1, 0, 0, 1], [2, 2, 2, 2, 2, 2, 2, 7]])
+    mask = np.array([[True] * 8, [True] * 4 + [False] * 3 + [True]])
+    out = form(query, key, value, segments=segments, key_mask=mask)
+    for clip, (row, counts) in enumerate(zip(segments, mask, strict=True)):
+        for segment in set(row):
+            queries, keys = row == segment, (row == segment) & counts
+            alone = plain(query[clip : clip + 1, queries], key[clip : clip + 1, keys], value[clip : clip + 1, keys])
+            np.testing.assert_allclose(out[clip, queries], alone[0], atol=1e-6)
+
+
 @pytest.mark.parametrize("form", [attention._all_heads, attention._head_by_head])
 def test_where_no_key_counts_is_zero(form):
     arrays = draw(5, 7)

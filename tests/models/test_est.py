@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from m3ddm_jax.measure.flops import count_flops
 from m3ddm_jax.models import est
 from m3ddm_jax.models.attention import attention
 from m3ddm_jax.parallel.mesh import make_mesh
@@ -144,6 +145,29 @@ def test_shifting_by_padding_equals_shifting_by_rolling_inside(positions):
     inside = np.s_[:, 1:-1, 2:-2, 1:-1]
     np.testing.assert_allclose(made[inside], rolled[inside], atol=1e-5)
     assert np.abs(made - rolled).max() > 0.1
+
+
+@pytest.mark.parametrize("positions", est.POSITIONS)
+def test_shifted_windows_are_those_of_a_padded_volume(positions):
+    """Windows from half a window before the volume, cut off at its borders; each is attention over the cells it has."""
+    window, volume_ = (2, 4, 3), (3, 7, 3)
+    x = volume(*volume_)
+    module = est.WindowAttention3D(HEADS, window, True, positions)
+    variables = drawn(module, x)
+    made = run(module, variables, x)
+    borders = [[0, 1, 3], [0, 2, 6, 7], [0, 3]]  # the last axis holds one window, which is not shifted
+    for corner in np.ndindex(2, 3, 1):
+        cells = (slice(None), *(slice(*axis[n : n + 2]) for axis, n in zip(borders, corner, strict=True)))
+        alone = run(module.clone(shifted=False), variables, x[cells])
+        np.testing.assert_allclose(made[cells], alone, atol=1e-5)
+
+
+def test_shifting_costs_nothing():
+    shape = jax.ShapeDtypeStruct((1, 8, 16, 16, CHANNELS), jnp.float32)
+    plain = est.WindowAttention3D(HEADS, (4, 4, 4))
+    variables = jax.eval_shape(plain.init, jax.random.key(0), shape)
+    counts = [count_flops(plain.clone(shifted=shifted).apply, variables, shape).total for shifted in (False, True)]
+    assert counts[0] == counts[1]
 
 
 def test_nothing_wraps_around_and_nothing_leaves_its_window():
