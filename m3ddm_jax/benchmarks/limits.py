@@ -5,8 +5,8 @@ import jax
 from m3ddm_jax.measure.program import Program
 from m3ddm_jax.weights.memory import available_memory
 
-# A minute or so on two cores of a CPU; accelerators have no such bound.
-_MOST_ON_CPU = 4 * 10**12
+# A minute or two on two cores of a CPU; accelerators have no such bound.
+_MOST_ON_CPU = 5 * 10**12
 GIB = 2**30
 
 

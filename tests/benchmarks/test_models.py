@@ -51,7 +51,12 @@ def test_what_is_not_run_is_still_counted(monkeypatch):
 
 def test_the_methods_are_those_of_the_project():
     """Those that are quick to trace; the others differ in widths and switches."""
-    assert {name.partition(",")[0].partition(" ")[0] for name in models.METHODS} == {"M3DDM", "GlobalPaint", "E2FGVI"}
+    assert {name.partition(",")[0].partition(" ")[0] for name in models.METHODS} == {
+        "M3DDM",
+        "GlobalPaint",
+        "E2FGVI",
+        "ISVI",
+    }
     window, passes, _, (variables, frames) = models.METHODS["E2FGVI"]()
     assert frames.shape == (1, 19, 240, 432, 3) and passes == 1 and window == "11 of 432x240, 8 references"
     window, passes, *_ = models.METHODS["M3DDM, embedded"]()
@@ -59,3 +64,8 @@ def test_the_methods_are_those_of_the_project():
     window, passes, *_ = models.METHODS["GlobalPaint, miniature"]()
     # Guidance takes a second branch at the 3 of 4 noise levels that are not below 0.4.
     assert (window, passes) == ("4 of 64x64", 4 + 3)
+    windows = {"RAFT": "2 of 432x240", "IGFC": "3 flows of 432x240", "ASFN": "1 of 432x240", "DeepFill": "1 of 432x240"}
+    for name, expected in windows.items():
+        window, _, forward, arguments = models.METHODS[f"ISVI, {name}"]()
+        assert window == expected
+        jax.eval_shape(forward, *arguments)
