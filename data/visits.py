@@ -21,7 +21,7 @@ _MIDDLE = SIDE / 2
 # How far from the middle a block swings, two rest, and these come when they visit it.
 _SWING, _REST, _MET = SIDE / 2, SIDE / 2 - _WIDTH / 2, _WIDTH / 2
 # Frames: so many that any 8 spread over the video show the visit.
-_STAY, _TRAVEL = 12, 3
+_STAY, _TRAVEL = 20, 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ def make_scene(seed: int) -> VisitScene:
         sky=tuple(sky),
         ground=tuple(ground),
         swinging_colour=vivid(),
-        period=rng.uniform(10, 14),
+        period=rng.uniform(6, 8),
         phase=rng.uniform(0, 2 * np.pi),
         visiting_colour=vivid(),
         arrival=int(rng.integers(NUM_FRAMES - _STAY + 1)),

@@ -148,12 +148,13 @@ class Attention(nn.Module):
     features: int
     num_heads: int
     dtype: Dtype = jnp.float32
+    output_init: Callable = nn.initializers.zeros
 
     def setup(self):
         self.to_q = nn.Dense(self.features, use_bias=False, dtype=self.dtype)
         self.to_k = nn.Dense(self.features, use_bias=False, dtype=self.dtype)
         self.to_v = nn.Dense(self.features, use_bias=False, dtype=self.dtype)
-        self.to_out_0 = nn.Dense(self.features, dtype=self.dtype, kernel_init=nn.initializers.zeros)
+        self.to_out_0 = nn.Dense(self.features, dtype=self.dtype, kernel_init=self.output_init)
 
     def keys_values(self, context: jax.Array) -> KeysValues:
         """Keys and values of context tokens [B, S, D], for the calls that share them."""

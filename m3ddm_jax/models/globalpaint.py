@@ -50,6 +50,9 @@ class DecoupledAttention(Attention):
     keys and values apart, Flamingo (Alayrac et al., NeurIPS 2022) for the gate.
     """
 
+    # Behind a gate that is shut, an output that starts at zero would leave both without a gradient.
+    output_init: Callable = nn.initializers.lecun_normal()
+
     def setup(self):
         super().setup()
         self.to_k_global = nn.Dense(self.features, use_bias=False, dtype=self.dtype)

@@ -7,7 +7,7 @@ from data import clips, sources, visits
 from data.masks import MaskSampler
 from data.pipeline import make_batches
 
-FRAMES, GLOBAL = 8, 8
+FRAMES, GLOBAL = 4, 8
 KNOWN = slice(visits.SIDE // 4, 3 * visits.SIDE // 4)
 MIDDLE = MaskSampler(
     four=0, single=0, horizontal=1, vertical=0, random=0, all=0, min_ratio=0.5, max_ratio=0.5, all_masked=1,

@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from m3ddm_jax.models import registry
 from m3ddm_jax.models.global_tokens import Evidence
-from m3ddm_jax.models.globalpaint import GlobalPaintUNet
+from m3ddm_jax.models.globalpaint import DecoupledAttention, GlobalPaintUNet, TextAndVideo
 from m3ddm_jax.weights.checkpoint import Checkpoint
 from m3ddm_jax.weights.inpainting import globalpaint_from_checkpoint
 
@@ -261,6 +261,20 @@ def test_every_parameter_learns(start, drawn):
     for path, grad in flatten_dict(gradients(start[1]), sep=".").items():
         if path.endswith(STARTS_SILENT):
             assert np.abs(grad).max() > 1e-6, path
+
+
+def test_the_gate_opens_from_random_weights_too():
+    rng = np.random.default_rng(0)
+    tokens, text, video = (rng.normal(size=(2, n, 8)).astype(np.float32) for n in (5, 3, 4))
+    module = DecoupledAttention(8, 2)
+    variables = module.init(jax.random.key(0), tokens, TextAndVideo(text, video))
+
+    def loss(variables, video):
+        return jnp.sum(module.apply(variables, tokens, TextAndVideo(text, video)) ** 2)
+
+    assert loss(variables, video) == loss(variables, -video)  # shut
+    gradients = jax.grad(loss)(variables, video)
+    assert np.abs(gradients["params"]["gate"]).min() > 1e-3
 
 
 def test_wrong_inputs_are_named(drawn):
