@@ -2,10 +2,20 @@
 
 import dataclasses
 import math
+from typing import Protocol
 
 import numpy as np
 
 CENTRE = (0.5, 0.5)
+
+
+class Masks(Protocol):
+    """Masks of a video's frames: masks[start:stop] is uint8 [n, height, width, 1], 1 = generate, 0 = known."""
+
+    height: int
+    width: int
+
+    def __getitem__(self, frames: slice) -> np.ndarray: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +100,14 @@ class Canvas:
         mask[self.box] = 0
         return mask
 
-    def paste(self, frames: np.ndarray, source_frames: np.ndarray) -> np.ndarray:
+    def masks(self, holes: np.ndarray) -> np.ndarray:
+        """uint8 [T,H,W,1]: `mask` of frames in which holes of the source, uint8 [T,h,w,1], are generated too."""
+        return self.paste(np.ones((len(holes), self.height, self.width, 1), np.uint8), holes)
+
+    def paste(self, frames: np.ndarray, source_frames: np.ndarray, masks: np.ndarray | None = None) -> np.ndarray:
         """The canvas frames [T,H,W,C] with the source frames [T,h,w,C] in their place, exactly; dtype of `frames`.
 
+        masks: uint8 [T,H,W,1], 1 where the canvas frames stay as they are inside the source's place too.
         Raises ValueError for shapes that do not fit the canvas.
         """
         expected = (
@@ -103,4 +118,25 @@ class Canvas:
             raise ValueError(f"shapes {expected} are needed, found {(frames.shape, source_frames.shape)}")
         pasted = frames.copy()
         pasted[:, *self.box] = source_frames
-        return pasted
+        return pasted if masks is None else np.where(masks, frames, pasted)
+
+
+class CanvasMasks:
+    """The masks of a source's frames on a canvas, `Masks` of the canvas's size: its border is 1 on all of them.
+
+    masks: of the source's size, or of the canvas's own. Raises ValueError for masks of another size.
+    """
+
+    def __init__(self, masks: Masks, canvas: Canvas):
+        self.height, self.width = canvas.height, canvas.width
+        self._masks, self._canvas = masks, canvas
+        size, source_size = (masks.height, masks.width), (canvas.source_height, canvas.source_width)
+        self._on_source = size == source_size
+        if size not in (source_size, (canvas.height, canvas.width)):
+            found, *accepted = (f"{w}x{h}" for h, w in (size, source_size, (canvas.height, canvas.width)))
+            one_of = " or ".join(dict.fromkeys(accepted))
+            raise ValueError(f"the masks are {found}: {one_of} is accepted, the source's size or the canvas's")
+
+    def __getitem__(self, frames: slice) -> np.ndarray:
+        masks = self._masks[frames]
+        return self._canvas.masks(masks if self._on_source else masks[:, *self._canvas.box])

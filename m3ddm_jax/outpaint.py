@@ -2,7 +2,9 @@
 
 IN is a video or a folder of frames; OUT ends in .mp4, .mov, .mkv, .webm or .gif, or is a folder of PNG. The canvas only
 grows, and the source's pixels stay as they are. Several aspects (--aspect=16:9,9:16) write one OUT each, named by the
-aspect: out_16x9.mp4. Sound, timing and colour coding are kept. Exit code 0, or 2 with one line that says what is wrong.
+aspect: out_16x9.mp4. Sound, timing and colour coding are kept. --mask=FILE has what is white there made anew too, and
+without a larger canvas that alone: an image for all frames, or a folder or video with a mask a frame, of the source's
+size or of the canvas's. Exit code 0, or 2 with one line that says what is wrong.
 """
 
 import ast
@@ -15,13 +17,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import tqdm
 from absl import flags
 
 from m3ddm_jax import command
-from m3ddm_jax.geometry import CENTRE, Canvas
+from m3ddm_jax.geometry import CENTRE, Canvas, CanvasMasks, Masks
 from m3ddm_jax.pipelines.base import DRAWN, OUTPAINTERS, Outpainter
-from m3ddm_jax.video import FrameSink, FrameSource
+from m3ddm_jax.video import FrameSink, FrameSource, MaskSource
 from m3ddm_jax.video.sink import check_writable
 
 MAX_SIDE = 16384  # pixels; the encoders take no more
@@ -29,9 +32,17 @@ MAX_SIDE = 16384  # pixels; the encoders take no more
 Target = tuple[pathlib.Path, Canvas]
 
 
-def outpaint(source: FrameSource, outpainter: Outpainter, canvas: Canvas, path: pathlib.Path, rng: Any) -> int:
+def outpaint(
+    source: FrameSource,
+    outpainter: Outpainter,
+    canvas: Canvas,
+    path: pathlib.Path,
+    rng: Any,
+    masks: Masks | None = None,
+) -> int:
     """Outpaints a source to one file or folder, with progress on a terminal's stderr; returns the number of frames.
 
+    masks: of the canvas's size, 1 where nothing of the source is shown; those that the outpainter was made with.
     Raises ValueError where reading, outpainting or writing fails; nothing is left of the output then.
     """
     count = 0
@@ -41,7 +52,8 @@ def outpaint(source: FrameSource, outpainter: Outpainter, canvas: Canvas, path: 
         with tqdm.tqdm(total=len(source), unit="frame", desc=path.name, disable=None) as progress:
             for frames in outpainter(source, canvas, rng):
                 end = count + len(frames)
-                sink.write(canvas.paste(frames, source[count:end]))
+                shown = None if masks is None else masks[count:end]
+                sink.write(canvas.paste(frames, source[count:end], shown))
                 progress.update(len(frames))
                 count = end
     return count
@@ -54,10 +66,14 @@ def plan_targets(
     size: str | None = None,
     pad: str | None = None,
     anchor: str | None = None,
+    mask: str | None = None,
 ) -> list[Target]:
-    """The outputs that the flags of the same names ask for; raises ValueError for what cannot be made or written."""
+    """The outputs that the flags of the same names ask for; raises ValueError for what cannot be made or written.
+
+    With a mask alone the canvas is the source, with another row or column where a side is odd.
+    """
     given = [name for name, value in (("aspect", aspect), ("size", size), ("pad", pad)) if value is not None]
-    if len(given) != 1:
+    if len(given) > 1 or not (given or mask):
         found = " and ".join(f"--{name}" for name in given) or "none"
         raise ValueError(f"one of --aspect, --size and --pad is needed, found {found}")
     shape = (source.height, source.width)
@@ -70,6 +86,8 @@ def plan_targets(
     elif size is not None:
         width, height = _parse(r"(\d+)x(\d+)", size, int, "--size", "WIDTHxHEIGHT such as 1280x720")
         targets = [(path, Canvas.from_size(*shape, height, width, place))]
+    elif aspect is None:
+        targets = [(path, Canvas.from_size(*shape, *(side + side % 2 for side in shape), place))]
     else:
         names = list(dict.fromkeys(aspect.split(",")))
         paths = [path] if len(names) == 1 else [path.with_name(_with_aspect(path, name)) for name in names]
@@ -80,8 +98,29 @@ def plan_targets(
             raise ValueError(f"a canvas of {canvas.width}x{canvas.height} is too large: {MAX_SIDE} is the longest side")
         if source.path is not None and target.resolve() == source.path.resolve():
             raise ValueError(f"the output {target} is the input")
+        if mask is not None and target.resolve() == pathlib.Path(mask).resolve():
+            raise ValueError(f"the output {target} is the mask")
         check_writable(target)
     return targets
+
+
+def place_masks(masks: MaskSource, targets: Sequence[Target]) -> list[CanvasMasks]:
+    """The masks on every target's canvas.
+
+    Raises ValueError for masks of another size than a canvas or the source, and where they leave the whole source as it
+    is or nothing of it. No more masks are read than tell that.
+    """
+    placed = [CanvasMasks(masks, canvas) for _, canvas in targets]
+    for (_, canvas), on_canvas in zip(targets, placed, strict=True):
+        values = set()
+        for index in range(masks.count):
+            values |= set(np.unique(on_canvas[index : index + 1][:, *canvas.box]))
+            if len(values) > 1:
+                break
+        else:
+            where = "everywhere" if 1 in values else "nowhere"
+            raise ValueError(f"the mask is white {where} on the source: white is what is made anew, the rest is known")
+    return placed
 
 
 def make_outpainter(method: str, **options: Any) -> Outpainter:
@@ -138,26 +177,34 @@ def _parse(pattern: str, text: str, kind: Callable, flag: str, accepted: str) ->
 def main(source_path: str, target_path: str) -> None:
     values = flags.FLAGS
     source = FrameSource(source_path, values.fps)
-    targets = plan_targets(source, pathlib.Path(target_path), values.aspect, values.size, values.pad, values.anchor)
-    outpainter = make_outpainter(
-        values.method,
-        model=values.model,
-        interpolation_model=values.interpolation_model,
-        sequential=values.sequential,
-        preset=values.preset,
-        settings=parse_settings(values.set),
-        steps=values.steps,
-        dtype=values.dtype,
-        windows=values.windows,
-    )
+    target = pathlib.Path(target_path)
+    targets = plan_targets(source, target, values.aspect, values.size, values.pad, values.anchor, values.mask)
+    masks = [None] * len(targets)
+    if values.mask is not None:
+        sampled = values.fps if source.path.is_file() else None
+        masks = place_masks(MaskSource(values.mask, len(source), sampled), targets)
+    options = {
+        "model": values.model,
+        "interpolation_model": values.interpolation_model,
+        "sequential": values.sequential,
+        "preset": values.preset,
+        "settings": parse_settings(values.set),
+        "steps": values.steps,
+        "dtype": values.dtype,
+        "windows": values.windows,
+        "propagate": values.propagate,
+    }
     rng = None
     if values.method in DRAWN:
         import jax  # takes a second that the other methods do without
 
         rng = jax.random.key(values.seed)
-    for path, canvas in targets:
+    outpainter = None
+    for (path, canvas), mask in zip(targets, masks, strict=True):
+        if outpainter is None or mask is not None:  # masks lie on one canvas
+            outpainter = make_outpainter(values.method, mask=mask, **options)
         start = time.monotonic()
-        count = outpaint(source, outpainter, canvas, path, rng)
+        count = outpaint(source, outpainter, canvas, path, rng, mask)
         seconds = time.monotonic() - start
         print(f"{path}: {canvas.width}x{canvas.height}, {count} frames at {source.fps:g} fps, {seconds:.1f} s")
 
@@ -169,6 +216,9 @@ def _define_flags() -> None:
     flags.DEFINE_string(
         "anchor", None, "Where the source lies: x,y from 0 (left, top) to 1 (right, bottom); else 0.5,0.5."
     )
+    flags.DEFINE_string(
+        "mask", None, "Image, folder or video: what is white there is made anew too, by in2out and isvi."
+    )
     flags.DEFINE_float("fps", None, "Frames a second of a folder (else 24); a video is sampled anew at this rate.")
     flags.DEFINE_string("method", "m3ddm", f"One of {', '.join(OUTPAINTERS)}.")
     flags.DEFINE_string("model", None, "Model folder, or hf:OWNER/NAME; m3ddm has one that comes with it.")
@@ -179,6 +229,7 @@ def _define_flags() -> None:
     flags.DEFINE_integer("steps", None, "Denoising steps; else what the model folder says.", lower_bound=1)
     flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "In what a model computes; else float32.")
     flags.DEFINE_integer("windows", None, "Windows that are sampled at once; else one a device.", lower_bound=1)
+    flags.DEFINE_boolean("propagate", None, "m3ddm, globalpaint: pixels that other frames have seen count as known.")
     flags.DEFINE_integer("seed", 0, "The same seed gives the same video.", lower_bound=0)
 
 

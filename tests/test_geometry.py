@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from m3ddm_jax.geometry import Canvas
+from m3ddm_jax.geometry import Canvas, CanvasMasks
 
 SIDE = st.integers(1, 400)
 ANCHOR = st.tuples(st.floats(0, 1), st.floats(0, 1))
@@ -97,6 +97,40 @@ def test_paste_and_crop_are_inverse_and_touch_nothing_else(height, width, aspect
     outside = canvas.mask()[..., 0] == 1
     np.testing.assert_array_equal(pasted[:, outside], frames[:, outside])
     np.testing.assert_array_equal(frames, before)
+
+
+class Drawn(np.ndarray):
+    """Masks [T,h,w,1] in memory, with their size."""
+
+    height, width = property(lambda self: self.shape[1]), property(lambda self: self.shape[2])
+
+
+@pytest.mark.parametrize("on_canvas", [False, True])
+@pytest.mark.parametrize("pad", [(0, 0, 0, 0), (6, 0, 2, 0), (3, 5, 4, 2)])
+def test_masks_lie_on_the_source_or_on_the_canvas_and_the_border_is_generated(pad, on_canvas):
+    left, top, right, bottom = pad
+    canvas = Canvas.from_pad(11 if top else 12, 9 if left == 3 else 10, *pad)
+    shape = (canvas.height, canvas.width) if on_canvas else (canvas.source_height, canvas.source_width)
+    drawn = np.random.default_rng(0).integers(0, 2, (5, *shape, 1), np.uint8)
+    masks = CanvasMasks(drawn.view(Drawn), canvas)
+    assert (masks.height, masks.width) == (canvas.height, canvas.width)
+    placed = np.asarray(masks[1:4])
+    assert placed.shape == (3, canvas.height, canvas.width, 1) and placed.dtype == np.uint8
+    holes = drawn[1:4, *canvas.box] if on_canvas else drawn[1:4]
+    np.testing.assert_array_equal(placed[:, *canvas.box], holes)
+    assert (placed[:, canvas.mask()[..., 0] == 1] == 1).all()
+    # What is pasted is the source where the masks are 0, and nowhere else.
+    frames, source = np.full((3, canvas.height, canvas.width, 3), 7), np.full((3, *holes.shape[1:3], 3), 9)
+    pasted = canvas.paste(frames, source, placed)
+    np.testing.assert_array_equal(pasted, np.broadcast_to(np.where(placed, 7, 9), pasted.shape))
+
+
+def test_masks_of_another_size_are_refused():
+    drawn = np.zeros((1, 8, 8, 1), np.uint8).view(Drawn)
+    with pytest.raises(ValueError, match="the masks are 8x8: 10x12 or 14x12 is accepted, the source's size or the"):
+        CanvasMasks(drawn, Canvas.from_pad(12, 10, 2, 0, 2, 0))
+    with pytest.raises(ValueError, match="the masks are 8x8: 10x12 is accepted"):
+        CanvasMasks(drawn, Canvas.from_size(12, 10, 12, 10))
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,17 @@ import pathlib
 import resource
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import av
+import cv2
 import numpy as np
 import pytest
 
+from m3ddm_jax import outpaint as outpaint_module
 from m3ddm_jax.geometry import Canvas
-from m3ddm_jax.outpaint import make_outpainter, plan_targets
-from m3ddm_jax.video import FrameSink, FrameSource
+from m3ddm_jax.outpaint import make_outpainter, outpaint, place_masks, plan_targets
+from m3ddm_jax.video import FrameSink, FrameSource, MaskSource
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -175,6 +178,135 @@ def test_methods_and_their_options():
         make_outpainter("m3ddm", interpolation_model="folder")
     with pytest.raises(ValueError, match="--method=telea takes no --sequential"):
         make_outpainter("telea", sequential=True)
+    for method in ("m3ddm", "globalpaint", "mosaic"):
+        with pytest.raises(ValueError, match=f"--method={method} takes no --mask"):
+            make_outpainter(method, mask=np.zeros((1, 8, 8, 1), np.uint8))
+
+
+def draw(path, height, width, *boxes, value=255):
+    """A mask image, black but for boxes (top, bottom, left, right)."""
+    mask = np.zeros((height, width), np.uint8)
+    for top, bottom, left, right in boxes:
+        mask[top:bottom, left:right] = value
+    cv2.imwrite(str(path), mask)
+    return path
+
+
+HOLE = (8, 20, 10, 25)  # in frames of 40x32
+
+
+def test_a_mask_alone_keeps_the_canvas(folder, tmp_path):
+    (target,) = plan_targets(FrameSource(folder / "in.mp4"), tmp_path / "out.mp4", mask="mask.png")
+    assert target == (tmp_path / "out.mp4", Canvas.from_size(32, 40, 32, 40))
+    odd = FrameSource.from_array(np.zeros((1, 31, 39, 3), np.uint8))
+    ((_, canvas),) = plan_targets(odd, tmp_path / "out.mp4", mask="mask.png")
+    assert canvas == Canvas.from_pad(31, 39, 0, 0, 1, 1), "files have even sides"
+
+
+@pytest.mark.parametrize("on_canvas", [False, True])
+def test_masked_pixels_are_made_and_all_others_the_source(folder, tmp_path, on_canvas):
+    source = FrameSource(folder / "in.mp4")
+    targets = plan_targets(source, tmp_path / "out", aspect="16:9" if on_canvas else "16:9,1:1")
+    top, bottom, left, right = HOLE
+    if on_canvas:
+        drawn = draw(tmp_path / "mask.png", 32, 56, (top, bottom, left + 8, right + 8))
+    else:
+        drawn = draw(tmp_path / "mask.png", 32, 40, HOLE)
+    placed = place_masks(MaskSource(drawn, len(source)), targets)
+    for (path, canvas), masks in zip(targets, placed, strict=True):
+        grey = np.full((len(source), canvas.height, canvas.width, 3), 77, np.uint8)
+        assert outpaint(source, lambda *_: iter((grey[:4], grey[4:])), canvas, path, None, masks) == 6  # noqa: B023
+        expected = canvas.paste(grey, source[:])
+        expected[:, *canvas.box][:, top:bottom, left:right] = 77
+        np.testing.assert_array_equal(FrameSource(path)[:], expected)
+
+
+def test_masks_that_do_not_fit_are_refused(folder, tmp_path):
+    source = FrameSource(folder / "in.mp4")
+
+    def place(path, **where):
+        return place_masks(MaskSource(path, len(source)), plan_targets(source, tmp_path / "out", **where, mask=path))
+
+    mask = tmp_path / "mask.png"
+    for size, where, words in (
+        ((32, 56), {"aspect": "16:9,1:1"}, "the masks are 56x32: 40x32 or 40x40 is accepted"),
+        ((32, 32), {}, "the masks are 32x32: 40x32 is accepted, the source's size"),
+        ((32, 40), {"aspect": "16:9"}, "the mask is white nowhere on the source"),
+        ((32, 56), {"aspect": "16:9"}, "the mask is white nowhere on the source"),
+    ):
+        draw(mask, *size)
+        with pytest.raises(ValueError, match=words):
+            place(mask, **where)
+    for size, where in (((32, 40), {}), ((32, 56), {"aspect": "16:9"})):
+        draw(mask, *size, (0, 32, 0, 56))
+        with pytest.raises(ValueError, match="white everywhere on the source: white is what is made"):
+            place(mask, **where)
+    draw(mask, 32, 40, HOLE, value=127)
+    with pytest.raises(ValueError, match="white nowhere"):
+        place(mask)
+    # A frame may be unknown as a whole, or known, where the others are not.
+    (tmp_path / "masks").mkdir()
+    for index in range(6):
+        draw(tmp_path / "masks" / f"{index}.png", 32, 40, *[(0, 32, 0, 40)] * (index == 5))
+    assert len(place(tmp_path / "masks")) == 1
+    with pytest.raises(ValueError, match="the output .*masks is the mask"):
+        plan_targets(source, tmp_path / "masks", mask=str(tmp_path / "masks"))
+
+
+def test_isvi_removes_what_a_mask_marks(tmp_path, quick_compiles):
+    """A white box on a ramp of greys gives way to greys as around it; the rest is exact."""
+    ramp = np.broadcast_to(np.linspace(40, 160, 40)[:, None], (1, 32, 40, 3)).astype(np.uint8)
+    top, bottom, left, right = HOLE
+    boxed = ramp.copy()
+    boxed[:, top:bottom, left:right] = 255
+    source, mask = FrameSource.from_array(boxed), draw(tmp_path / "mask.png", 32, 40, HOLE)
+    ((path, canvas),) = targets = plan_targets(source, tmp_path / "out", mask=str(mask))
+    (masks,) = place_masks(MaskSource(mask, 1), targets)
+    assert outpaint(source, make_outpainter("isvi", mask=masks), canvas, path, None, masks) == 1
+    written = FrameSource(path)[:]
+    hidden = masks[0:1][..., 0] == 1
+    np.testing.assert_array_equal(written[~hidden], ramp[~hidden])
+    assert np.abs(written.astype(int) - ramp)[hidden].mean() < 15
+
+
+class Flags(SimpleNamespace):
+    """Values of flags; None where none is given."""
+
+    def __getattr__(self, name):
+        return None
+
+
+def test_an_outpainter_is_made_for_each_canvas_that_has_masks(folder, tmp_path, monkeypatch):
+    made = []
+
+    def make(mask=None):
+        made.append(mask)
+
+        def grey(source, canvas, rng):
+            for start in range(0, len(source), 2):
+                frames = np.full((2, canvas.height, canvas.width, 3), 77, np.uint8)
+                yield frames if mask is None else frames + mask[start : start + 2]  # the canvas's own masks
+
+        return grey
+
+    def run(name, **given):
+        values = Flags(set=[], method="grey", **given)
+        monkeypatch.setattr(outpaint_module, "flags", SimpleNamespace(FLAGS=values))
+        outpaint_module.main(str(folder / "frames"), str(tmp_path / name))
+
+    monkeypatch.setitem(outpaint_module.OUTPAINTERS, "grey", make)
+    run("plain", aspect="16:9,1:1")
+    assert made == [None]
+    mask = draw(tmp_path / "mask.png", 32, 40, HOLE)
+    run("masked", aspect="16:9,1:1", mask=str(mask))
+    assert [masks.width for masks in made[1:]] == [56, 40]
+    run("inside", mask=str(mask))
+    top, bottom, left, right = HOLE
+    expected = FrameSource(folder / "frames")[:].copy()
+    expected[:, top:bottom, left:right] = 78
+    np.testing.assert_array_equal(FrameSource(tmp_path / "inside")[:], expected)
+    expected = Canvas.from_aspect(32, 40, 1.0).paste(np.full((6, 40, 40, 3), 78, np.uint8), expected)
+    np.testing.assert_array_equal(FrameSource(tmp_path / "masked_1x1")[:], expected)
 
 
 def test_the_command_refuses_in_one_line(folder, tmp_path):
@@ -186,6 +318,11 @@ def test_the_command_refuses_in_one_line(folder, tmp_path):
     assert "fps" in refused(folder / "in.mp4", out, "--aspect=1:1", "--fps=-1")
     line = refused(folder / "in.mp4", out, "--aspect=1:1", "--method=globalpaint", "--model=key")
     assert "--interpolation_model=FOLDER, or --sequential" in line
+    mask = draw(tmp_path / "mask.png", 32, 40)
+    assert "white nowhere" in refused(folder / "in.mp4", out, f"--mask={mask}", "--method=isvi")
+    draw(mask, 32, 40, HOLE)
+    assert "--method=blur takes no --mask" in refused(folder / "in.mp4", out, f"--mask={mask}", "--method=blur")
+    mask.unlink()
     assert "nosuchflag" in refused(folder / "in.mp4", out, "--nosuchflag=1")
     assert str(tmp_path / "nomodel") in refused(
         folder / "in.mp4", out, "--aspect=1:1", f"--model={tmp_path / 'nomodel'}"

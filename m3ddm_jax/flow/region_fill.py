@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from einops import reduce
 
-from m3ddm_jax.flow.least_squares import Edges, solve
+from m3ddm_jax.flow.least_squares import TOLERANCE, Edges, solve
 
 BLACK = -1.0
 UNKNOWN = ("black", "filled")
@@ -38,16 +38,17 @@ def fill_smoothly(frames: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def fill_laplace(images: jax.Array, mask: jax.Array) -> jax.Array:
+def fill_laplace(images: jax.Array, mask: jax.Array, tolerance: float = TOLERANCE) -> jax.Array:
     """Images [N, H, W, C] with the pixels under the mask [N or 1, H, W, 1] (1 = unknown) stretched like a membrane
     over the known ones: each is the mean of its neighbours, and at the end of the image all goes on level.
 
-    Returns float32, zero where nothing is known; what is under the mask is not looked at. Differentiable in reverse.
+    tolerance: as in `solve`. Returns float32, zero where nothing is known; what is under the mask is not looked at.
+    Differentiable in reverse.
     Source: the diffusion that flow completion begins with in ISVI (Zhang et al., CVPR 2022).
     """
     level = jnp.zeros(images.shape, jnp.float32)
     alike = jnp.ones((1, *images.shape[1:3], 1), jnp.float32)
-    return solve(images, mask, Edges(level, level), Edges(alike, alike))
+    return solve(images, mask, Edges(level, level), Edges(alike, alike), tolerance)
 
 
 def _push_pull(weighted: jax.Array, weight: jax.Array) -> jax.Array:

@@ -6,14 +6,18 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from m3ddm_jax.geometry import Canvas
+from m3ddm_jax.geometry import Canvas, Masks
 from m3ddm_jax.pipelines.baselines import Blur, Edge, Telea
 from m3ddm_jax.pipelines.mosaic import Mosaic
 from m3ddm_jax.video import FrameSource
 
 
 class Outpainter(Protocol):
-    """Makes a video larger than it is, in memory that does not grow with its length."""
+    """Makes a video larger than it is, in memory that does not grow with its length.
+
+    One that is made with a `mask` (geometry.Masks of the canvas's size) generates what that says, and is for that
+    canvas and video alone.
+    """
 
     def __call__(self, source: FrameSource, canvas: Canvas, rng: Any) -> Iterator[np.ndarray]:
         """Yields canvas frames, uint8 [n,H,W,3], in time order; the caller pastes the source and writes.
@@ -39,10 +43,13 @@ def _m3ddm(
     steps: int | None = None,
     dtype: str = "float32",
     windows: int | None = None,
+    propagate: bool = False,
 ) -> Outpainter:
     from m3ddm_jax.pipelines.m3ddm import M3DDM  # brings jax, which the others can do without
 
-    return M3DDM(model, preset=preset, settings=settings, steps=steps, dtype=dtype, windows=windows)
+    return M3DDM(
+        model, preset=preset, settings=settings, steps=steps, dtype=dtype, windows=windows, propagate=propagate
+    )
 
 
 def _globalpaint(
@@ -53,6 +60,7 @@ def _globalpaint(
     steps: int | None = None,
     dtype: str = "float32",
     windows: int | None = None,
+    propagate: bool = False,
 ) -> Outpainter:
     from m3ddm_jax.pipelines.globalpaint import GlobalPaint
 
@@ -64,19 +72,25 @@ def _globalpaint(
         steps=steps,
         dtype=dtype,
         windows=windows,
+        propagate=propagate,
     )
 
 
-def _in2out(model: str | None = None, settings: Mapping[str, Any] | None = None, dtype: str = "float32") -> Outpainter:
+def _in2out(
+    model: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    dtype: str = "float32",
+    mask: Masks | None = None,
+) -> Outpainter:
     from m3ddm_jax.pipelines.in2out import In2Out
 
-    return In2Out(model, settings=settings, dtype=dtype)
+    return In2Out(model, settings=settings, dtype=dtype, mask=mask)
 
 
-def _isvi(model: str | None = None, settings: Mapping[str, Any] | None = None) -> Outpainter:
-    from m3ddm_jax.pipelines.isvi import Isvi
+def _isvi(model: str | None = None, settings: Mapping[str, Any] | None = None, mask: Masks | None = None) -> Outpainter:
+    from m3ddm_jax.pipelines.isvi import NONE, Isvi
 
-    return Isvi(model or "none", settings=settings)
+    return Isvi(model or NONE, settings=settings, mask=mask)
 
 
 OUTPAINTERS: dict[str, Callable[..., Outpainter]] = {

@@ -46,25 +46,42 @@ def spread(frames: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return continued
 
 
-def match_seam(generated: np.ndarray, source_frames: np.ndarray, canvas: Canvas) -> np.ndarray:
+def match_seam(
+    generated: np.ndarray, source_frames: np.ndarray, canvas: Canvas, masks: np.ndarray | None = None
+) -> np.ndarray:
     """Corrects generated canvas frames so that no seam shows where the source is pasted.
 
-    The difference source - generated at the border of the box is spread outward, ever smoother along the border, and
-    fades over about an eighth of the canvas's short side. What lies inside the box is not changed.
-
     generated: [T,H,W,3] uint8 or float in 0..255, with the model's version of the known area inside the box.
-    source_frames: uint8 [T,h,w,3]. Returns uint8 [T,H,W,3].
+    source_frames: uint8 [T,h,w,3]. masks: uint8 [T,H,W,1], 1 = generated, where that is more than the canvas's border.
+    Returns uint8 [T,H,W,3]; known pixels are not changed.
     """
-    mask = canvas.mask()
+    blank = np.zeros((len(generated), canvas.height, canvas.width, 3), np.uint8)
+    known = canvas.paste(blank, source_frames)
+    return match_known(generated, known, canvas.mask()[None] if masks is None else masks)
+
+
+def match_known(generated: np.ndarray, known: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Corrects generated frames so that no seam shows where known pixels take their place.
+
+    The difference known - generated at the border of what is known is spread outward, ever smoother along the border,
+    and fades over about an eighth of the frame's short side.
+
+    generated: [T,H,W,3] uint8 or float in 0..255, with the model's version of the known pixels. known: uint8 [T,H,W,3].
+    masks: uint8 [T or 1,H,W,1], 1 = generated; what `known` holds there is not looked at.
+    Returns uint8 [T,H,W,3]; pixels outside of the masks are not changed.
+    """
     matched = np.empty(generated.shape, np.uint8)
-    # full strength at the first pixel outside
-    steps = np.maximum(cv2.distanceTransform(mask, cv2.DIST_L2, 5) - 1, 0)[..., None]
-    fade = mask * np.exp(-steps / (REACH * min(mask.shape[:2])))
-    for target, frame, source in zip(matched, generated, source_frames, strict=True):
-        difference = np.zeros(frame.shape, np.float32)
-        difference[canvas.box] = source.astype(np.float32) - frame[canvas.box]
+    fades = [mask * np.exp(-_steps_outside(mask) / (REACH * min(mask.shape[:2]))) for mask in masks]
+    for index, (target, frame, source) in enumerate(zip(matched, generated, known, strict=True)):
+        mask, fade = masks[index % len(masks)], fades[index % len(masks)]
+        difference = np.where(mask > 0, 0, source.astype(np.float32) - frame)
         target[...] = np.clip(np.rint(frame + fade * spread(difference[None], mask)[0]), 0, 255)
     return matched
+
+
+def _steps_outside(mask: np.ndarray) -> np.ndarray:
+    """Pixels from the first one outside of what is known, where the correction has full strength: [H,W,1]."""
+    return np.maximum(cv2.distanceTransform(mask, cv2.DIST_L2, 5) - 1, 0)[..., None]
 
 
 def _nearest_known(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

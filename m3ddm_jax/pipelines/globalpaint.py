@@ -21,6 +21,7 @@ from m3ddm_jax.models.global_tokens import observe
 from m3ddm_jax.models.globalpaint import TextAndVideo
 from m3ddm_jax.models.observed_crop import crop_observed
 from m3ddm_jax.models.stages import Context
+from m3ddm_jax.pipelines.carried_pixels import CarriedPixels
 from m3ddm_jax.pipelines.denoiser import Denoiser, SampleSettings, load_kind, load_pipeline
 from m3ddm_jax.pipelines.hierarchy import Window
 from m3ddm_jax.pipelines.key_frames import plan_key_frames, plan_sequence
@@ -50,7 +51,7 @@ class GlobalPaint:
 
     model, interpolation_model: folders written by training's export, or hf:OWNER/NAME. sequential: clip follows clip
     instead, all made by the key-frame model. settings: single ones, by name, for both models in place of their own.
-    steps, dtype, windows: as in M3DDM.
+    steps, dtype, windows, propagate: as in M3DDM.
     Raises ValueError for a folder that is missing, too many, not whole or of the wrong kind, models in latents of
     different autoencoders, and settings that do not fit.
     """
@@ -65,10 +66,11 @@ class GlobalPaint:
         steps: int | None = None,
         dtype: str = "float32",
         windows: int | None = None,
+        propagate: bool = False,
     ):
         _check_folders(model, interpolation_model, sequential)
         single = {**(settings or {}), **({"steps": steps} if steps else {})}
-        self._devices = Devices(windows)
+        self._devices, self._propagate = Devices(windows), propagate
         named = {"model": (model, KEY_FRAMES), "interpolation_model": (interpolation_model, INTERPOLATION)}
         stages = {
             option: _Stage(folder, stage, f"--{option}", single, self._devices, dtype)
@@ -93,7 +95,8 @@ class GlobalPaint:
             (stage.denoiser, _ShotContexts(source, canvas, shots, settings.global_frames, stage, self._devices))
             for stage in self._stages
         ]
-        video = LatentVideo(source, canvas, work, self._codec, self._devices, settings, rng)
+        carried = CarriedPixels(source, canvas) if self._propagate else None
+        video = LatentVideo(source, canvas, work, self._codec, self._devices, settings, rng, carried=carried)
         return video.outpaint(levels, [painters[min(level, 1)] for level in range(len(levels))])
 
 

@@ -12,23 +12,28 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from m3ddm_jax.geometry import Canvas
+from m3ddm_jax.geometry import Canvas, Masks
 from m3ddm_jax.models import registry
 from m3ddm_jax.models.e2fgvi import E2FGVI
 from m3ddm_jax.pipelines.compositing import match_seam
 from m3ddm_jax.pipelines.options import CheckedSettings, computing_in
 from m3ddm_jax.pipelines.work_canvas import WorkCanvas, known_box
+from m3ddm_jax.pipelines.work_clip import WorkClip
 from m3ddm_jax.types import FramesTHWC, Variables
 from m3ddm_jax.video import FrameSource
 from m3ddm_jax.weights import load_model, resolve
 
-KnownFrames = Callable[[Sequence[int]], FramesTHWC]
-"""Frames by index: uint8 [n, h, w, 3] of the box of a work canvas in which they are known."""
+KnownFrames = Callable[[Sequence[int]], tuple[FramesTHWC, np.ndarray]]
+"""Frames by index: uint8 [n, h, w, 3] of the box of a work canvas in which they are known, and uint8 [n, h, w, 1], 1 in
+holes of that."""
+
+_WIDENING = 4  # pixels by which the network sees less around holes, as in E2FGVI's released code; none around a border
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +69,8 @@ class In2Out:
     """The `in2out` Outpainter over a model folder of kind e2fgvi.
 
     model: folder written by training's export or by convert, or hf:OWNER/NAME. settings: those that differ from
-    `Settings`, by name. dtype: in what the network computes, float32 or bfloat16.
+    `Settings`, by name. dtype: in what the network computes, float32 or bfloat16. mask: where a source has holes that
+    are filled too, of the size of the canvas on which it is then outpainted.
     Raises ValueError for no folder, one that holds no such model, or settings that do not fit.
     """
 
@@ -74,7 +80,9 @@ class In2Out:
         *,
         settings: Mapping[str, Any] | None = None,
         dtype: str = "float32",
+        mask: Masks | None = None,
     ):
+        self._mask = mask
         self._settings = Settings.make(settings or {})
         if model is None:
             raise ValueError(
@@ -99,16 +107,18 @@ class In2Out:
         windows = plan_windows(len(source), settings.neighbours, settings.references, settings.reference_stride)
         start = 0
         for generated in self._grow(source, canvas, work, windows):
-            originals = source[start : start + len(generated)]
-            start += len(generated)
-            yield self._match(work.to_canvas(generated.astype(np.float32), originals), originals, canvas)
+            shown = slice(start, start + len(generated))
+            start = shown.stop
+            originals, masks = source[shown], None if self._mask is None else self._mask[shown]
+            yield self._match(work.to_canvas(generated.astype(np.float32), originals), originals, canvas, masks)
 
     def _grow(
         self, source: FrameSource, canvas: Canvas, work: WorkCanvas, windows: Sequence[Window]
     ) -> Iterator[FramesTHWC]:
         """Whole frames of the work canvas, in one pass or two."""
         whole = known_box(work)
-        known = _read_known(source, work, whole, keep=2 * len(windows[0].local + windows[0].references))
+        kept = 2 * len(windows[0].local + windows[0].references)  # windows overlap
+        known = functools.partial(_read_known, WorkClip(source, work, self._mask, kept), whole)
         if not _is_wide(canvas, self._settings.two_passes_above):
             yield from self._outpaint(known, whole, windows)
             return
@@ -123,28 +133,29 @@ class In2Out:
         """Whole frames, uint8 [n, h, w, 3], of a canvas that the network sees, what is known among them."""
         start = 0
         for redrawn in average(self._redraw(known, canvas, windows)):
-            frames = known(range(start, start + len(redrawn)))
+            frames, holes = known(range(start, start + len(redrawn)))
             start += len(redrawn)
-            yield canvas.paste(self._match(redrawn, frames, canvas), frames)
+            masks = canvas.masks(holes)
+            yield canvas.paste(self._match(redrawn, frames, canvas, masks), frames, masks)
 
     def _redraw(
         self, known: KnownFrames, canvas: Canvas, windows: Iterable[Window]
     ) -> Iterator[tuple[Sequence[int], np.ndarray]]:
         """The local frames of each window, and what the network makes of them: float32 [n, h, w, 3] in 0..255."""
-        mask = canvas.mask()
         begun = None
         for window in windows:
-            frames = known(window.local + window.references)
-            placed = canvas.paste(np.zeros((len(frames), *mask.shape[:2], 3), np.uint8), frames)
-            redrawn = self._complete(self._variables, placed, mask, num_local=len(window.local))
+            frames, holes = known(window.local + window.references)
+            placed = canvas.paste(np.zeros((len(frames), canvas.height, canvas.width, 3), np.uint8), frames)
+            masks = canvas.masks(_widen(holes))
+            redrawn = self._complete(self._variables, placed, masks, num_local=len(window.local))
             if begun:  # fetched once the device has the next one to work on
                 yield begun[0], np.asarray(begun[1])
             begun = window.local, redrawn
         yield begun[0], np.asarray(begun[1])
 
-    def _match(self, generated: np.ndarray, frames: FramesTHWC, canvas: Canvas) -> FramesTHWC:
+    def _match(self, generated: np.ndarray, frames: FramesTHWC, canvas: Canvas, masks: np.ndarray | None) -> FramesTHWC:
         if self._settings.seam == "matched":
-            return match_seam(generated, frames, canvas)
+            return match_seam(generated, frames, canvas, masks)
         return np.clip(np.rint(generated), 0, 255).astype(np.uint8)
 
 
@@ -209,32 +220,35 @@ def _is_wide(canvas: Canvas, share: float) -> bool:
     )
 
 
-def _read_known(source: FrameSource, work: WorkCanvas, canvas: Canvas, keep: int) -> KnownFrames:
-    """Reads source frames as the work canvas holds them; windows overlap, so `keep` frames are kept."""
-
-    @functools.lru_cache(maxsize=keep)
-    def read(index: int) -> np.ndarray:
-        return work.place(source[[index]])[0][canvas.box].copy()
-
-    return lambda indices: np.stack([read(index) for index in indices])
+def _read_known(clip: WorkClip, canvas: Canvas, indices: Sequence[int]) -> tuple[FramesTHWC, np.ndarray]:
+    """Frames of a source in the box of a canvas that the network sees, and their holes."""
+    known = [clip.frame(index) for index in indices]
+    frames, masks = np.stack([frame.seen for frame in known]), np.stack([frame.mask for frame in known])
+    return frames[:, *canvas.box], masks[:, *canvas.box]
 
 
-def _read_spooled(file: io.BufferedRandom, canvas: Canvas, indices: Sequence[int]) -> FramesTHWC:
-    """Frames of a canvas, of those that a file holds one after the other."""
+def _read_spooled(file: io.BufferedRandom, canvas: Canvas, indices: Sequence[int]) -> tuple[FramesTHWC, np.ndarray]:
+    """Frames of a canvas, of those that a file holds one after the other; nothing of them is unknown."""
     frames = np.empty((len(indices), canvas.height, canvas.width, 3), np.uint8)
     for frame, index in zip(frames, indices, strict=True):
         file.seek(index * frame.nbytes)
         file.readinto(frame)
-    return frames
+    return frames, np.zeros((*frames.shape[:3], 1), np.uint8)
 
 
-def _complete(module: E2FGVI, variables: Variables, frames: jax.Array, mask: jax.Array, num_local: int) -> jax.Array:
+def _widen(holes: np.ndarray) -> np.ndarray:
+    """Holes, uint8 [n, h, w, 1], that reach so many pixels further."""
+    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+    return np.stack([cv2.dilate(hole, cross, iterations=_WIDENING) for hole in holes])[..., None]
+
+
+def _complete(module: E2FGVI, variables: Variables, frames: jax.Array, masks: jax.Array, num_local: int) -> jax.Array:
     """What the network makes of the local ones of frames uint8 [T, h, w, 3], float32 [num_local, h, w, 3] in 0..255.
 
-    mask: [h, w, 1]. Sizes that the network cannot take are continued by mirror images to the right and below.
+    masks: [T, h, w, 1]. Sizes that the network cannot take are continued by mirror images to the right and below.
     """
-    height, width = mask.shape[:2]
-    known = jnp.where(mask > 0, 0.0, frames.astype(jnp.float32) / 127.5 - 1)
+    height, width = frames.shape[1:3]
+    known = jnp.where(masks > 0, 0.0, frames.astype(jnp.float32) / 127.5 - 1)
     beyond = [(0, -side % multiple) for side, multiple in zip((height, width), module.size_multiple, strict=True)]
     masked_frames = jnp.pad(known, [(0, 0), *beyond, (0, 0)], mode="symmetric")
     redrawn, _ = module.apply(variables, masked_frames[None], num_local=num_local, local_only=True)

@@ -1,35 +1,40 @@
-"""Outpainting by real pixels: gradients are carried along flow from frames that saw a place to those that did not.
+"""Outpainting and inpainting by real pixels: gradients are carried along flow from frames that saw a place.
 
-Source: ISVI (Zhang et al., CVPR 2022) and FGVC (Gao et al., ECCV 2020), with classical parts where they have networks:
-DIS flow, continued by the camera's motion and a membrane over what differs from it, and a blur where nothing leads.
+Source: ISVI (Zhang et al., CVPR 2022). Each network may be left out; a classical part stands in for it then: OpenCV's
+DIS for RAFT, the camera's motion and a membrane for IGFC, no style fusion for ASFN, and a blur for DeepFill.
 """
 
 import dataclasses
-import itertools
-from collections.abc import Iterator, Mapping
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-import cv2
-import jax.numpy as jnp
+import flax.linen as nn
+import jax
 import numpy as np
-from einops import rearrange
 
-from m3ddm_jax.flow.least_squares import Edges, differences
-from m3ddm_jax.flow.poisson import blend, gradient_mask, unresolved
-from m3ddm_jax.flow.propagation import propagate
-from m3ddm_jax.flow.region_fill import fill_laplace
-from m3ddm_jax.geometry import Canvas
-from m3ddm_jax.pipelines.compositing import match_seam, spread
+from m3ddm_jax.geometry import Canvas, Masks
+from m3ddm_jax.pipelines.compositing import match_seam
+from m3ddm_jax.pipelines.denoiser import load_kind
+from m3ddm_jax.pipelines.optical_flow import CameraMotion, Dis, Igfc, Raft
 from m3ddm_jax.pipelines.options import CheckedSettings
-from m3ddm_jax.pipelines.work_canvas import WorkCanvas, known_box
-from m3ddm_jax.types import FramesTHWC
+from m3ddm_jax.pipelines.propagation import BYTES_PER_PIXEL, Limits, Parts, propagate
+from m3ddm_jax.pipelines.shots import source_cuts
+from m3ddm_jax.pipelines.work_canvas import WorkCanvas
+from m3ddm_jax.pipelines.work_clip import WorkClip
+from m3ddm_jax.types import FramesTHWC, Variables
 from m3ddm_jax.video import FrameSource
+from m3ddm_jax.weights import resolve
 
-_MARGIN = 4  # pixels at the edge of a frame whose flow is not trusted
-_REDUCTION = 4  # pixels a cell in which flow beyond a frame is smoothed
-_GRID = 8  # pixels between those whose flow tells the camera's motion
-_MIN_PIXELS = 16  # on the shorter side of a frame, of which OpenCV's DIS can tell flow
-_AT_A_TIME = 4  # frames that are blended together
+NONE = "none"
+"""The model that has no networks."""
+NETWORKS = ("raft", "igfc", "asfn", "deepfill")
+"""Kinds of the networks, and names of the sub-folders that a model folder may have."""
+
+_LITTLE = 1e-3  # share of what is hidden; whoever carries less has found nothing
+_WIDTHS = {"asfn": 4, "deepfill": 8}  # of whose multiples sides are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,124 +42,103 @@ class Settings(CheckedSettings):
     """How real pixels are carried.
 
     lines: shorter side, in pixels, at which they are; a smaller canvas keeps its size.
-    megabytes: of gradients that a window of frames has; half of a window overlaps with the ones beside it. A process
-      holds about seven times as many.
+    megabytes: of gradients that a window of frames has; what a window makes is half of it, and known to the next one. A
+      process holds about seven times as many.
     max_error: pixels by which flow there and back may stray in a step from one frame to the next.
+    key_frames: of a window, whose unknown rest DeepFill makes up at most; the others follow them.
     """
 
     lines: int = 480
     megabytes: int = 384
     max_error: float = 2.0
+    key_frames: int = 8
 
 
 class Isvi:
-    """The `isvi` Outpainter without networks.
+    """The `isvi` Outpainter.
 
-    model: "none", there being no other. settings: those that differ from `Settings`, by name.
-    Raises ValueError for another model, or settings that do not fit.
+    model: "none", or a folder with any of raft/, igfc/, asfn/ and deepfill/ in it, as `convert` makes them. mask: what
+    is generated besides the border, of the size of the canvas on which a source is outpainted then. settings: those
+    that differ from `Settings`, by name.
+    Raises ValueError for a folder that has none of them, a network of another kind, or settings that do not fit.
     """
 
-    def __init__(self, model: str = "none", *, settings: Mapping[str, Any] | None = None):
-        if model != "none":
-            raise ValueError(f"isvi works without networks, by --model=none: found {model!r}")
-        self._settings = Settings.make(settings or {})
+    def __init__(
+        self, model: str | os.PathLike = NONE, *, mask: Masks | None = None, settings: Mapping[str, Any] | None = None
+    ):
+        self._settings, self._mask = Settings.make(settings or {}), mask
+        folder = None if str(model) == NONE else resolve(model)
+        self.models = {} if folder is None else {"model": (folder, self._settings)}
+        self._parts = _load_parts(folder)
 
     def __call__(self, source: FrameSource, canvas: Canvas, rng: None = None) -> Iterator[FramesTHWC]:
         """Yields canvas frames, uint8 [n, H, W, 3], in time order; the caller pastes the source's own pixels."""
-        start = 0
-        for frames, _, work in self.carry(source, canvas):
-            originals = source[start : start + len(frames)]
-            start += len(frames)
-            yield match_seam(work.to_canvas(frames, originals), originals, canvas)
+        return (frames for frames, _ in self.carry(source, canvas))
 
-    def carry(self, source: FrameSource, canvas: Canvas) -> Iterator[tuple[np.ndarray, np.ndarray, WorkCanvas]]:
-        """Yields frames of the work canvas, float32 [n, h, w, 3] in 0..255, how far each pixel is a real one,
-        float32 [n, h, w, 1] in 0..1 (1 known, 0 made up), and the work canvas.
+    def carry(self, source: FrameSource, canvas: Canvas) -> Iterator[tuple[FramesTHWC, np.ndarray]]:
+        """Yields canvas frames, uint8 [n, H, W, 3], and how far each pixel is a real one, float32 [n, H, W, 1] in 0..1
+        (1 known, 0 made up), in time order. Says on stderr if no pixel was found anywhere.
 
-        Raises ValueError where nothing of the source is left on the work canvas.
+        Raises ValueError where nothing of the source is left on the work canvas, or RAFT cannot take its frames.
         """
-        work = WorkCanvas(canvas, self._settings.lines, multiple=2)
-        box = known_box(work)
-        bytes_per_frame = work.height * work.width * 6 * 4
-        size = max(2, (self._settings.megabytes << 20) // bytes_per_frame)
-        for window, emitted in plan_windows(len(source), size):
-            known = work.place(source[window.start : window.stop])[:, *box.box]
-            frames, confidence = _fill(known, box, self._settings.max_error)
-            kept = slice(emitted.start - window.start, emitted.stop - window.start)
-            yield frames[kept], confidence[kept], work
+        settings = self._settings
+        work = WorkCanvas(canvas, settings.lines, multiple=2)
+        window = max(3, (settings.megabytes << 20) // (work.height * work.width * BYTES_PER_PIXEL))
+        limits = Limits(window, settings.max_error, settings.key_frames)
+        clip = WorkClip(source, work, self._mask, keep=window + 1)
+        start, hidden, found = 0, 0, 0
+        for frames, confidence in propagate(clip, source_cuts(source), self._parts, limits):
+            shown = slice(start, start + len(frames))
+            start = shown.stop
+            originals, masks = source[shown], canvas.mask()[None]
+            if self._mask is not None:
+                masks = np.maximum(self._mask[shown], masks)
+            trust = np.where(masks > 0, np.clip(work.to_canvas(confidence, originals), 0, 1), 1)
+            generated = np.broadcast_to(masks > 0, trust.shape)
+            hidden, found = hidden + generated.sum(), found + (trust[generated] > 0).sum()
+            yield match_seam(work.to_canvas(frames, originals), originals, canvas, masks), trust
+        if found < _LITTLE * hidden:
+            print("isvi: no frame shows what another lacks (does the camera stand still?): made up", file=sys.stderr)
 
 
-def plan_windows(num_frames: int, size: int) -> list[tuple[range, range]]:
-    """Windows of at most `size` frames that overlap by half, and the frames amid each that are taken from it."""
-    starts = range(0, max(1, num_frames - size + size // 2), max(1, size // 2))
-    windows = [range(start, min(start + size, num_frames)) for start in starts]
-    borders = [(after.start + before.stop) // 2 for before, after in itertools.pairwise(windows)]
-    taken = itertools.starmap(range, itertools.pairwise([0, *borders, num_frames]))
-    return list(zip(windows, taken, strict=True))
-
-
-def _fill(known: FramesTHWC, box: Canvas, max_error: float) -> tuple[np.ndarray, np.ndarray]:
-    """Frames of a canvas whose box is known, float32 [T, h, w, 3] in 0..255, and their confidence [T, h, w, 1]."""
-    mask = box.mask()
-    blank = np.zeros((len(known), *mask.shape[:2], 3), np.uint8)
-    frames = spread(box.paste(blank, known), mask)
-    if len(known) < 2 or min(known.shape[1:3]) < _MIN_PIXELS or not mask.any():
-        return frames, np.broadcast_to(1.0 - mask, (*frames.shape[:3], 1)).astype(np.float32)
-    forward, backward = _flows(known, box)
-    missing = np.broadcast_to(gradient_mask(mask), (*frames.shape[:3], 1))
-    gradients = rearrange(jnp.stack(differences(frames)), "way t h w c -> t h w (way c)")
-    carried = propagate(gradients[None], missing[None], forward[None], backward[None], max_error)
-    del gradients, forward, backward
-    values, unknown, confidence = (np.asarray(x[0]) for x in carried)
-    for start in range(0, len(frames), _AT_A_TIME):
-        part = slice(max(0, min(start, len(frames) - _AT_A_TIME)), start + _AT_A_TIME)
-        frames[part] = _blend(frames[part], mask, values[part], unknown[part])
-    return frames, np.where(mask > 0, confidence, 1)
-
-
-def _blend(frames: np.ndarray, mask: np.ndarray, gradients: np.ndarray, missing: np.ndarray) -> np.ndarray:
-    right, down = rearrange(gradients, "t h w (way c) -> way t h w c", way=2)
-    blended = np.clip(blend(frames, mask[None], Edges(right, down), missing), 0, 255)
-    lost = np.asarray(unresolved(np.broadcast_to(mask, missing.shape), missing)).astype(np.uint8)
-    return np.concatenate([spread(frame[None], holes) for frame, holes in zip(blended, lost, strict=True)])
-
-
-def _flows(known: FramesTHWC, box: Canvas) -> tuple[np.ndarray, np.ndarray]:
-    """Flow from each frame to the next and back, float32 [T-1, h, w, 2] on the whole canvas."""
-    grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in known]
-    estimator = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    pairs = list(itertools.pairwise(grey))
-    return (
-        np.stack([_complete(estimator.calc(before, after, None), box) for before, after in pairs]),
-        np.stack([_complete(estimator.calc(after, before, None), box) for before, after in pairs]),
+def _load_parts(folder: Path | None) -> Parts:
+    """The networks that a model folder has, and classical parts for the others."""
+    there = {kind: load_kind(folder / kind, kind) for kind in NETWORKS if folder and (folder / kind).is_dir()}
+    if folder and not there:
+        commands = "`python -m m3ddm_jax.convert KIND SOURCE FOLDER/KIND`"
+        raise ValueError(f"{folder} has none of {', '.join(f'{kind}/' for kind in NETWORKS)}: {commands} makes them")
+    return Parts(
+        estimate=Raft(*there["raft"]) if "raft" in there else Dis(),
+        complete=Igfc(*there["igfc"]) if "igfc" in there else CameraMotion(),
+        hallucinate=_hallucinator(*there["deepfill"]) if "deepfill" in there else None,
+        fuse=_fuser(*there["asfn"]) if "asfn" in there else None,
     )
 
 
-def _complete(flow: np.ndarray, box: Canvas) -> np.ndarray:
-    """Flow [h, w, 2] of a canvas's box on the whole of it: the camera's motion, and a membrane over what differs."""
-    inset = max(0, min(_MARGIN, (min(flow.shape[:2]) - _MIN_PIXELS) // 2))
-    inner = flow[inset : flow.shape[0] - inset, inset : flow.shape[1] - inset]
-    rows, columns = np.mgrid[: box.height, : box.width].astype(np.float32)
-    place = np.stack([columns, rows], -1)
-    top, left = box.top + inset, box.left + inset
-    known = (slice(top, top + inner.shape[0]), slice(left, left + inner.shape[1]))
-    camera = _camera_motion(place[known], inner, place)
-    rest, weight = np.zeros((box.height, box.width, 2), np.float32), np.zeros((box.height, box.width), np.float32)
-    rest[known], weight[known] = inner - camera[known], 1
-    cells = (-(-box.width // _REDUCTION), -(-box.height // _REDUCTION))
-    rest, weight = (cv2.resize(x, cells, interpolation=cv2.INTER_AREA) for x in (rest, weight))
-    mean = rest / np.maximum(weight, 1e-6)[..., None]
-    filled = np.asarray(fill_laplace(mean[None], weight[None, ..., None] == 0))[0]
-    completed = camera + cv2.resize(filled, (box.width, box.height), interpolation=cv2.INTER_LINEAR)
-    completed[known] = inner
-    return completed
+def _hallucinator(module: nn.Module, variables: Variables) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """DeepFill as `Parts.hallucinate`. Its published weights see BGR."""
+    variables, apply = jax.device_put(variables), jax.jit(module.apply)
+
+    def hallucinate(frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        bgr, hole = (_padded(x[None], _WIDTHS["deepfill"]) for x in (frame[..., ::-1] / 127.5 - 1, mask))
+        redrawn = np.asarray(apply(variables, bgr, hole))[0, : frame.shape[0], : frame.shape[1], ::-1]
+        return np.where(mask > 0, (redrawn + 1) * 127.5, frame)
+
+    return hallucinate
 
 
-def _camera_motion(place: np.ndarray, flow: np.ndarray, everywhere: np.ndarray) -> np.ndarray:
-    """The flow that the similarity nearest to a known flow has everywhere; zero where there is none."""
-    start = place[::_GRID, ::_GRID].reshape(-1, 2)
-    end = start + flow[::_GRID, ::_GRID].reshape(-1, 2)
-    motion, _ = cv2.estimateAffinePartial2D(start, end, method=cv2.RANSAC, ransacReprojThreshold=0.5)
-    if motion is None:
-        return np.zeros_like(everywhere)
-    return (everywhere @ motion[:, :2].T + motion[:, 2] - everywhere).astype(np.float32)
+def _fuser(module: nn.Module, variables: Variables) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """ASFN as `Parts.fuse`. Its published weights see BGR, differences of 0..1."""
+    variables, apply = jax.device_put(variables), jax.jit(module.apply)
+
+    def fuse(gradients: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        bgr, hole = (_padded(x, _WIDTHS["asfn"]) for x in (gradients[..., ::-1] / 255, mask))
+        fused = np.asarray(apply(variables, bgr, hole))[:, : mask.shape[1], : mask.shape[2], ::-1]
+        return 255 * fused
+
+    return fuse
+
+
+def _padded(x: np.ndarray, multiple: int) -> np.ndarray:
+    """Images [N, H, W, C], continued at their edge to the right and below, up to sides that are multiples."""
+    return np.pad(x, [(0, 0), *((0, -side % multiple) for side in x.shape[1:3]), (0, 0)], "edge")

@@ -22,6 +22,7 @@ from m3ddm_jax.models.autoencoder import decode_tiled, reduce_mask, to_latents
 from m3ddm_jax.parallel.mesh import BATCH_AXES, make_mesh, replicated
 from m3ddm_jax.pipelines import compositing
 from m3ddm_jax.pipelines.baselines import inpaint_telea
+from m3ddm_jax.pipelines.carried_pixels import CarriedPixels
 from m3ddm_jax.pipelines.denoiser import Denoiser, SampleSettings
 from m3ddm_jax.pipelines.hierarchy import Level, Window, plan_batches
 from m3ddm_jax.pipelines.latent_spool import LatentSpool
@@ -99,7 +100,8 @@ class Codec:
 class LatentVideo:
     """One source that is outpainted to one canvas.
 
-    work: the canvas that networks see, its sides multiples of what they need.
+    work: the canvas that networks see, its sides multiples of what they need. carried: pixels that are known besides
+    the source's, where work is a `WorkCanvas`; they come back as they are.
     """
 
     def __init__(
@@ -112,11 +114,12 @@ class LatentVideo:
         settings: SampleSettings,
         rng: jax.Array,
         preparation: Preparation = Preparation(),
+        carried: CarriedPixels | None = None,
     ):
         self._source, self._canvas, self._work = source, canvas, work
         self._codec, self._devices, self._rng = codec, devices, rng
         self._num_frames, self._seam = settings.num_frames, settings.seam
-        self._preparation = preparation
+        self._preparation, self._carried = preparation, carried
         self._black = codec.encode(jnp.full((1, work.height, work.width, 3), BLACK), rng, "black")[0]
 
     def outpaint(self, levels: Sequence[Level], denoisers: Sequence[tuple[Denoiser, Contexts]]) -> Iterator[FramesTHWC]:
@@ -164,10 +167,9 @@ class LatentVideo:
     def _prepare(self, window: Window, denoiser: Denoiser, spool: LatentSpool) -> dict[str, Any]:
         """Conditions (what one window has of its own), guess and noise [T, h, w, C]."""
         choices, rng = self._preparation, self._rng
-        frames = self._work.place(self._source[list(window.frames)])
-        mask = np.repeat(self._work.mask[None], len(frames), axis=0)
+        frames, mask = self._known(window.frames)
         fill = {"spread": compositing.spread, "telea": inpaint_telea}[choices.guess]
-        guess = to_unit_range(fill(frames, self._work.mask))
+        guess = to_unit_range(np.concatenate([fill(f[None], m) for f, m in zip(frames, mask, strict=True)]))
         place = (window.stride, window.frames[0])
         guess_latents = np.array(self._codec.encode(guess, rng, "guess", *place))
         masked_latents = np.array(self._codec.encode(denoiser.hide(guess, mask), rng, "masked", *place))
@@ -194,14 +196,29 @@ class LatentVideo:
             "noise": np.float32(denoiser.noise_scale) * noise,
         }
 
+    def _known(self, indices: Sequence[int]) -> tuple[FramesTHWC, np.ndarray]:
+        """Frames of the work canvas, uint8 [T, h, w, 3], and what is unknown of each, uint8 [T, h, w, 1]."""
+        work = self._work
+        if self._carried is None:
+            frames = work.place(self._source[list(indices)])
+            return frames, np.repeat(work.mask[None], len(frames), axis=0)
+        frames, masks = self._carried[indices]
+        return compositing.resize(frames, work.height, work.width), work.reduce(masks)
+
     def _show(self, start: int, stop: int, spool: LatentSpool) -> FramesTHWC:
         """Canvas frames of `start` to `stop`, at most a window's number."""
         # Short chunks are filled up: one shape, one compile.
         latents = np.stack([spool.last(min(i, stop - 1)) for i in range(start, start + self._num_frames)])
         originals = self._source[start:stop]
         frames = self._work.to_canvas(self._codec.decode(latents)[: stop - start], originals)
+        if self._carried is None:
+            return self._match(frames, self._canvas.paste(frames, originals), self._canvas.mask()[None])
+        known, masks = self._carried[range(start, stop)]
+        return np.where(masks > 0, self._match(frames, known, masks), known)
+
+    def _match(self, frames: np.ndarray, known: np.ndarray, masks: np.ndarray) -> FramesTHWC:
         if self._seam == "matched":
-            return compositing.match_seam(frames, originals, self._canvas)
+            return compositing.match_known(frames, known, masks)
         return np.clip(np.rint(frames), 0, 255).astype(np.uint8)
 
 

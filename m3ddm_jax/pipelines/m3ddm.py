@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from m3ddm_jax.geometry import Canvas
+from m3ddm_jax.pipelines.carried_pixels import CarriedPixels
 from m3ddm_jax.pipelines.denoiser import Denoiser, SampleSettings, load_kind, load_pipeline
 from m3ddm_jax.pipelines.hierarchy import Level, official_windows, plan_windows
 from m3ddm_jax.pipelines.latent_video import Codec, Devices, LatentVideo, Preparation, to_unit_range
@@ -85,7 +86,8 @@ class M3DDM:
     model: folder written by training's export or by convert, or hf:OWNER/NAME; the embedded default if None.
     preset: "official" for the released code's pipeline. settings: single ones, by name, that come last. steps: one of
     them that is wanted often. dtype: in what the networks compute, float32 or bfloat16. windows: so many that do not
-    wait for each other are sampled at once, spread over the devices; one a device by default (on CPUs one).
+    wait for each other are sampled at once, spread over the devices; one a device by default (on CPUs one). propagate:
+    pixels that other frames have seen, as `isvi` carries them, are known to the model and come back as they are.
     Raises ValueError for a folder that is not a whole model, an unknown preset, or settings that do not fit.
     """
 
@@ -98,11 +100,15 @@ class M3DDM:
         steps: int | None = None,
         dtype: str = "float32",
         windows: int | None = None,
+        propagate: bool = False,
     ):
         folder = resolve(DEFAULT_MODEL if model is None else model)
         network, variables = load_kind(folder, "m3ddm")
         diffusion, own = load_pipeline(folder, "sample")
         self._settings = _choose_settings(own, preset, {**(settings or {}), **({"steps": steps} if steps else {})})
+        if propagate and self._settings.canvas == "square":
+            raise ValueError("--propagate needs canvas=target: there is no room for what it finds on the square")
+        self._propagate = propagate
         self.models = {"model": (folder, self._settings)}
         self._devices = Devices(windows)
         self._codec = Codec(*load_autoencoder(folder), self._devices, dtype, self._settings.posterior)
@@ -115,7 +121,8 @@ class M3DDM:
         work = make_canvas(canvas, settings.lines, self._codec.downscale * self._denoiser.multiple)
         in_sequence = settings.windows == "sequential"
         preparation = Preparation(settings.guess, settings.latent_mask, settings.posterior, settings.noise, in_sequence)
-        video = LatentVideo(source, canvas, work, self._codec, self._devices, settings, rng, preparation)
+        carried = CarriedPixels(source, canvas) if self._propagate else None
+        video = LatentVideo(source, canvas, work, self._codec, self._devices, settings, rng, preparation, carried)
         contexts = self._devices.share(self._encode_contexts(source, rng))
         levels = self._plan(len(source))
         return video.outpaint(levels, [(self._denoiser, lambda windows: contexts)] * len(levels))

@@ -24,8 +24,15 @@ class WorkCanvas:
         portrait = canvas.height > canvas.width
         self.height, self.width = (long_side, short_side) if portrait else (short_side, long_side)
         self._canvas = canvas
-        share = cv2.resize(canvas.mask().astype(np.float32), (self.width, self.height), interpolation=cv2.INTER_AREA)
-        self.mask = (share > 1e-6).astype(np.uint8)[..., None]
+        self.mask = self.reduce(canvas.mask()[None])[0]
+
+    def reduce(self, masks: np.ndarray) -> np.ndarray:
+        """Masks of the canvas, uint8 [T, H, W, 1], as `mask` is: uint8 [T, h, w, 1], 1 where anything is unknown."""
+        shares = [
+            cv2.resize(mask.astype(np.float32), (self.width, self.height), interpolation=cv2.INTER_AREA)
+            for mask in masks
+        ]
+        return (np.stack(shares) > 1e-6).astype(np.uint8)[..., None]
 
     def place(self, frames: FramesTHWC) -> FramesTHWC:
         """Source frames as the work canvas holds them, uint8 [T, h, w, 3]; what unknown pixels hold means nothing."""

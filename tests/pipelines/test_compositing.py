@@ -65,6 +65,36 @@ def test_nothing_to_correct_changes_nothing():
     )
 
 
+def test_a_hole_is_matched_from_its_rim_and_shows_nothing_of_the_source():
+    canvas = Canvas.from_pad(96, 96, 0, 0, 32, 0)
+    source = np.full((3, 96, 96, 3), 140, np.uint8)
+    masks = np.repeat(canvas.mask()[None], 3, axis=0)
+    masks[0, 40:72, 20:52] = masks[1, 8:40, 30:62] = masks[2] = 1
+    other = np.where(masks[:, *canvas.box], 3, source).astype(np.uint8)
+    generated = np.full((3, 96, 128, 3), 100, np.uint8)
+    matched = match_seam(generated, source, canvas, masks)
+    np.testing.assert_array_equal(matched, match_seam(generated, other, canvas, masks))
+    for frame, (top, left) in zip(matched, [(40, 20), (8, 30)], strict=False):
+        hole = frame[
+            top : top + 32,
+            left : left + 32,
+            :,
+        ].astype(int)[..., 0]
+        assert (hole[[0, -1]] == 140).all() and (hole[:, [0, -1]] == 140).all()
+        assert hole[16, 16] < 115, "and fades towards the middle"
+        assert (frame[:, 96] == 140).all(), "as at the border"
+    assert (matched[2] == 100).all(), "where nothing is known there is nothing to meet"
+
+
+def test_masks_of_the_border_alone_change_nothing():
+    canvas = canvas_of((10, 0, 10, 6))
+    whole = smooth_frames(canvas.height, canvas.width, num_frames=2)
+    source = np.rint(whole[:, *canvas.box]).astype(np.uint8)
+    masks = np.repeat(canvas.mask()[None], 2, axis=0)
+    matched = match_seam(whole * 0.8, source, canvas)
+    np.testing.assert_array_equal(match_seam(whole * 0.8, source, canvas, masks), matched)
+
+
 @given(PADS)
 def test_spreading_keeps_the_known_and_looks_at_nothing_else(pad):
     canvas = canvas_of(pad)

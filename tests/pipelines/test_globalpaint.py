@@ -251,3 +251,21 @@ def test_folders_that_do_not_fit_are_named(folders, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             GlobalPaint(**arguments)
+
+
+class Carried:
+    """`CarriedPixels` that know a grey band on the left of every frame."""
+
+    def __init__(self, source, canvas):
+        self.frames = canvas.paste(np.full((len(source), canvas.height, canvas.width, 3), 77, np.uint8), source[:])
+        self.masks = np.repeat(canvas.mask()[None], len(source), axis=0)
+        self.masks[:, :, :3] = 0
+
+    def __getitem__(self, indices):
+        return self.frames[list(indices)], self.masks[list(indices)]
+
+
+def test_carried_pixels_come_back_as_they_are(folders, monkeypatch):
+    monkeypatch.setattr(globalpaint, "CarriedPixels", Carried)
+    outpainted = run(GlobalPaint(folders / "plain", sequential=True, propagate=True), two_shots())
+    assert (outpainted[:, :, :3] == 77).all() and (outpainted[:, :, 3] != 77).any()

@@ -13,6 +13,7 @@ from m3ddm_jax.models import registry
 from m3ddm_jax.models.autoencoder import PatchCodec
 from m3ddm_jax.models.e2fgvi import E2FGVI
 from m3ddm_jax.outpaint import make_outpainter, outpaint, parse_settings
+from m3ddm_jax.pipelines import in2out
 from m3ddm_jax.pipelines.in2out import In2Out, _complete, average, halve, plan_windows
 from m3ddm_jax.pipelines.work_canvas import WorkCanvas, known_box
 from m3ddm_jax.video import FrameSource
@@ -49,15 +50,25 @@ def folder(variables, tmp_path_factory):
 
 
 @pytest.fixture
-def faked(folder):
-    """make(complete, **settings): an outpainter whose network is `complete(frames, mask)`, numpy to numpy."""
+def faked(folder, variables, monkeypatch):
+    """make(complete, mask, **settings): an outpainter whose network is `complete(frames, masks)`, numpy to numpy."""
+    monkeypatch.setattr(in2out, "load_model", lambda folder: (TINY, variables))  # reading it takes a second
 
-    def make(complete, **settings):
-        outpainter = In2Out(folder, settings={**SETTINGS, **settings})
+    def make(complete, mask=None, **settings):
+        outpainter = In2Out(folder, settings={**SETTINGS, **settings}, mask=mask)
         outpainter._complete = lambda _, frames, mask, num_local: complete(frames, mask)[:num_local].astype(np.float32)
         return outpainter
 
     return make
+
+
+def holes_of(canvas, num_frames):
+    """A hole that moves over the source, on the canvas: uint8 [n,H,W,1]; the last frame of more than 4 is all hole."""
+    holes = np.zeros((num_frames, canvas.source_height, canvas.source_width, 1), np.uint8)
+    for index, hole in enumerate(holes):
+        hole[9:13, 6 + index % 7 :][:, :5] = 1
+    holes[4:][-1:] = 1
+    return canvas.masks(holes)
 
 
 def noise(num_frames, height=24, width=24, seed=0):
@@ -94,7 +105,7 @@ def test_what_was_known_is_kept_in_both_passes(faked):
 
     def complete(frames, mask):
         seen.append((frames, mask))
-        return np.full(frames.shape, {46: 50, 68: 200}[mask.shape[1]])
+        return np.full(frames.shape, {46: 50, 68: 200}[mask.shape[2]])
 
     source = noise(9)
     frames = run(faked(complete, seam="hard"), source, WIDE)
@@ -105,9 +116,9 @@ def test_what_was_known_is_kept_in_both_passes(faked):
     expected[:, :, left : left + 46] = 50
     np.testing.assert_array_equal(WIDE.paste(frames, source), WIDE.paste(expected, source))
     # The second pass is shown the first one's frames with the source in them, whole and in their places.
-    shown, mask = next((frames, mask) for frames, mask in seen if mask.shape == (24, 68, 1))
-    np.testing.assert_array_equal(mask[:, :left], 1)
-    np.testing.assert_array_equal(mask[:, left : left + 46], 0)
+    shown, masks = next((frames, masks) for frames, masks in seen if masks.shape[1:] == (24, 68, 1))
+    np.testing.assert_array_equal(masks[:, :, :left], 1)
+    np.testing.assert_array_equal(masks[:, :, left : left + 46], 0)
     np.testing.assert_array_equal(shown[:3, :, WIDE.left : WIDE.left + 24], source[:3])
     assert (shown[:, :, left : WIDE.left] == 50).all()
 
@@ -126,7 +137,7 @@ def test_wide_borders_take_two_passes(faked, canvas, settings, sizes):
     found = set()
 
     def complete(frames, mask):
-        found.add(mask.shape)
+        found.add(mask.shape[1:])
         return frames
 
     assert run(faked(complete, **settings), noise(5), canvas).shape == (5, canvas.height, canvas.width, 3)
@@ -139,6 +150,70 @@ def test_colours_meet_at_the_border_unless_told_otherwise(faked):
     matched = run(faked(darker), source, WIDE)
     assert (matched[:, :, WIDE.left - 1] == 140).all() and (matched[:, :, 0] < 105).all()
     assert (run(faked(darker, seam="hard"), source, WIDE) == 100)[:, :, : WIDE.left].all()
+
+
+def test_the_network_sees_nothing_within_four_pixels_of_a_hole(faked):
+    seen = []
+    canvas = Canvas.from_pad(24, 24, 4, 0, 0, 0)
+    masks = holes_of(canvas, 3)
+    run(faked(lambda frames, mask: seen.append(mask) or frames, mask=masks), noise(3), canvas)
+    rows, columns = np.mgrid[:24, :28]
+    hole = masks[1, ..., 0] * (columns >= 4)
+    near = [(abs(rows - row) + abs(columns - column) <= 4) for row, column in np.argwhere(hole)]
+    # The hole is wider; the border is not.
+    np.testing.assert_array_equal(seen[0][1, ..., 0], np.any(near, axis=0) | (columns < 4))
+
+
+@pytest.mark.parametrize(
+    ("canvas", "seam"),
+    [
+        (Canvas.from_size(24, 24, 24, 24), "matched"),
+        (NARROW, "hard"),
+        (WIDE, "matched"),
+        (Canvas.from_pad(48, 48, 12, 0, 0, 12), "matched"),
+    ],
+)
+def test_what_a_mask_hides_is_not_looked_at(faked, canvas, seam):
+    """Two sources that differ in their holes alone become the same video, in which the rest is as it was."""
+
+    def complete(frames, mask):
+        known = np.where(mask, 127, frames)
+        return known[:, ::-1].mean(0, keepdims=True) + 0 * known
+
+    shape = (canvas.source_height, canvas.source_width)
+    masks = holes_of(canvas, 9)
+    first, second = noise(9, *shape), noise(9, *shape, seed=1)
+    second = np.where(masks[:, *canvas.box], second, first)
+    outpainter = faked(complete, mask=masks, seam=seam)
+    made = run(outpainter, first, canvas)
+    np.testing.assert_array_equal(made, run(outpainter, second, canvas))
+    hidden = masks[..., 0] == 1
+    assert made[hidden].std() > 1, "something is made"
+    pasted = canvas.paste(made, first, masks)
+    np.testing.assert_array_equal(pasted[~hidden], canvas.paste(made, first)[~hidden])
+
+
+def test_masks_of_the_border_alone_are_no_masks(faked):
+    complete = lambda frames, mask: np.where(mask, 90, frames)  # noqa: E731
+    border = np.repeat(WIDE.mask()[None], 5, axis=0)
+    expected = run(faked(complete), noise(5), WIDE)
+    np.testing.assert_array_equal(run(faked(complete, mask=border), noise(5), WIDE), expected)
+
+
+def test_holes_are_filled_in_the_first_pass_and_known_in_the_second(faked):
+    seen = []
+
+    def complete(frames, mask):
+        seen.append((frames, mask))
+        return np.full(frames.shape, {46: 50, 68: 200}[mask.shape[2]])
+
+    masks = holes_of(WIDE, 3)
+    made = run(faked(complete, mask=masks, seam="hard"), noise(3), WIDE)
+    holes = masks[:, *WIDE.box][..., 0] == 1
+    assert (made[:, *WIDE.box][holes] == 50).all()
+    (first, _), (second, mask) = seen
+    assert first.shape[2] == 46 and not mask[:, *WIDE.box].any()
+    assert (second[:, *WIDE.box][holes] == 50).all()
 
 
 @given(st.integers(1, 60), st.integers(1, 4), st.integers(1, 6), st.integers(1, 12))
@@ -215,17 +290,17 @@ class Mirror:
 @pytest.mark.parametrize(("height", "width"), [(12, 20), (10, 26), (3, 2)])
 def test_any_size_is_continued_by_mirror_images(height, width):
     frames, network = noise(4, height, width), Mirror()
-    mask = np.zeros((height, width, 1), np.uint8)
-    mask[:1] = 1
-    found = _complete(network, {}, frames, mask, num_local=3)
-    expected = np.where(mask, 0, frames / 127.5 - 1)
+    masks = np.zeros((4, height, width, 1), np.uint8)
+    masks[:, :1] = masks[1, :, :1] = 1
+    found = _complete(network, {}, frames, masks, num_local=3)
+    expected = np.where(masks, 0, frames / 127.5 - 1)
     while expected.shape[1] % 12:  # as often as it takes; the released code does it once
         expected = np.concatenate([expected, expected[:, ::-1]], axis=1)[:, : -(-height // 12) * 12]
     while expected.shape[2] % 20:
         expected = np.concatenate([expected, expected[:, :, ::-1]], axis=2)[:, :, : -(-width // 20) * 20]
     np.testing.assert_allclose(network.shown[0], expected, atol=1e-6)
     # An unknown pixel is 0 to the network, so it comes back as mid grey.
-    np.testing.assert_allclose(found, np.where(mask, 127.5, frames)[:3], atol=1e-4)
+    np.testing.assert_allclose(found, np.where(masks, 127.5, frames)[:3], atol=1e-4)
 
 
 class Spy(FrameSource):
@@ -270,7 +345,8 @@ def test_memory_does_not_grow_with_the_video(faked, canvas):
 
 def test_it_computes_in_the_dtype_that_is_wanted(folder):
     outpainter = In2Out(folder, dtype="bfloat16")
-    program = outpainter._complete.lower(outpainter._variables, noise(2), np.zeros((24, 24, 1), np.uint8), num_local=2)
+    masks = np.zeros((2, 24, 24, 1), np.uint8)
+    program = outpainter._complete.lower(outpainter._variables, noise(2), masks, num_local=2)
     assert "bf16" in program.as_text()
 
 
@@ -297,16 +373,22 @@ def test_known_pixels_are_those_that_hold_nothing_unknown():
 
 
 def test_a_checkpoint_is_converted_and_outpaints(tmp_path):
-    """From the authors' names and layouts to frames in a folder, known pixels exact."""
+    """From the authors' names and layouts to frames in a folder, known pixels exact, on the border and in holes."""
     module = E2FGVI(width=4, flow_width=4, hidden=8, depth=1, ffn_channels=1, deform_groups=2)
     wanted = targets(module, _torch_name)
     shapes = {name: jax.ShapeDtypeStruct(torch_shape(weight.shape), np.float32) for name, weight in wanted.items()}
     save_file(random_like(shapes), tmp_path / "e2fgvi.safetensors")
     assert ": e2fgvi, " in convert("e2fgvi", str(tmp_path / "e2fgvi.safetensors"), str(tmp_path / "model"))
-    made = make_outpainter("in2out", model=str(tmp_path / "model"), settings=parse_settings(["lines=20", "seam=hard"]))
     source = FrameSource.from_array(noise(3, 30, 40))
     canvas = Canvas.from_aspect(30, 40, 16 / 9)
-    assert outpaint(source, made, canvas, tmp_path / "out", None) == 3
+    masks = holes_of(canvas, 3)
+    made = make_outpainter(
+        "in2out", model=str(tmp_path / "model"), settings=parse_settings(["lines=20", "seam=hard"]), mask=masks
+    )
+    assert outpaint(source, made, canvas, tmp_path / "out", None, masks) == 3
     written = FrameSource(tmp_path / "out")[:]
-    np.testing.assert_array_equal(written[:, *canvas.box], source[:])
+    blank = np.zeros_like(written)
+    np.testing.assert_array_equal(np.where(masks, 0, written), canvas.paste(blank, source[:], masks))
     assert written[:, :, 0].std() > 1
+    holes = masks[:, *canvas.box][..., 0] == 1
+    assert (written[:, *canvas.box][holes] != source[:][holes]).mean() > 0.9

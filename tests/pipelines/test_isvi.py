@@ -1,14 +1,16 @@
 import cv2
-import hypothesis.strategies as st
+import jax
 import numpy as np
 import pytest
-from hypothesis import given
 
 from m3ddm_jax.geometry import Canvas
+from m3ddm_jax.models import registry
+from m3ddm_jax.pipelines import isvi
 from m3ddm_jax.pipelines.baselines import Blur
-from m3ddm_jax.pipelines.isvi import Isvi, plan_windows
+from m3ddm_jax.pipelines.isvi import Isvi
 from m3ddm_jax.pipelines.mosaic import Mosaic
 from m3ddm_jax.video import FrameSource
+from m3ddm_jax.weights import save_model
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -22,8 +24,8 @@ def run(outpainter, frames, canvas):
 
 
 def carry(frames, canvas):
-    """Frames and confidence at the canvas's own size."""
-    frames, confidence, _ = zip(*Isvi().carry(FrameSource.from_array(frames), canvas), strict=True)
+    """Frames and confidence."""
+    frames, confidence = zip(*Isvi().carry(FrameSource.from_array(frames), canvas), strict=True)
     return np.concatenate(frames), np.concatenate(confidence)
 
 
@@ -75,28 +77,104 @@ def test_frames_too_small_for_flow_and_a_canvas_that_adds_nothing(size, pad):
 
 def test_a_canvas_of_fewer_lines_is_scaled_up():
     known, canvas = cut(pan(8, 4, height=96, width=192), 24)
-    isvi = Isvi(settings={"lines": 48})
-    assert run(isvi, known, canvas).shape == (8, 96, 192, 3)
-    frames, *_ = next(isvi.carry(FrameSource.from_array(known), canvas))
-    assert frames.shape == (8, 48, 96, 3)
+    frames, confidence = next(Isvi(settings={"lines": 48}).carry(FrameSource.from_array(known), canvas))
+    assert frames.shape == (8, 96, 192, 3) and confidence.shape == (8, 96, 192, 1)
+    assert (confidence[:, *canvas.box] == 1).all() and confidence.min() >= 0 and confidence.max() <= 1
 
 
-@given(st.integers(1, 40), st.integers(2, 12))
-def test_windows_overlap_and_stand_for_each_frame_once(num_frames, size):
-    windows = plan_windows(num_frames, size)
-    assert [i for _, taken in windows for i in taken] == list(range(num_frames))
-    for window, taken in windows:
-        assert len(window) <= size and window.start <= taken.start and taken.stop <= window.stop
-        # A frame has a quarter of a window on either side, or the video's end.
-        assert taken.start - window.start >= size // 4 - 1 or window.start == 0
-        assert window.stop - taken.stop >= size // 4 - 1 or window.stop == num_frames
+def test_a_still_camera_is_told_once(capsys):
+    known, canvas = cut(np.repeat(pan(1, 4), 8, axis=0), 12)
+    run(Isvi(), known, canvas)
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "no frame shows what another lacks" in told
+    run(Isvi(), *cut(pan(8, 4), 12))
+    assert not capsys.readouterr().err
 
 
-def test_wrong_options_are_named():
-    with pytest.raises(ValueError, match="--model=none: found 'somewhere'"):
-        Isvi("somewhere")
+def test_nothing_is_carried_from_one_shot_to_the_next(monkeypatch):
+    monkeypatch.setattr(isvi, "source_cuts", lambda source: [4])
+    known, canvas = cut(pan(8, 4), 12)
+    _, confidence = carry(known, canvas)
+    left, right = confidence[:, 2:-2, :11], confidence[:, 2:-2, -11:-1]
+    assert not left[4].any() and (left[3] > 0).any() and not right[3].any() and (right[4] > 0).any()
+
+
+class Square:
+    """Masks of a square of every frame of a canvas."""
+
+    height, width = 48, 96
+    rows, columns = slice(20, 28), slice(40, 50)
+
+    def __getitem__(self, frames):
+        masks = np.zeros((len(range(8)[frames]), self.height, self.width, 1), np.uint8)
+        masks[:, self.rows, self.columns] = 1
+        return masks
+
+
+def test_what_a_mask_hides_is_made_anew():
+    """A red square that moves with the picture's frame; the picture passes behind it by more than its width."""
+    frames = pan(8, 4)
+    known, canvas = cut(frames, 12)
+    marked = known.copy()
+    marked[:, 20:28, 28:38] = (255, 0, 0)
+    outpainted = run(Isvi(mask=Square()), marked, canvas)
+    inside = np.zeros(frames.shape[:3], bool)
+    inside[:, Square.rows, Square.columns] = True
+    outside = ~inside[:, *canvas.box]
+    np.testing.assert_array_equal(outpainted[:, *canvas.box][outside], marked[outside])
+    assert np.square(outpainted[inside] - np.float32(frames[inside])).mean() < 0.25 * np.var(frames[inside])
+
+
+def save_networks(folder, *kinds):
+    """Slim networks with random weights, as `convert` would make them."""
+    slim = {
+        "raft": {"width": 8, "small": True},
+        "igfc": {"width": 4, "interval": 1},
+        "asfn": {"width": 4},
+        "deepfill": {"width": 4},
+    }
+    rng = np.random.default_rng(0)
+    for kind in kinds:
+        module = registry.build(kind, **slim[kind])
+        variables = jax.tree.map(
+            lambda leaf: rng.normal(0, 0.05, leaf.shape).astype(np.float32), registry.abstract_variables(module)
+        )
+        save_model(folder / kind, module, variables)
+    return folder
+
+
+def test_networks_of_a_folder_work_together(tmp_path):
+    frames = pan(2, 4, height=64, width=80)
+    known, canvas = cut(frames, 8)
+    outpainter = Isvi(save_networks(tmp_path, *isvi.NETWORKS))
+    assert outpainter.models["model"][0] == tmp_path
+    outpainted = run(outpainter, known, canvas)
+    assert outpainted.shape == frames.shape
+    np.testing.assert_array_equal(outpainted[:, *canvas.box], known)
+    assert (outpainted != run(Isvi(), known, canvas))[:, :, :8].any()
+    with pytest.raises(ValueError, match="96x96: RAFT's correlation pyramid takes sides of more than 120 pixels"):
+        run(outpainter, known[:, :48, :48], Canvas.from_pad(48, 48, 8, 0, 8, 0))
+
+
+def test_a_network_that_is_missing_is_replaced(tmp_path):
+    """DeepFill alone: what no frame saw is its picture, not the blur."""
+    known, canvas = cut(np.repeat(pan(1, 4), 8, axis=0), 12)
+    outpainted = run(Isvi(save_networks(tmp_path, "deepfill")), known, canvas)
+    beyond = canvas.mask()[..., 0] > 0
+    assert (outpainted != run(Isvi(), known, canvas))[:, beyond].mean() > 0.5
+    # One frame is made up, the others follow it.
+    assert np.abs(np.diff(outpainted.astype(int), axis=0))[:, beyond].mean() < 3
+
+
+def test_wrong_options_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"has none of raft/, igfc/, asfn/, deepfill/: `python -m m3ddm_jax.convert"):
+        Isvi(tmp_path)
     with pytest.raises(ValueError, match="no setting line:"):
         Isvi(settings={"line": 240})
+    save_networks(tmp_path, "asfn")
+    (tmp_path / "asfn").rename(tmp_path / "igfc")
+    with pytest.raises(ValueError, match="holds a model of kind asfn: one of kind igfc is needed"):
+        Isvi(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["pp_1", "ct_paragliding-launch"])

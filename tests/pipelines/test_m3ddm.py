@@ -7,6 +7,7 @@ from m3ddm_jax.geometry import Canvas
 from m3ddm_jax.models import registry
 from m3ddm_jax.models.autoencoder import PatchCodec
 from m3ddm_jax.models.unet3d import M3DDMUNet
+from m3ddm_jax.pipelines import m3ddm
 from m3ddm_jax.pipelines.m3ddm import M3DDM, PRESETS, Settings
 from m3ddm_jax.weights import save_model
 
@@ -109,6 +110,40 @@ def test_windows_sampled_together_equal_windows_sampled_alone(folder):
     together = outpaint(M3DDM(folder, windows=3), source, canvas).astype(int)
     # Other batch sizes sum in another order: a value on the edge may round the other way.
     assert np.abs(together - alone).max() <= 1
+
+
+class Carried:
+    """`CarriedPixels` that know a band on the left of every second frame."""
+
+    def __init__(self, source, canvas):
+        self.frames = np.random.default_rng(2).integers(0, 256, (len(source), canvas.height, canvas.width, 3), np.uint8)
+        self.frames = canvas.paste(self.frames, source[:])
+        self.masks = np.repeat(canvas.mask()[None], len(source), axis=0)
+        self.masks[::2, :, 2:10] = 0
+
+    def __getitem__(self, indices):
+        return self.frames[list(indices)], self.masks[list(indices)]
+
+
+def test_carried_pixels_are_known_and_come_back_as_they_are(folder, monkeypatch):
+    canvas, source = Canvas.from_aspect(20, 16, 2.0), video(5)
+    monkeypatch.setattr(m3ddm, "CarriedPixels", Carried)
+    outpainter = M3DDM(folder, propagate=True)
+    seen = []
+    sample = outpainter._denoiser.sample
+    monkeypatch.setattr(outpainter._denoiser, "sample", lambda *args: seen.append(args[2].mask) or sample(*args))
+    outpainted, carried = outpaint(outpainter, source, canvas), Carried(source, canvas)
+    known = np.broadcast_to(carried.masks == 0, outpainted.shape)
+    np.testing.assert_array_equal(outpainted[known], carried.frames[known])
+    assert (outpainted != carried.frames)[~known].any()
+    # Work canvas of 32x16, cells of 4 pixels: the band covers the second cell alone, of whole frames in even places.
+    masks = np.asarray(seen[0])[0, ..., 0]
+    assert not masks[0, :, 1].any() and masks[0, :, 0].all() and masks[1, :, :2].all()
+
+
+def test_what_is_carried_needs_the_canvas_of_the_target(folder):
+    with pytest.raises(ValueError, match="--propagate needs canvas=target"):
+        M3DDM(folder, preset="official", settings=SMALL, propagate=True)
 
 
 def test_one_colour_and_nothing_to_generate_are_finite(folder):

@@ -22,6 +22,23 @@ def test_a_work_canvas_is_a_multiple_near_its_lines_and_calls_nothing_unknown_kn
             assert work.mask[row, column, 0] == (not inside)
 
 
+@pytest.mark.parametrize("lines", [32, 50, 64])
+def test_a_work_pixel_is_known_where_all_that_it_holds_is(lines):
+    canvas = Canvas.from_pad(60, 80, 10, 2, 12, 2)
+    work = WorkCanvas(canvas, lines, multiple=2)
+    masks = np.repeat(canvas.mask()[None], 2, axis=0)
+    masks[0, 30, 40] = masks[1, 10:21, 33:52] = 1
+    frames = np.full((2, 60, 80, 3), 80, np.uint8)
+    frames[masks[:, *canvas.box][..., 0] == 1] = 255
+    reduced, placed = work.reduce(masks), work.place(frames)
+    assert reduced.shape == (2, work.height, work.width, 1) and reduced.dtype == np.uint8
+    assert (reduced >= work.mask).all()
+    assert (placed[reduced[..., 0] == 0] == 80).all(), "nothing of a hole shows"
+    holes = reduced.sum((1, 2, 3)) - int(work.mask.sum())
+    scale = work.height / canvas.height
+    assert 1 <= holes[0] <= 4 and holes[1] <= (11 * scale + 2) * (19 * scale + 2), "and little more is hidden"
+
+
 def test_the_work_canvas_of_a_portrait_is_a_portrait():
     work = WorkCanvas(Canvas.from_aspect(64, 64, 9 / 16), lines=32, multiple=8)
     assert (work.height, work.width) == (56, 32)

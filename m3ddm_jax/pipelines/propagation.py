@@ -1,0 +1,203 @@
+"""Real pixels, carried along flow from the frames that saw a place to those that did not, and how far to trust each.
+
+Source: ISVI (Zhang et al., CVPR 2022) and FGVC (Gao et al., ECCV 2020). Windows that follow one another, and what is
+done where no network is given, are this project's: there the key frames are left out, and a blur ends what is open.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+
+from m3ddm_jax.flow import propagation
+from m3ddm_jax.flow.least_squares import Edges, differences
+from m3ddm_jax.flow.poisson import blend, gradient_mask, unresolved
+from m3ddm_jax.pipelines.compositing import spread
+from m3ddm_jax.pipelines.optical_flow import Completer, Estimator, ShotFlows
+from m3ddm_jax.pipelines.work_clip import WorkClip
+
+BYTES_PER_PIXEL = 7 * 4
+"""Of what is carried: colour gradients to the right and down, and the confidence."""
+
+_AT_A_TIME = 4  # frames that are blended together
+_TOLERANCE = 1e-4  # of blending: fractions of a grey level
+_SPECK = 1e-3  # of a frame; what is left of one is not made up but spread from around it, if it is less
+_LENGTH = 8  # of which windows have a multiple of frames: few shapes, few compiles
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """Who does what.
+
+    estimate, complete: flow, as in `optical_flow`.
+    hallucinate: (frame float32 [h, w, 3] in 0..255, mask [h, w, 1], 1 = made up) -> the whole frame; or None.
+    fuse: (gradients float32 [n, h, w, 3], of 0..255, in one direction, mask [n, h, w, 1], 1 = carried there) ->
+      gradients of one style; or None.
+    """
+
+    estimate: Estimator
+    complete: Completer
+    hallucinate: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    fuse: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """window: frames that are seen at once, 3 or more. max_error: pixels by which flow there and back may stray in a
+    step. key_frames: of a window, that are hallucinated at most."""
+
+    window: int
+    max_error: float
+    key_frames: int
+
+
+def propagate(
+    clip: WorkClip, cuts: Sequence[int], parts: Parts, limits: Limits
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Fills what the masks of a clip hide, shot by shot, window by window.
+
+    cuts: the first frame of every shot but the first one; nothing is carried across them.
+    Yields frames, float32 [n, h, w, 3] in 0..255, known pixels as they were, and how far each pixel is a real one,
+    float32 [n, h, w, 1] in 0..1 (1 known, 0 made up), in time order.
+    """
+    for start, stop in itertools.pairwise([0, *cuts, len(clip)]):
+        flows = ShotFlows(clip, range(start, stop), parts.estimate, parts.complete)
+        last = None
+        for frames, made in plan_windows(range(start, stop), limits.window):
+            flows.forget(frames.start)
+            filled, confidence = _Window(clip, frames, last, flows, parts, limits).fill(made)
+            last = filled[-1], confidence[-1]
+            yield filled, confidence
+
+
+def plan_windows(shot: range, size: int) -> Iterator[tuple[range, range]]:
+    """Windows of at most `size` frames, 2 or more, and the frames amid each that it makes, in time order.
+
+    A window begins with the last frame that the one before it made, which stands for all that was seen until then, and
+    sees as many frames again as it makes.
+    """
+    start = shot.start
+    while start < shot.stop:
+        first = max(shot.start, start - 1)
+        stop = min(first + size, shot.stop)
+        end = stop if stop == shot.stop else stop - (size - 1) // 2
+        yield range(first, stop), range(start, end)
+        start = end
+
+
+class _Window:
+    """Frames that are filled together. last: the frame before those that are made, and its confidence, if any."""
+
+    def __init__(
+        self,
+        clip: WorkClip,
+        frames: range,
+        last: tuple[np.ndarray, np.ndarray] | None,
+        flows: ShotFlows,
+        parts: Parts,
+        limits: Limits,
+    ):
+        shown = [clip.frame(index) for index in frames]
+        self._first, self._parts, self._limits = frames.start, parts, limits
+        self._frames = np.stack([frame.continued for frame in shown]).astype(np.float32)
+        self._hole = np.stack([frame.mask for frame in shown]) > 0
+        self._confidence = 1 - self._hole.astype(np.float32)
+        self._goes_on = last is not None
+        if last is not None:
+            self._frames[0], self._confidence[0] = last
+            # What was made up is not known, whatever the frame holds.
+            self._hole[0] = last[1] == 0
+        empty = len(frames) < 2 or not self._hole.any()
+        self._flows = None if empty else flows.between(frames)
+
+    def fill(self, made: range) -> tuple[np.ndarray, np.ndarray]:
+        """Frames and confidence, as `propagate` yields them, of those that are made."""
+        wanted = slice(made.start - self._first, made.stop - self._first)
+        if not self._hole[wanted].any():
+            return self._frames[wanted], self._confidence[wanted]
+        gradients = _gradients(self._frames)
+        # Inside of the hole confidence goes on, as frames do: what is read at its edge is as sure as what is known.
+        values = np.concatenate([gradients, np.where(self._hole, 1, self._confidence)], -1)
+        values, missing = self._carry(values, gradient_mask(self._hole))
+        if self._parts.hallucinate:
+            values, missing = self._hallucinate(values, missing)
+        frames, confidence = np.empty_like(self._frames[wanted]), np.empty_like(self._confidence[wanted])
+        for start in range(0, len(frames), _AT_A_TIME):
+            # The last few are moved back rather than cut short.
+            first = max(0, min(start, len(frames) - _AT_A_TIME))
+            chunk = slice(first, first + _AT_A_TIME)
+            there = slice(wanted.start + first, min(wanted.start + first + _AT_A_TIME, wanted.stop))
+            frames[chunk], confidence[chunk] = self._finish(there, values[there], missing[there])
+        return frames, confidence
+
+    def _carry(self, values: np.ndarray, missing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Values [T, h, w, 7], gradients and confidence, with what flow leads to, and what is missing still."""
+        if self._flows is None:
+            return values, np.asarray(missing)
+        length = len(values)
+        beyond = -length % _LENGTH
+        fill = [(0, beyond), (0, 0), (0, 0), (0, 0)]
+        # Flow that is no number leads nowhere.
+        flows = (np.pad(flow, fill, constant_values=np.nan)[None] for flow in self._flows)
+        padded = (np.pad(x, fill)[None] for x in (values, missing))
+        done = propagation.propagate(*padded, *flows, self._limits.max_error)
+        carried = np.array(done.values[0, :length])
+        # What comes from a pixel that is not sure is not surer.
+        carried[..., -1:] *= done.confidence[0, :length]
+        missing = np.array(done.unknown[0, :length])
+        # Differences end at the last row and column, so that none come there: those beside them stand for them.
+        for last, beside in ((np.s_[:, -1], np.s_[:, -2]), (np.s_[:, :, -1], np.s_[:, :, -2])):
+            carried[last] = np.where(missing[last], carried[beside], carried[last])
+            missing[last] &= missing[beside]
+        return carried, missing
+
+    def _hallucinate(self, values: np.ndarray, missing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Makes up what is left of the frame that lacks most, carries it to the others, and so on."""
+        mask = self._hole
+        for count in range(self._limits.key_frames):
+            mask = np.concatenate([unresolved(mask[i : i + 1], missing[i : i + 1]) for i in range(len(mask))])
+            lacking = mask.mean((1, 2, 3))
+            if lacking.max() < _SPECK:
+                break
+            goes_on = count == 0 and self._goes_on and lacking[0] > 0
+            key = 0 if goes_on else int(np.argmax(lacking))
+            frame = self._frames[0] if goes_on else self._make_up(key, values[key], missing[key])
+            values[key, ..., :-1] = _gradients(frame[None])[0]
+            values[key, ..., -1:] *= ~mask[key]
+            mask[key] = False
+            values, missing = self._carry(values, gradient_mask(mask))
+        return values, missing
+
+    def _make_up(self, key: int, values: np.ndarray, missing: np.ndarray) -> np.ndarray:
+        """A whole frame: what was carried to it, and what is made up of the rest."""
+        there = slice(key, key + 1)
+        blended, lost = _blend(self._frames[there], self._hole[there], values[None], missing[None])
+        return self._parts.hallucinate(blended[0], lost[0])
+
+    def _finish(self, there: slice, values: np.ndarray, missing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        frames, hole = self._frames[there], self._hole[there]
+        if self._parts.fuse:
+            fused = [self._parts.fuse(values[..., i : i + 3], hole.astype(np.float32)) for i in (0, 3)]
+            values = np.concatenate([np.where(hole, np.concatenate(fused, -1), values[..., :6]), values[..., 6:]], -1)
+        blended, lost = _blend(frames, hole, values, missing)
+        filled = [spread(frame[None], holes.astype(np.uint8))[0] for frame, holes in zip(blended, lost, strict=True)]
+        return np.stack(filled), np.where(hole, values[..., -1:] * ~lost, 1)
+
+
+def _gradients(frames: np.ndarray) -> np.ndarray:
+    """Differences of frames [T, h, w, 3] to the right and down: [T, h, w, 6]."""
+    return np.asarray(rearrange(jnp.stack(differences(frames)), "way t h w c -> t h w (way c)"))
+
+
+def _blend(
+    frames: np.ndarray, hole: np.ndarray, values: np.ndarray, missing: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Frames with the gradients in the hole, and where these do not lead from what is known: bool [n, h, w, 1]."""
+    lost = unresolved(hole, missing)
+    # What is lost is left out, as nothing holds it fast: such islands cost many times what the rest does.
+    edges = Edges(values[..., :3], values[..., 3:6])
+    blended = blend(frames, hole, edges, missing | gradient_mask(lost), _TOLERANCE)
+    return np.clip(blended, 0, 255), np.asarray(lost)
