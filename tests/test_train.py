@@ -43,8 +43,13 @@ def codec(tmp_path_factory):
     return str(folder)
 
 
+# A network of one level: a second takes long to compile.
+SIZES = {"block_out_channels": (32,), "attention_levels": (False,)}
+
+
 def make_config(codec, devices=1, latents=None, **train):
     config = m3ddm_tiny.get_config()
+    config.model.update(SIZES)
     config.autoencoder.folder = codec
     config.train.update(train)
     config.mesh.update({1: {"data": 1, "fsdp": 1}, 8: {"data": 2, "fsdp": 4}}[devices])
@@ -128,7 +133,7 @@ def test_the_exported_folder_is_the_averaged_model(straight):
     module, variables = load_model(workdir / "model")
     jax.tree.map(np.testing.assert_array_equal, variables["params"], jax.device_get(state.ema_params))
     jax.tree.map(np.testing.assert_array_equal, variables["batch_stats"], jax.device_get(state.batch_stats))
-    assert module.block_out_channels == (16, 32)
+    assert module.block_out_channels == SIZES["block_out_channels"]
     assert load_autoencoder(workdir / "model")[0].latent_channels == 4
     settings = load_settings(workdir / "model")
     assert settings["diffusion"]["prediction"] == "epsilon" and settings["sample"]["num_frames"] == 2
@@ -162,6 +167,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_clips(codec, latents, tmp
 
 def command(codec, workdir, *overrides):
     overrides = [f"--config.autoencoder.folder={codec}", "--config.mesh.data=2", "--config.mesh.fsdp=4", *overrides]
+    overrides += [f"--config.model.{name}={value}" for name, value in SIZES.items()]  # those of `straight`
     command = [sys.executable, "-m", "m3ddm_jax.train", "--config=configs/m3ddm_tiny.py", f"--workdir={workdir}"]
     return [*command, *overrides]
 

@@ -142,10 +142,11 @@ def test_every_frame_is_what_diffusers_makes_of_it(start, family):
     ],
 )
 def test_what_is_new_adds_nothing_at_the_start(start, changed):
-    module, variables, apply = start
+    module, variables, _ = start
     args, times = draw_inputs()
     given = draw_context()
-    expected = apply(variables, *args, **times, **given)
+    # Operation by operation: compiled whole, two networks may round differently.
+    expected = module.apply(variables, *args, **times, **given)
     other = module.clone(**changed)
     fresh = flatten_dict(registry.abstract_variables(other), sep=".")
     known = flatten_dict(variables, sep=".")
@@ -153,7 +154,7 @@ def test_what_is_new_adds_nothing_at_the_start(start, changed):
     weights = {path: known.get(path, np.zeros(leaf.shape, np.float32)) for path, leaf in fresh.items()}
     if not other.global_guidance:
         given = {"text_context": given["text_context"]}
-    made = jax.jit(other.apply)(unflatten_dict(weights, sep="."), *args, **times, **given)
+    made = other.apply(unflatten_dict(weights, sep="."), *args, **times, **given)
     np.testing.assert_array_equal(made, expected)
 
 

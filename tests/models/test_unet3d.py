@@ -103,19 +103,21 @@ def test_sinusoids_equal_the_official_ones(goldens):
         np.testing.assert_allclose(layers.sinusoidal_embedding(positions, 320, period), expected, atol=1e-4)
 
 
-def test_the_defaults_are_the_published_model(goldens):
-    abstract = registry.abstract_variables(unet3d.M3DDMUNet())
-    assert sum(leaf.size for leaf in jax.tree.leaves(abstract["params"])) == 1_299_279_320
+@pytest.fixture(scope="module")
+def published():
+    return registry.abstract_variables(unet3d.M3DDMUNet())
+
+
+def test_the_defaults_are_the_published_model(goldens, published):
     official = json.loads((goldens / "m3ddm/full_state_dict.json").read_text())
     shapes = official["tensors"]
     official = {name for name in shapes if not name.endswith(COUNTER)}
-    paths = jax.tree_util.tree_flatten_with_path(abstract)[0]
+    paths = jax.tree_util.tree_flatten_with_path(published)[0]
     assert official == {torch_name(".".join(key.key for key in path)) for path, _ in paths}
 
 
-def test_parameter_count_without_goldens():
-    abstract = registry.abstract_variables(unet3d.M3DDMUNet())
-    assert sum(leaf.size for leaf in jax.tree.leaves(abstract["params"])) == 1_299_279_320
+def test_parameter_count_without_goldens(published):
+    assert sum(leaf.size for leaf in jax.tree.leaves(published["params"])) == 1_299_279_320
 
 
 TINY = {

@@ -18,6 +18,7 @@ from m3ddm_jax.training.state import init_state, shardings_of
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 CONFIG = test_config.get_config()
+CONFIG.model.update(block_out_channels=(32,), attention_levels=(False,))  # one level: a second takes long to compile
 RECIPE = DiffusionRecipe(CONFIG)
 
 
@@ -36,20 +37,16 @@ def make_batch(clips=8, frames=2, side=32):
 class Trainer:
     """The test config's step as `train` compiles it, on a mesh, from the same initial state as every other."""
 
-    def __init__(self, mesh, **changed):
-        config = CONFIG.copy_and_resolve_references()
-        config.train.update(changed)
+    def __init__(self, mesh):
         self.mesh = mesh
-        recipe = DiffusionRecipe(config)
         with jax.set_mesh(mesh):
             rng = jax.random.key(0)
-            init = functools.partial(registry.init, recipe.model)
-            self.like = recipe.abstract_state(rng, mesh)
-            self.state = init_state(init, recipe.optimizer, rng, self.like)
+            init = functools.partial(registry.init, RECIPE.model)
+            self.like = RECIPE.abstract_state(rng, mesh)
+            self.state = init_state(init, RECIPE.optimizer, rng, self.like)
         self.batch = put_batch(mesh, make_batch())
-        self.step_function = recipe.step
         out_shardings = (shardings_of(self.like), replicated(mesh))
-        self.jitted = jax.jit(recipe.step, donate_argnums=0, out_shardings=out_shardings)
+        self.jitted = jax.jit(RECIPE.step, donate_argnums=0, out_shardings=out_shardings)
 
     def fresh(self):
         """The initial state in memory of its own, which a step may take."""
@@ -93,9 +90,12 @@ def test_eight_devices_agree_with_one(one, eight):
     assert_close(gradients(state_8), gradients(state_1))
 
 
-def test_accumulation_changes_nothing(eight, one):
-    parts = Trainer(one.mesh, accumulate=4)
-    (state_1, metrics_1), (state_4, metrics_4) = one.step(one.fresh()), parts.step(parts.fresh())
+def test_accumulation_changes_nothing(one):
+    config = CONFIG.copy_and_resolve_references()
+    config.train.accumulate = 4
+    state_1, metrics_1 = one.step(one.fresh())
+    with jax.set_mesh(one.mesh):
+        state_4, metrics_4 = jax.jit(DiffusionRecipe(config).step)(one.state, one.batch, RECIPE.frozen)
     np.testing.assert_allclose(metrics_4["loss"], metrics_1["loss"], rtol=1e-5)
     assert_close(gradients(state_4), gradients(state_1))
 
@@ -157,7 +157,7 @@ def test_latents_train_as_the_pixels_they_were_made_of(one):
     kept = {"mask": np.uint8, "fps": np.float32}
     stored = {name: np.asarray(value, kept.get(name, np.float16)) for name, value in encoded.items()}
     # Of the loss alone: the compiler leaves the backward pass out.
-    loss = jax.jit(lambda *arguments: one.step_function(*arguments)[1]["loss"])
+    loss = jax.jit(lambda *arguments: RECIPE.step(*arguments)[1]["loss"])
     with jax.set_mesh(one.mesh):
         latent_loss = loss(one.state, put_batch(one.mesh, stored), RECIPE.frozen)
     # Half precision rounds latents by 1 in 2048, and the loss is a mean over 100,000 of them.
@@ -166,7 +166,7 @@ def test_latents_train_as_the_pixels_they_were_made_of(one):
 
 def test_calibration_sets_the_statistics_and_nothing_else(one):
     frames = make_batch()["global_frames"] / np.float32(127.5) - 1
-    calibrate = functools.partial(calibrated_batch_stats, RECIPE.model)
+    calibrate = jax.jit(functools.partial(calibrated_batch_stats, RECIPE.model))
     global_latents, _ = encode_frames(RECIPE.encoders.autoencoder, {}, frames)
     stats = calibrate(one.state, global_latents)
     assert jax.tree.map(jnp.shape, stats) == jax.tree.map(jnp.shape, one.state.batch_stats)
