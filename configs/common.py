@@ -329,3 +329,88 @@ def adversarial_diffusion() -> ConfigDict:
     config.adversarial.max_timestep = 0.5  # share of the schedule that timesteps are drawn from
     config.train.drop_global = 0.1
     return config
+
+
+def flow() -> ConfigDict:
+    """For ISVI's flow completion: model, flow, data, train and mesh.
+
+    Sizes, optimizer, length and weights of the loss are those of the same authors' Flow-Guided Transformer, whose
+    flow completion is public; ISVI's are not. Masks, and what the coarse flows weigh, are this project's.
+    """
+    config = ConfigDict({"recipe": "flow"})
+    config.model = ConfigDict({"kind": "igfc", "width": 48, "num_frames": 3, "interval": 3, "dtype": "float32"})
+    config.flow = ConfigDict(
+        {
+            # Of the terms of the loss (losses.flow).
+            "weights": {
+                "hole": 1.0,
+                "valid": 1.0,
+                "smooth_first": 1.0,
+                "smooth_second": 1.0,
+                "ternary": 0.01,
+                "quarter": 1.0,
+                "half": 1.0,
+            },
+            # Model folder of the RAFT that tells the flow of clips. Empty: clips come with it, as those of sources of
+            # the kind motion do (data.motion), which go without a RAFT.
+            "raft": "",
+            "iterations": 20,  # of it
+        }
+    )
+    config.data = data()
+    config.data.update(
+        sources=({"kind": "motion", "path": "", "weight": 1.0},),
+        num_frames=8,  # model.interval * (model.num_frames - 1) + 2
+        max_interval=1,
+        global_frames=1,
+        global_size=16,
+    )
+    config.data.masks.update(isvi_masks())
+    config.train = train()
+    config.train.update(steps=280_000, batch_size=4, ema_decay=0.999)
+    config.train.decay_every = 120_000  # updates after each of which a tenth of the learning rate is left; 0: never
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1})
+    return config
+
+
+def style() -> ConfigDict:
+    """For ISVI's style fusion: model, discriminator, style, data, train and mesh.
+
+    That there are a reconstruction and a hinge loss is published; all numbers are this project's.
+    """
+    config = ConfigDict({"recipe": "style"})
+    config.model = ConfigDict({"kind": "asfn", "width": 64, "dtype": "float32"})
+    config.discriminator = ConfigDict({"kind": "style_discriminator", "width": 64, "dtype": "float32"})
+    config.style = ConfigDict(
+        {
+            "reconstruction": 1.0,
+            "adversarial": 0.01,
+            "learning_rate": 1e-4,  # the discriminator's
+        }
+    )
+    config.data = data()
+    config.data.update(num_frames=1, max_interval=1, global_frames=1, global_size=16)
+    config.data.masks.update(isvi_masks())
+    config.train = train()
+    config.train.update(steps=200_000, batch_size=8, ema_decay=0.999)
+    config.train.decay_every = 120_000
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1})
+    return config
+
+
+def isvi_masks() -> dict[str, float]:
+    """Borders and, for a quarter of all clips, objects in the frame; on all frames."""
+    return {
+        "objects": 0.25,
+        "horizontal": 0.3,
+        "vertical": 0.15,
+        "four": 0.15,
+        "single": 0.15,
+        "random": 0.0,
+        "all": 0.0,
+        "min_ratio": 0.1,
+        "max_ratio": 0.5,
+        "all_masked": 1.0,
+        "ends_known": 0.0,
+        "random_known": 0.0,
+    }

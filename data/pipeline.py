@@ -20,7 +20,11 @@ from data.sources import Source, open_source
 PAPER_MASKS = MaskSampler()
 FOREVER = 2**62
 MAX_SUBSTITUTES = 64
-_BUCKET, _CLIP = range(2)  # what a random stream is for, so that no two streams of one seed are the same
+# What a random stream is for, so that no two streams of one seed are the same; data.motion has a further one.
+_BUCKET, _CLIP, _EXTENSION = range(3)
+
+Extend = Callable[[np.random.Generator, dict[str, np.ndarray]], dict[str, np.ndarray]]
+"""(rng of its own, batch entry) -> what such an entry has besides."""
 
 
 class Record(NamedTuple):
@@ -43,6 +47,7 @@ def make_batches(
     global_fit: str = "stretch",
     references: int = 0,
     masks: MaskSampler = PAPER_MASKS,
+    extend: Extend | None = None,
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int = 4,
@@ -53,8 +58,8 @@ def make_batches(
     sources: (kind, path, weight) each, kinds as data.sources.open_source; clips are drawn in proportion to the weights.
     batch_size is global. buckets: the (height, width) a batch may have, one for all clips of a step. max_interval: the
     largest frame interval of a clip. references: further frames from anywhere in the video, after the clip's own.
-    global_fit: how global frames are made squares (data.clips.fit_square). num_threads decode at once; shuffle=False
-    goes through each source in order.
+    global_fit: how global frames are made squares (data.clips.fit_square). extend: what is made of each clip
+    besides. num_threads decode at once; shuffle=False goes through each source in order.
 
     A batch is a dict, B = batch_size / process_count, T = num_frames + references:
       video uint8 [B,T,H,W,3] RGB; mask uint8 [B,T,H,W,1], 1 = generate; known int32 [B,4], the box (data.masks.Mask)
@@ -92,7 +97,8 @@ def make_batches(
 
     def load(step: int, place: int) -> dict[str, np.ndarray]:
         example = step * batch_size + process_index * local + place
-        return loader.load(order[example], example, bucket_of_step(seed, step, buckets))
+        entry = loader.load(order[example], example, bucket_of_step(seed, step, buckets))
+        return entry if extend is None else entry | extend(np.random.default_rng([seed, example, _EXTENSION]), entry)
 
     return stack_steps(load, local, num_threads)
 

@@ -5,12 +5,16 @@ from ml_collections import ConfigDict
 from m3ddm_jax.recipes.adversarial import AdversarialRecipe
 from m3ddm_jax.recipes.base import Recipe
 from m3ddm_jax.recipes.diffusion import DiffusionRecipe
+from m3ddm_jax.recipes.flow import FlowRecipe
+from m3ddm_jax.recipes.style import StyleRecipe
 
 __all__ = ["RECIPES", "Recipe", "make_recipe"]
 
 RECIPES: dict[str, type[Recipe]] = {
     "adversarial": AdversarialRecipe,
     "diffusion": DiffusionRecipe,
+    "flow": FlowRecipe,
+    "style": StyleRecipe,
 }
 """What a config's `recipe` may be -> the class that takes the config."""
 

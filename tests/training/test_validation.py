@@ -45,6 +45,11 @@ def test_nothing_unknown_and_nothing_wrong_are_finite():
     assert metrics == {"validation_psnr": pytest.approx(100), "validation_sharpness": 1.0}
 
 
+def test_further_errors_are_means_over_batches():
+    batches = [completion(np.random.default_rng(0))._replace(errors={"of_flow": np.float32(e)}) for e in (1, 4)]
+    assert validate(batches)["validation_of_flow"] == pytest.approx(2.5)
+
+
 def test_pictures_stand_side_by_side():
     batch = completion(np.random.default_rng(0), noise=9)
     known, made, truth = np.split(np.asarray(side_by_side(batch)), 3, axis=3)

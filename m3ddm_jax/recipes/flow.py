@@ -1,0 +1,182 @@
+"""Completion of optical flow under a mask: ISVI's IGFC."""
+
+import functools
+import os
+from typing import Any
+
+import flax.linen as nn
+import grain
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from configs import common
+from data.masks import MaskSampler
+from data.motion import make_motion_batches
+from m3ddm_jax.models import registry
+from m3ddm_jax.models.igfc import IGFC
+from m3ddm_jax.models.raft import RAFT
+from m3ddm_jax.recipes import base
+from m3ddm_jax.training.encoding import codec_identity
+from m3ddm_jax.training.flow_step import (
+    FlowWeights,
+    complete_flow,
+    endpoint_error,
+    make_estimate,
+    make_flow_step,
+    make_flow_tasks,
+    make_stepped_optimizer,
+)
+from m3ddm_jax.training.state import TrainState, abstract_state, init_state, load_state
+from m3ddm_jax.training.validation import Completion
+from m3ddm_jax.types import Array, Variables, VideoBatch
+from m3ddm_jax.weights import load_model
+
+MOTION = "motion"
+"""The kind of source whose clips come with their exact flow (data.motion)."""
+
+# Directions, (dx, dy), in which red, green and blue grow in pictures of flow: a third of a turn apart.
+_COLOURS = ((1.0, 0.0), (-0.5, 0.75**0.5), (-0.5, -(0.75**0.5)))
+
+
+class FlowRecipe:
+    """The Recipe of configs like configs.common.flow().
+
+    Clips are scenes with exact flow; or real ones, whose flow a frozen RAFT tells, which is `frozen` then.
+    """
+
+    def __init__(self, config: ConfigDict):
+        base.check_config(config, common.flow(), built=("model",))
+        self._config = config
+        self.model = base.build_model(config.model)
+        check_flow_sizes(config, self.model)
+        self._estimator, self.frozen, identity = load_estimator(config)
+        self.fixed = {"model": base.described(self.model)} | identity
+        self.optimizer = make_stepped_optimizer(
+            config.train.learning_rate, decay_every=config.train.decay_every, clip_norm=config.train.clip_norm
+        )
+        self._init = functools.partial(init_for_relu, self.model)
+        self.step = make_flow_step(
+            self.model,
+            self.optimizer,
+            weights=make_weights(config.flow.weights),
+            ema_decay=config.train.ema_decay,
+            estimator=self._estimator,
+            iterations=config.flow.iterations,
+        )
+
+    def dataset(self, seed: int) -> grain.IterDataset:
+        """This process's part of every batch of clips."""
+        if self._estimator is not None:
+            return base.make_clips(self._config, seed)
+        data = self._config.data.to_dict()
+        return make_motion_batches(
+            **{name: data[name] for name in ("num_frames", "buckets", "num_threads")},
+            interval=self.model.interval,
+            masks=MaskSampler(**data["masks"]),
+            **base.batch_part(self._config, seed),
+        )
+
+    def abstract_state(self, rng: jax.Array, mesh: Mesh) -> TrainState:
+        """Shape, dtype and sharding of every array of the state."""
+        return abstract_state(self._init, self.optimizer, rng, mesh)
+
+    def begin(self, rng: jax.Array, like: TrainState, batch: VideoBatch, frozen: Variables) -> TrainState:
+        """The state before the first update: random, or the network of `train.init_from`."""
+        del batch, frozen
+        if folder := self._config.train.init_from:
+            return load_state(base.load_variables(folder, self.model), self.optimizer, rng, like)
+        return init_state(self._init, self.optimizer, rng, like)
+
+    def complete(self, state: TrainState, batch: VideoBatch, frozen: Variables) -> Completion:
+        """What the averaged weights make of flow, as pictures of the middle one of each clip; and its endpoint error
+        under the masks, in pixels, beside that of the membrane alone."""
+        estimate = make_estimate(self._estimator, self._config.flow.iterations, frozen)
+        task = make_flow_tasks(batch, self.model.interval, estimate)
+        flow, *_ = complete_flow(self.model, {"params": state.ema_params}, task)
+        scale = jnp.linalg.norm(task.truth, axis=-1, keepdims=True).max(axis=(1, 2), keepdims=True)
+        made, truth = (flow_picture(x, scale)[:, None] for x in (flow, task.truth))
+        unknown = task.mask[:, None] > 0
+        errors = {
+            "endpoint_error": endpoint_error(flow, task),
+            "endpoint_error_filled": endpoint_error(task.middle, task),
+        }
+        return Completion(jnp.where(unknown, made, truth), truth, unknown, errors)
+
+    def export(self, folder: str | os.PathLike, state: TrainState) -> None:
+        """Write the averaged weights as a model folder."""
+        base.export_model(folder, self.model, {"params": state.ema_params}, dtype=self._config.train.export_dtype)
+
+
+def init_for_relu(module: nn.Module, key: jax.Array) -> Variables:
+    """Fresh variables whose kernels keep the size of signals through rectifiers (He et al., Delving deep into
+    rectifiers, 2015), as those networks need it that have no norms."""
+    variables = registry.init(module, key)
+    wide = jax.tree.map(lambda leaf: 2**0.5 * leaf if leaf.ndim > 1 else leaf, variables["params"])
+    return {**variables, "params": wide}
+
+
+def check_flow_sizes(config: ConfigDict, model: nn.Module) -> None:
+    """Raise ValueError where the model is none that completes flow, or clips do not fit it."""
+    if not isinstance(model, IGFC):
+        raise ValueError(f"model kind {config.model.kind!r} completes no flow: igfc is accepted")
+    frames = model.interval * (model.num_frames - 1) + 2
+    if config.data.num_frames != frames:
+        raise ValueError(
+            f"data.num_frames is {config.data.num_frames}: {frames} are accepted, for {model.num_frames} flows that "
+            f"are {model.interval} frames apart"
+        )
+    check_clips(config, multiple=8)
+
+
+def check_clips(config: ConfigDict, multiple: int) -> None:
+    """Raise ValueError for clips with references or sides that are no multiples, and for batches in parts: the losses
+    are means over the masks of a whole one."""
+    if config.data.references:
+        raise ValueError(f"data.references is {config.data.references}: this recipe has none, 0 is accepted")
+    if config.train.accumulate != 1:
+        raise ValueError(f"accumulate is {config.train.accumulate}: this recipe has whole batches, 1 is accepted")
+    for bucket in config.data.buckets:
+        if any(side % multiple for side in bucket):
+            raise ValueError(f"bucket {tuple(bucket)}: sides that are multiples of {multiple} are accepted")
+
+
+def load_estimator(config: ConfigDict) -> tuple[RAFT | None, Variables, dict[str, Any]]:
+    """(the network that tells what true flow is, its variables as `frozen`, what tells it from others); of a config
+    whose clips come with their flow, (None, {}, {}).
+
+    Raises ValueError where clips come without and there is no such network, and where it is of another kind.
+    """
+    kinds, folder = {kind for kind, *_ in base.list_sources(config)}, config.flow.raft
+    if not folder:
+        if kinds != {MOTION}:
+            found = ", ".join(sorted(kinds - {MOTION})) or "none"
+            raise ValueError(
+                f"flow.raft is empty and data.sources are of the kind {found}, which tells no flow: name the model "
+                f"folder of a RAFT, or have sources of the kind {MOTION} alone"
+            )
+        return None, {}, {}
+    if MOTION in kinds:
+        raise ValueError(f"flow.raft is {folder!r} and sources of the kind {MOTION} need none: have one or the other")
+    estimator, variables = load_model(folder)
+    if not isinstance(estimator, RAFT):
+        kind, _ = registry.describe(estimator)
+        raise ValueError(f"model folder {folder} is of the kind {kind!r}: raft is accepted")
+    return estimator, {"estimator": variables}, {"estimator": codec_identity(estimator, variables)}
+
+
+def make_weights(section: ConfigDict) -> FlowWeights:
+    """The weights of the loss. Raises ValueError for unknown, missing or negative ones."""
+    weights, known = section.to_dict(), FlowWeights.__dataclass_fields__
+    if weights.keys() != known.keys():
+        raise ValueError(f"flow.weights are {', '.join(weights)}: those of {', '.join(known)} are expected")
+    return FlowWeights(**weights)
+
+
+def flow_picture(flow: Array, scale: Array) -> jax.Array:
+    """Flow [..., 2] as colours, uint8 [..., 3]: grey where nothing moves, colours full at `scale` pixels.
+
+    A linear map, so that errors of colours are errors of flow.
+    """
+    return base.to_uint8(flow @ jnp.array(_COLOURS).T / jnp.maximum(scale, 1e-6))
