@@ -19,8 +19,9 @@ def base() -> ConfigDict:
         drop_local=0.1,
         drop_global=0.1,
     )
-    # Devices an axis; -1: all that the other leaves.
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1})
+    # Devices an axis; -1: all that the others leave. Clips are split over data and fsdp, parameters over fsdp, products
+    # of wide levels over tensor, frames over context (m3ddm alone).
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "context": 1})
     config.sample = sample()
     return config
 
@@ -40,7 +41,7 @@ def m3ddm() -> ConfigDict:
         global_widths=(8, 16, 32, 64, 128),
         frame_embedding_dim=320,
         dtype="bfloat16",
-        remat=True,
+        remat="blocks",  # what is kept for the backward pass: none (everything), blocks, dots, offload (models.remat)
     )
     config.autoencoder = ConfigDict({"folder": "autoencoder"})
     config.diffusion.update(schedule="scaled_linear", zero_terminal_snr=False, prediction="epsilon", min_snr_gamma=0.0)
@@ -57,7 +58,7 @@ def globalpaint() -> ConfigDict:
     """
     config = m3ddm()
     config.stage = "key_frames"  # or "interpolation"
-    config.model = ConfigDict({"kind": "globalpaint", "dtype": "bfloat16", "remat": True})
+    config.model = ConfigDict({"kind": "globalpaint", "dtype": "bfloat16", "remat": "blocks"})
     # The folder of a converted OpenCLIP tower; or kind, hyper-parameters and the seed of random weights, a stand-in.
     config.image_encoder = ConfigDict({"folder": "image_encoder"})
     config.diffusion.update(min_snr_gamma=5.0, known_weight=0.3)
@@ -108,7 +109,7 @@ def globalpaint_tiny() -> ConfigDict:
         frame_tokens=4,
         extractor_depths=(1, 2),
         dtype="float32",
-        remat=False,
+        remat="none",
     )
     config.autoencoder = base().autoencoder
     config.image_encoder = ConfigDict(
@@ -262,7 +263,7 @@ def adversarial() -> ConfigDict:
     """An inpainting network's against the hierarchical discriminator: model, discriminator, adversarial, data, train
     and mesh, with IN2OUT's masks."""
     config = ConfigDict({"recipe": "adversarial"})
-    config.model = ConfigDict({"kind": "e2fgvi", "dtype": "bfloat16", "remat": True})
+    config.model = ConfigDict({"kind": "e2fgvi", "dtype": "bfloat16", "remat": "blocks"})
     config.discriminator = ConfigDict(
         {"kind": "discriminator", "width": 32, "tube_size": 64, "shared_trunk": False, "dtype": "bfloat16"}
     )

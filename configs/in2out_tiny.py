@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
         ffn_channels=4,
         deform_groups=4,
         dtype="float32",
-        remat=False,
+        remat="none",
     )
     config.discriminator.update(width=8, tube_size=16, dtype="float32")
     # From random weights there is no flow network that could tell what the flow is.

@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
         global_widths=(8, 8, 8, 16, 16),
         frame_embedding_dim=16,
         dtype="float32",
-        remat=False,
+        remat="none",
     )
     config.data.update(
         sources=({"kind": "synthetic", "path": "", "weight": 1.0},),

@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
         global_widths=(8, 8, 8, 16, 16),
         frame_embedding_dim=16,
         dtype="float32",
-        remat=False,
+        remat="none",
     )
     config.data.update(
         num_frames=2, buckets=((32, 32),), global_frames=2, global_size=48, max_interval=4, num_threads=1

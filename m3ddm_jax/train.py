@@ -19,9 +19,10 @@ from ml_collections import ConfigDict, config_flags
 from m3ddm_jax import command
 from m3ddm_jax.parallel.mesh import check_batch_size, make_mesh, put_batch, replicated
 from m3ddm_jax.recipes import Recipe, make_recipe
+from m3ddm_jax.recipes.base import jit_step
 from m3ddm_jax.training import loop
 from m3ddm_jax.training.checkpoint import Checkpoints
-from m3ddm_jax.training.state import State, shardings_of
+from m3ddm_jax.training.state import State
 from m3ddm_jax.training.validation import completion_metrics, completion_sums, side_by_side
 from m3ddm_jax.types import Variables, VideoBatch
 from m3ddm_jax.video import FrameSink
@@ -41,13 +42,13 @@ def train(config: ConfigDict, workdir: str, devices: Sequence[jax.Device] | None
     mesh = make_mesh(**config.mesh, devices=devices)
     check_batch_size(mesh, config.train.batch_size, config.train.accumulate)
     cadence = make_cadence(config.train)
-    dataset = recipe.dataset(config.train.seed)
-    batches = iter(dataset)
     put = functools.partial(put_batch, mesh)
 
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(loop.StopRequest())
         stack.enter_context(jax.set_mesh(mesh))
+        dataset = recipe.dataset(config.train.seed)
+        batches = iter(dataset)
         frozen = jax.device_put(recipe.frozen, replicated(mesh))
 
         # The state and its place in the data: those of the newest checkpoint, else the beginning.
@@ -68,7 +69,7 @@ def train(config: ConfigDict, workdir: str, devices: Sequence[jax.Device] | None
             print(f"{size:,} parameters on {mesh.size} device(s), from step {int(state.step)}", flush=True)
 
         # The updates.
-        step = jax.jit(recipe.step, donate_argnums=0, out_shardings=(shardings_of(like), replicated(mesh)))
+        step = jit_step(recipe, like, mesh)
         frames_per_step = config.train.batch_size * config.data.num_frames
         log = loop.MetricsLog(folder, start_step=int(state.step), cadence=cadence, frames_per_step=frames_per_step)
         stack.callback(log.close)

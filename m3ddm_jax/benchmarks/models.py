@@ -65,7 +65,7 @@ def _row(window: str, passes: int, forward: Callable, arguments: tuple) -> dict[
 def denoiser(config: ConfigDict) -> Window:
     """A diffusion model on a window of its config's sample section."""
     config = config.copy_and_resolve_references()
-    config.model.update(dtype="float32", remat=False)
+    config.model.update(dtype="float32", remat="none")
     sample, model = config.sample, build_model(config.model)
     forward, *arguments = flops.branch_of(config, model, registry.abstract_variables(model))
     shown = f"{sample.num_frames} of {sample.lines}x{sample.lines}"

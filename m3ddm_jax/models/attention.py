@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
 
-from m3ddm_jax.models.layers import Dtype, GroupNorm, per_frame
+from m3ddm_jax.models.layers import Dense, Dtype, GroupNorm, per_frame
+from m3ddm_jax.models.products import add_bias, matmul
+from m3ddm_jax.parallel.constrain import is_wide, split_features
 
 # Scores a head (queries x keys) from which one head at a time beats all heads at once on a CPU: a head's scores then
 # stay in cache. Measured crossing: between 256 x 256 and 512 x 784.
@@ -79,14 +81,12 @@ def _all_heads(
     segments: jax.Array | None = None,
     bias: jax.Array | None = None,
 ) -> jax.Array:
-    batch, _, heads, width = query.shape
-    query = query * width**-0.5
-    query, key, value = (rearrange(x, "b t n d -> (b n) t d") for x in (query, key, value))
-    if bias is not None:
-        bias = repeat(bias, "n t s -> (b n) t s", b=batch)
-    segments = _per_head(segments, heads)
-    mask = _pairs(_per_head(key_mask, heads), segments, segments)
-    return rearrange(_softmax_values(query, key, value, mask, bias), "(b n) t d -> b t n d", n=heads)
+    # Clips and heads stay axes of their own: each may be split over devices.
+    query = query * query.shape[-1] ** -0.5
+    query, key, value = (rearrange(x, "b t n d -> b n t d") for x in (query, key, value))
+    key_mask, segments = (None if x is None else x[:, None] for x in (key_mask, segments))
+    mask = _pairs(key_mask, segments, segments)
+    return rearrange(_softmax_values(query, key, value, mask, bias), "b n t d -> b t n d")
 
 
 def _head_by_head(
@@ -151,10 +151,10 @@ class Attention(nn.Module):
     output_init: Callable = nn.initializers.zeros
 
     def setup(self):
-        self.to_q = nn.Dense(self.features, use_bias=False, dtype=self.dtype)
-        self.to_k = nn.Dense(self.features, use_bias=False, dtype=self.dtype)
-        self.to_v = nn.Dense(self.features, use_bias=False, dtype=self.dtype)
-        self.to_out_0 = nn.Dense(self.features, dtype=self.dtype, kernel_init=self.output_init)
+        self.to_q = Dense(self.features, use_bias=False, dtype=self.dtype)
+        self.to_k = Dense(self.features, use_bias=False, dtype=self.dtype)
+        self.to_v = Dense(self.features, use_bias=False, dtype=self.dtype)
+        self.to_out_0 = Dense(self.features, dtype=self.dtype, kernel_init=self.output_init)
 
     def keys_values(self, context: jax.Array) -> KeysValues:
         """Keys and values of context tokens [B, S, D], for the calls that share them."""
@@ -180,6 +180,23 @@ class Attention(nn.Module):
         return self.project(self.attend(self.split_heads(self.to_q(tokens)), context))
 
 
+class GatedProjection(nn.Module):
+    """Two linear maps of [..., C] to [..., features], behind one another in one kernel: the value and its gate."""
+
+    features: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], 2 * self.features))
+        bias = self.param("bias", nn.initializers.zeros, (2 * self.features,))
+        kernel, bias = (rearrange(weight, "... (p c) -> ... p c", p=2) for weight in (kernel, bias))
+        if is_wide(x.shape[-1]):
+            kernel = split_features(kernel)
+        both = add_bias(matmul(x.astype(self.dtype), kernel), bias)
+        return both[..., 0, :], both[..., 1, :]
+
+
 class GatedFeedForward(nn.Module):
     """Linear to 8C, split into value and gate, value * GELU(gate) (exact), linear back to C."""
 
@@ -189,9 +206,8 @@ class GatedFeedForward(nn.Module):
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
         channels = tokens.shape[-1]
-        hidden = nn.Dense(8 * channels, dtype=self.dtype, name="net_0_proj")(tokens)
-        value, gate = jnp.split(hidden, 2, axis=-1)
-        output = nn.Dense(channels, dtype=self.dtype, kernel_init=self.output_init, name="net_2")
+        value, gate = GatedProjection(4 * channels, self.dtype, name="net_0_proj")(tokens)
+        output = Dense(channels, dtype=self.dtype, kernel_init=self.output_init, name="net_2")
         return output(value * nn.gelu(gate, approximate=False))
 
 
@@ -239,9 +255,9 @@ class SpatialTransformer(nn.Module):
 
     def setup(self):
         self.norm = GroupNorm(self.num_groups, epsilon=1e-6, dtype=self.dtype)
-        self.proj_in = nn.Dense(self.features, dtype=self.dtype)
+        self.proj_in = Dense(self.features, dtype=self.dtype)
         self.transformer_blocks_0 = TransformerBlock(self.features, self.num_heads, self.dtype, self.cross_attention)
-        self.proj_out = nn.Dense(self.features, dtype=self.dtype)
+        self.proj_out = Dense(self.features, dtype=self.dtype)
 
     def keys_values(self, tokens):
         """What the cross-attention asks of context tokens."""

@@ -15,6 +15,7 @@ from m3ddm_jax.flow.warping import warp
 from m3ddm_jax.models.deformable import DeformableAlignment
 from m3ddm_jax.models.focal import STRIDE, FocalBlock, SoftComposition, SoftSplit
 from m3ddm_jax.models.layers import Dtype
+from m3ddm_jax.models.remat import rematerialised
 from m3ddm_jax.models.resampling import resize_bilinear
 from m3ddm_jax.models.spynet import SPyNet
 
@@ -182,7 +183,7 @@ class E2FGVI(nn.Module):
         order of the clip, while it goes through the frames from the last to the first, and its weights know no other;
         the two agree where motion is constant.
       dtype: compute dtype; parameters, flow, offsets, softmax and norms stay float32.
-      remat: recompute the transformer's blocks in the backward pass.
+      remat: what the transformer's blocks keep for the backward pass, one of `models.remat.REMAT`.
     """
 
     width: int = 64
@@ -195,7 +196,7 @@ class E2FGVI(nn.Module):
     deform_groups: int = 16
     fix_flow_index: bool = False
     dtype: Dtype = jnp.float32
-    remat: bool = False
+    remat: str | bool = "none"
 
     def setup(self):
         features, dtype = 2 * self.width, self.dtype
@@ -203,7 +204,7 @@ class E2FGVI(nn.Module):
         self.update_spynet = SPyNet(self.flow_width)
         self.feat_prop_module = FeaturePropagation(features, self.deform_groups, self.fix_flow_index, dtype)
         self.ss = SoftSplit(self.hidden, dtype)
-        block = nn.remat(FocalBlock) if self.remat else FocalBlock
+        block = rematerialised(FocalBlock, self.remat)
         self.transformer = [
             block(self.num_heads, tuple(self.window), self.ffn_channels, dtype) for _ in range(self.depth)
         ]

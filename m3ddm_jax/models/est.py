@@ -14,7 +14,7 @@ import numpy as np
 from einops import rearrange, repeat
 
 from m3ddm_jax.models.attention import Attention, GatedFeedForward, attention
-from m3ddm_jax.models.layers import Dtype, GroupNorm, TemporalConv, per_frame, sinusoidal_embedding
+from m3ddm_jax.models.layers import Dense, Dtype, GroupNorm, TemporalConv, per_frame, sinusoidal_embedding
 
 MODES = ("off", "1d", "1d+3d")
 POSITIONS = ("rope", "rel_bias")
@@ -84,7 +84,7 @@ class WindowAttention3D(nn.Module):
         tokens = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x)
 
         def heads(name: str) -> jax.Array:
-            projected = nn.Dense(channels, use_bias=False, dtype=self.dtype, name=name)(tokens)
+            projected = Dense(channels, use_bias=False, dtype=self.dtype, name=name)(tokens)
             return rearrange(projected, "b t h w (n d) -> b t h w n d", n=self.num_heads)
 
         # Normed queries and keys keep bfloat16 scores in range.
@@ -107,7 +107,7 @@ class WindowAttention3D(nn.Module):
             bias=bias,
         )
         out = rearrange(_from_windows(out, volume, window, shifts), "b t h w n d -> b t h w (n d)")
-        return x + nn.Dense(channels, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="to_out_0")(out)
+        return x + Dense(channels, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="to_out_0")(out)
 
 
 class EnhancedSpaceTime(nn.Module):

@@ -12,7 +12,7 @@ import numpy as np
 from einops import rearrange, repeat
 
 from m3ddm_jax.models.attention import attention
-from m3ddm_jax.models.layers import Dtype, EmbeddingMLP
+from m3ddm_jax.models.layers import Dense, Dtype, EmbeddingMLP
 from m3ddm_jax.models.observed_crop import patch_places
 from m3ddm_jax.models.openclip import OpenCLIPVision
 from m3ddm_jax.types import Variables
@@ -88,7 +88,7 @@ class ResamplerBlock(nn.Module):
         return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name=name)(tokens)
 
     def _dense(self, name: str, features: int, tokens: jax.Array, bias: bool = True) -> jax.Array:
-        return nn.Dense(features, use_bias=bias, dtype=self.dtype, name=name)(tokens)
+        return Dense(features, use_bias=bias, dtype=self.dtype, name=name)(tokens)
 
 
 class Resampler(nn.Module):
@@ -150,7 +150,7 @@ class GlobalTokens(nn.Module):
         distil = self._resampler("video_resampler", self.video_tokens, self.video_depth)
         tokens = distil(frames, jnp.broadcast_to(seen, frames.shape[:2]))
         tokens = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm_out")(tokens)
-        return nn.Dense(self.features, dtype=self.dtype, name="proj_out")(tokens)
+        return Dense(self.features, dtype=self.dtype, name="proj_out")(tokens)
 
     def _distil_frames(self, evidence: Evidence) -> jax.Array:
         """[B, F, frame_tokens, width], each of its own frame's observed patches."""
@@ -158,9 +158,9 @@ class GlobalTokens(nn.Module):
         # A weight of 0 would not keep a value out that is not finite.
         patch_tokens = jnp.where(evidence.observed[:, None, :, None], evidence.patch_tokens, 0).astype(self.dtype)
         patches = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm_in")(patch_tokens)
-        patches = nn.Dense(self.width, dtype=self.dtype, name="proj_in")(patches)
+        patches = Dense(self.width, dtype=self.dtype, name="proj_in")(patches)
         places = fourier_features(evidence.coordinates, self.octaves).astype(self.dtype)
-        places = nn.Dense(self.width, use_bias=False, dtype=self.dtype, name="place_in")(places)
+        places = Dense(self.width, use_bias=False, dtype=self.dtype, name="place_in")(places)
         distil = self._resampler("frame_resampler", self.frame_tokens, self.frame_depth)
         patches = rearrange(patches + places[:, None], "b f p d -> (b f) p d")
         tokens = distil(patches, repeat(evidence.observed, "b p -> (b f) p", f=frames))

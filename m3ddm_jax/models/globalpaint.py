@@ -18,7 +18,8 @@ from einops import rearrange
 from m3ddm_jax.models.attention import Attention, KeysValues, SpatialTransformer
 from m3ddm_jax.models.est import EnhancedSpaceTime, TemporalResidual
 from m3ddm_jax.models.global_tokens import Evidence, GlobalTokens
-from m3ddm_jax.models.layers import Dtype, EmbeddingMLP, FrameConv, GroupNorm, per_frame, sinusoidal_embedding
+from m3ddm_jax.models.layers import Dense, Dtype, EmbeddingMLP, FrameConv, GroupNorm, per_frame, sinusoidal_embedding
+from m3ddm_jax.models.remat import rematerialised
 from m3ddm_jax.models.stages import Conditions, Context, check_sides, make_blocks, walk
 
 _TIMESTEP_PERIOD = 10_000.0
@@ -55,8 +56,8 @@ class DecoupledAttention(Attention):
 
     def setup(self):
         super().setup()
-        self.to_k_global = nn.Dense(self.features, use_bias=False, dtype=self.dtype)
-        self.to_v_global = nn.Dense(self.features, use_bias=False, dtype=self.dtype)
+        self.to_k_global = Dense(self.features, use_bias=False, dtype=self.dtype)
+        self.to_v_global = Dense(self.features, use_bias=False, dtype=self.dtype)
         self.gate = self.param("gate", nn.initializers.zeros, (self.num_heads,))
 
     def keys_values(self, context: TextAndVideo) -> TextAndVideo:
@@ -89,11 +90,11 @@ class VideoResnetBlock(nn.Module):
             return nn.silu(per_frame(GroupNorm(self.num_groups, dtype=self.dtype, name=name), x))
 
         hidden = FrameConv(self.features, dtype=self.dtype, name="conv1")(norm_silu("norm1", x))
-        condition = nn.Dense(self.features, dtype=self.dtype, name="time_emb_proj")(nn.silu(time_embedding))
+        condition = Dense(self.features, dtype=self.dtype, name="time_emb_proj")(nn.silu(time_embedding))
         hidden += rearrange(condition, "b c -> b 1 1 1 c")
         hidden = FrameConv(self.features, dtype=self.dtype, name="conv2")(norm_silu("norm2", hidden))
         if x.shape[-1] != self.features:
-            x = nn.Dense(self.features, dtype=self.dtype, name="conv_shortcut")(x)
+            x = Dense(self.features, dtype=self.dtype, name="conv_shortcut")(x)
         x = x + hidden
         return TemporalResidual(self.num_groups, self.dtype, name="temporal")(x) if self.temporal else x
 
@@ -133,7 +134,7 @@ class GlobalPaintUNet(nn.Module):
       extractor_width, extractor_heads, frame_tokens: of what makes them, as `GlobalTokens` takes them.
       extractor_depths: blocks of its two levels, those for a frame and those for a video.
       dtype: compute dtype; parameters, norms, softmax and embeddings stay float32.
-      remat: recompute resnets and transformers in the backward pass.
+      remat: what resnets and transformers keep for the backward pass, one of `models.remat.REMAT`.
     """
 
     latent_channels: int = 4
@@ -157,7 +158,7 @@ class GlobalPaintUNet(nn.Module):
     frame_tokens: int = 16
     extractor_depths: Sequence[int] = (2, 4)
     dtype: Dtype = jnp.float32
-    remat: bool = False
+    remat: str | bool = "none"
 
     def setup(self):
         width = self.block_out_channels[0]
@@ -166,7 +167,7 @@ class GlobalPaintUNet(nn.Module):
                 f"{len(self.block_out_channels)} widths of levels and {len(self.num_heads)} num_heads differ"
             )
         self.time_embedding = EmbeddingMLP(4 * width)
-        self.fps_embedding = nn.Dense(4 * width, kernel_init=nn.initializers.zeros)
+        self.fps_embedding = Dense(4 * width, kernel_init=nn.initializers.zeros)
         self.conv_in = FrameConv(width, dtype=self.dtype)
         self.down_blocks, self.mid_block, self.up_blocks = make_blocks(
             self.block_out_channels,
@@ -197,12 +198,12 @@ class GlobalPaintUNet(nn.Module):
 
     @nn.nowrap
     def _resnet(self, level: int) -> nn.Module:
-        block = nn.remat(VideoResnetBlock) if self.remat else VideoResnetBlock
+        block = rematerialised(VideoResnetBlock, self.remat)
         return block(self.block_out_channels[level], self.norm_num_groups, self.est != "off", self.dtype)
 
     @nn.nowrap
     def _transformer(self, level: int) -> nn.Module:
-        block = nn.remat(VideoTransformer) if self.remat else VideoTransformer
+        block = rematerialised(VideoTransformer, self.remat)
         heads = self.num_heads[level]
         return block(
             self.block_out_channels[level],

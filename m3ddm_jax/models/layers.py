@@ -7,7 +7,24 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from m3ddm_jax.models.products import add_bias, convolve, matmul
+
 Dtype = jnp.dtype
+
+
+class Dense(nn.Module):
+    """Linear map of [..., C] to [..., features] in compute dtype; the gradient of its float32 weights is float32."""
+
+    features: int
+    use_bias: bool = True
+    dtype: Dtype = jnp.float32
+    kernel_init: Callable = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        x = matmul(x.astype(self.dtype), kernel)
+        return add_bias(x, self.param("bias", nn.initializers.zeros, (self.features,))) if self.use_bias else x
 
 
 def sinusoidal_embedding(positions: jax.Array, dim: int, max_period: float) -> jax.Array:
@@ -96,32 +113,40 @@ class TemporalConv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (3, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        x, kernel, bias = x.astype(self.dtype), kernel.astype(self.dtype), bias.astype(self.dtype)
-        before, here, after = (jnp.einsum("bthwi,io->bthwo", x, kernel[tap]) for tap in range(3))
-        pad = ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0))
-        return here + jnp.pad(before, pad)[:, :-2] + jnp.pad(after, pad)[:, 2:] + bias
+        before, here, after = (matmul(x.astype(self.dtype), kernel[tap]) for tap in range(3))
+        return add_bias(here + _shifted(before, 1) + _shifted(after, -1), bias)
 
 
-class FrameConv(nn.Module):
-    """3x3 convolution a frame, padding 1, with bias: [B, T, H, W, C] -> [B, T, H/stride, W/stride, features]."""
+def _shifted(x: jax.Array, frames: int) -> jax.Array:
+    """[B, T, H, W, C] so many frames later; zeros come in, and what passes the end is gone."""
+    # One operation: where frames are split, a device sends those of its border to the next, and no more.
+    padding = [(frames, -frames, 0) if axis == 1 else (0, 0, 0) for axis in range(x.ndim)]
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), padding)
+
+
+class Conv(nn.Module):
+    """Convolution of pictures [N, H, W, C] with a square kernel, `padding` zeros around them: [N, h, w, features]."""
 
     features: int
+    size: int = 3
     stride: int = 1
+    padding: int = 1
+    use_bias: bool = True
     dtype: Dtype = jnp.float32
     kernel_init: Callable = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        out = jax.lax.conv_general_dilated(
-            rearrange(x, "b t h w c -> (b t) h w c").astype(self.dtype),
-            kernel.astype(self.dtype),
-            window_strides=(self.stride, self.stride),
-            padding=((1, 1), (1, 1)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        return rearrange(out + bias.astype(self.dtype), "(b t) h w c -> b t h w c", b=x.shape[0])
+        kernel = self.param("kernel", self.kernel_init, (self.size, self.size, x.shape[-1], self.features))
+        x = convolve(x.astype(self.dtype), kernel, self.stride, ((self.padding, self.padding),) * 2)
+        return add_bias(x, self.param("bias", nn.initializers.zeros, (self.features,))) if self.use_bias else x
+
+
+class FrameConv(Conv):
+    """`Conv` of each frame: [B, T, H, W, C] -> [B, T, H/stride, W/stride, features]."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return per_frame(super().__call__, x)
 
 
 class Pseudo3DConv(nn.Module):

@@ -13,6 +13,8 @@ from einops import rearrange
 
 from m3ddm_jax.models.attention import KeysValues, SpatialTransformer, TransformerBlock
 from m3ddm_jax.models.layers import (
+    Conv,
+    Dense,
     Dtype,
     EmbeddingMLP,
     FrameConv,
@@ -21,7 +23,9 @@ from m3ddm_jax.models.layers import (
     identity_kernel,
     sinusoidal_embedding,
 )
+from m3ddm_jax.models.remat import rematerialised
 from m3ddm_jax.models.stages import Conditions, Context, check_sides, make_blocks, walk
+from m3ddm_jax.parallel.constrain import cells_to_frames, frames_to_cells, join_frames, split_frames
 
 _TIMESTEP_PERIOD = 1000.0
 _FPS_PERIOD = 30.0
@@ -41,16 +45,17 @@ class ResnetBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, time_embedding: jax.Array, fps_embedding: jax.Array) -> jax.Array:
+        x = split_frames(x)
         hidden = nn.silu(GroupNorm(self.num_groups, dtype=self.dtype, name="norm1")(x))
         hidden = Pseudo3DConv(self.features, self.dtype, name="conv1")(hidden)
-        condition = nn.Dense(self.features, dtype=self.dtype, name="time_emb_proj")(nn.silu(time_embedding))
-        condition += nn.Dense(self.features, dtype=self.dtype, name="fps_emb_proj")(nn.silu(fps_embedding))
+        condition = Dense(self.features, dtype=self.dtype, name="time_emb_proj")(nn.silu(time_embedding))
+        condition += Dense(self.features, dtype=self.dtype, name="fps_emb_proj")(nn.silu(fps_embedding))
         hidden += condition[:, None, None, None]
         hidden = nn.silu(GroupNorm(self.num_groups, dtype=self.dtype, name="norm2")(hidden))
         hidden = Pseudo3DConv(self.features, self.dtype, name="conv2")(hidden)
         if x.shape[-1] != self.features:
-            x = nn.Dense(self.features, dtype=self.dtype, name="conv_shortcut")(x)
-        return x + hidden
+            x = Dense(self.features, dtype=self.dtype, name="conv_shortcut")(x)
+        return split_frames(x + hidden)
 
 
 class SpatioTemporalTransformer(SpatialTransformer):
@@ -67,22 +72,24 @@ class SpatioTemporalTransformer(SpatialTransformer):
         features, dtype = self.features, self.dtype
         self.temporal_position_embed_proj = EmbeddingMLP(features)
         self.norm2 = GroupNorm(self.num_groups, epsilon=1e-6, dtype=dtype)
-        self.proj_in2 = nn.Dense(features, dtype=dtype, kernel_init=identity_kernel)
+        self.proj_in2 = Dense(features, dtype=dtype, kernel_init=identity_kernel)
         self.transformer_blocks2_0 = TransformerBlock(features, self.num_heads, dtype)
-        self.proj_out2 = nn.Dense(features, dtype=dtype, kernel_init=identity_kernel)
+        self.proj_out2 = Dense(features, dtype=dtype, kernel_init=identity_kernel)
 
     def __call__(self, x: jax.Array, context: jax.Array | KeysValues) -> jax.Array:
-        return self.time(self.space(x, context))
+        return self.time(split_frames(self.space(x, context)))
 
     def time(self, x: jax.Array) -> jax.Array:
-        """The half between frames, with its residual."""
+        """The half between frames, with its residual; where frames are split over devices, it splits cells instead."""
         batch, frames, height, _, _ = x.shape
         frame_embedding = sinusoidal_embedding(jnp.arange(frames), self.frame_embedding_dim, _FRAME_PERIOD)
         frame_embedding = self.temporal_position_embed_proj(frame_embedding)
-        tokens = self.proj_in2(rearrange(self.norm2(x), "b f h w c -> (b h w) f c"))
+        tokens = frames_to_cells(rearrange(split_frames(self.norm2(x)), "b f h w c -> b f (h w) c"))
+        tokens = self.proj_in2(rearrange(tokens, "b f p c -> (b p) f c"))
         tokens = self.transformer_blocks2_0(tokens + frame_embedding.astype(self.dtype))
         tokens = self.proj_out2(tokens)
-        return x + rearrange(tokens, "(b h w) f c -> b f h w c", b=batch, h=height)
+        tokens = cells_to_frames(rearrange(tokens, "(b p) f c -> b f p c", b=batch))
+        return x + split_frames(rearrange(tokens, "b f (h w) c -> b f h w c", h=height))
 
 
 class ConvNormLayer(nn.Module):
@@ -98,16 +105,8 @@ class ConvNormLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, calibrate: bool) -> jax.Array:
-        size, pad = self.kernel_size, self.kernel_size // 2
-        x = nn.Conv(
-            self.features,
-            (size, size),
-            strides=self.stride,
-            padding=((pad, pad), (pad, pad)),
-            use_bias=False,
-            dtype=self.dtype,
-            name="convolution",
-        )(x)
+        size, padding = self.kernel_size, self.kernel_size // 2
+        x = Conv(self.features, size, self.stride, padding, False, self.dtype, name="convolution")(x)
         norm = nn.BatchNorm(use_running_average=not calibrate, momentum=0.0, epsilon=1e-5, name="normalization")
         return norm(x.astype(jnp.float32)).astype(self.dtype)
 
@@ -149,7 +148,7 @@ class GlobalFrameEncoder(nn.Module):
                     dtype=self.dtype,
                     name=f"resnet_layer_{stage}_layers_{layer}",
                 )(x, calibrate)
-        return nn.Conv(self.features, (3, 3), padding="VALID", dtype=self.dtype, name="convolution")(x)
+        return Conv(self.features, padding=0, dtype=self.dtype, name="convolution")(x)
 
 
 class M3DDMUNet(nn.Module):
@@ -165,7 +164,7 @@ class M3DDMUNet(nn.Module):
       global_widths: widths of the global-frame encoder's five stages.
       frame_embedding_dim: width of the frame index's sinusoid.
       dtype: compute dtype; parameters, norms, softmax and embeddings stay float32.
-      remat: recompute resnets and transformers in the backward pass.
+      remat: what resnets and transformers keep for the backward pass, one of `models.remat.REMAT`.
     """
 
     latent_channels: int = 4
@@ -178,14 +177,12 @@ class M3DDMUNet(nn.Module):
     global_widths: Sequence[int] = (8, 16, 32, 64, 128)
     frame_embedding_dim: int = 320
     dtype: Dtype = jnp.float32
-    remat: bool = False
+    remat: str | bool = "none"
 
     def setup(self):
         widths = tuple(self.block_out_channels)
         groups, dtype = self.norm_num_groups, self.dtype
-        resnet, transformer = (
-            nn.remat(block) if self.remat else block for block in (ResnetBlock, SpatioTemporalTransformer)
-        )
+        resnet, transformer = (rematerialised(block, self.remat) for block in (ResnetBlock, SpatioTemporalTransformer))
         self.time_embedding = EmbeddingMLP(4 * widths[0])
         self.fps_embedding = EmbeddingMLP(4 * widths[0])
         self.conv_in = FrameConv(widths[0], dtype=dtype)
@@ -219,9 +216,10 @@ class M3DDMUNet(nn.Module):
         """
         if min(global_latents.shape[2:4]) < 5:
             raise ValueError(f"global latents of {global_latents.shape[2:4]} cells are too small: 5 or more a side")
-        features = self.global_img_encoder(rearrange(global_latents, "b g h w c -> (b g) h w c"), calibrate)
+        frames = rearrange(split_frames(global_latents), "b g h w c -> (b g) h w c")
+        features = self.global_img_encoder(frames, calibrate)
         features = rearrange(features, "(b g) h w c -> b (g h w) c", b=global_latents.shape[0])
-        return features.astype(self.dtype)
+        return join_frames(features).astype(self.dtype)
 
     def calibrate(self, global_latents: jax.Array) -> jax.Array:
         """As `context_tokens`, but sets the BatchNorm statistics from this batch (mutable=["batch_stats"])."""
@@ -256,7 +254,8 @@ class M3DDMUNet(nn.Module):
         time_embedding = self.time_embedding(sinusoidal_embedding(timestep, width, _TIMESTEP_PERIOD))
         fps_embedding = self.fps_embedding(sinusoidal_embedding(fps, width, _FPS_PERIOD))
         conditions = Conditions(resnet=(time_embedding, fps_embedding))
-        x = self.conv_in(jnp.concatenate([latents, masked_latents, mask], axis=-1).astype(self.dtype))
+        inputs = split_frames(jnp.concatenate([latents, masked_latents, mask], axis=-1))
+        x = self.conv_in(inputs.astype(self.dtype))
         x = walk(self.down_blocks, self.mid_block, self.up_blocks, x, conditions, context)
         x = nn.silu(self.conv_norm_out(x))
         return self.conv_out(x).astype(jnp.float32)

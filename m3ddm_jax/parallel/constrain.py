@@ -1,7 +1,15 @@
-"""The one sharding helper that code inside a jitted function may call."""
+"""How activations lie on the mesh: what code inside a jitted function may call, models included."""
 
 import jax
 from jax.sharding import PartitionSpec as P
+
+BATCH_AXES = ("data", "fsdp")
+"""The axes of the mesh that clips are split over."""
+
+# The compiler decides, from what lies around.
+_ANY = P.UNCONSTRAINED
+# Channels of a level from which splitting its products over `tensor` saves more than its sums between devices cost.
+_WIDE = 1024
 
 
 def constrain(x: jax.Array, *spec: str | tuple[str, ...] | None) -> jax.Array:
@@ -9,3 +17,48 @@ def constrain(x: jax.Array, *spec: str | tuple[str, ...] | None) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, P(*spec))
+
+
+def split_frames(x: jax.Array) -> jax.Array:
+    """Clips [B, T, ...], their frames split over `context`."""
+    return _split(x, 1, "context")
+
+
+def frames_to_cells(x: jax.Array) -> jax.Array:
+    """Clips [B, T, cells, C] from frames split over `context` to cells split: all frames of a cell come together."""
+    return _split(split_frames(x), 2, "context")
+
+
+def cells_to_frames(x: jax.Array) -> jax.Array:
+    """The way back from `frames_to_cells`."""
+    # Both sides are said, here and there, lest the compiler splits rows and columns around, and exchanges those.
+    return split_frames(_split(x, 2, "context"))
+
+
+def join_frames(x: jax.Array) -> jax.Array:
+    """What frames were made into, [B, tokens, C], whole on every device of `context`."""
+    if _parts("context") == 1:
+        return x
+    return constrain(x, _ANY, None, None)
+
+
+def is_wide(features: int) -> bool:
+    """Whether products of a level of so many channels are split over `tensor`."""
+    return features >= _WIDE
+
+
+def split_features(kernel: jax.Array) -> jax.Array:
+    """A kernel [C, ..., features] of a wide level, its features split over `tensor`."""
+    return _split(kernel, kernel.ndim - 1, "tensor", others=None)
+
+
+def _split(x: jax.Array, axis: int, name: str, others: object = _ANY) -> jax.Array:
+    """x with one axis split over one of the mesh; x itself where that does not divide it, or is of one device."""
+    parts = _parts(name)
+    if parts == 1 or x.shape[axis] % parts:
+        return x
+    return constrain(x, *(name if k == axis else others for k in range(x.ndim)))
+
+
+def _parts(name: str) -> int:
+    return jax.sharding.get_abstract_mesh().shape.get(name, 1)

@@ -1,7 +1,7 @@
 """What a recipe is, and what recipes share: checking a config, its clips, its networks, model folders."""
 
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 import flax.linen as nn
@@ -15,8 +15,10 @@ from ml_collections import ConfigDict
 from data.masks import MaskSampler
 from data.pipeline import make_batches
 from m3ddm_jax.models import registry
+from m3ddm_jax.models.remat import check_remat
+from m3ddm_jax.parallel.mesh import process_part, replicated
 from m3ddm_jax.training.checkpoint import check_fit
-from m3ddm_jax.training.state import State
+from m3ddm_jax.training.state import State, shardings_of
 from m3ddm_jax.training.validation import Completion
 from m3ddm_jax.types import Array, Variables, VideoBatch
 from m3ddm_jax.weights import load_model, save_model
@@ -28,8 +30,7 @@ class Recipe(Protocol):
     """A family of training: what is trained, on what, how it is shown and exported. `m3ddm_jax.train` does the rest.
 
     It is made from a config, and then raises ValueError for whatever in there does not fit; nothing is on a device or
-    on disk before. All methods but `dataset` are called under the mesh (`jax.set_mesh`), `begin` and `export` by every
-    process.
+    on disk before. All methods are called under the mesh (`jax.set_mesh`), `begin` and `export` by every process.
 
     frozen: networks that are not trained, on the host. What the methods below are given as `frozen` are the same,
         replicated on the mesh: they enter compiled functions as an argument, and no checkpoint.
@@ -66,6 +67,11 @@ class Recipe(Protocol):
         """Write what was learnt as a model folder."""
 
 
+def jit_step(recipe: Recipe, like: State, mesh: Mesh) -> Callable:
+    """A recipe's step as runs compile it: it takes the memory of a state, and leaves one that lies as `like` does."""
+    return jax.jit(recipe.step, donate_argnums=0, out_shardings=(shardings_of(like), replicated(mesh)))
+
+
 def check_config(config: ConfigDict, expected: ConfigDict, built: Collection[str]) -> None:
     """Raise ValueError where a config lacks a section or field that a recipe reads, or has a field that is not known.
 
@@ -90,6 +96,7 @@ def check_config(config: ConfigDict, expected: ConfigDict, built: Collection[str
 def build_model(section: ConfigDict) -> nn.Module:
     """The network that a section describes by its kind and hyper-parameters. Raises ValueError for what is unknown."""
     hyper = section.to_dict()
+    check_remat(hyper.get("remat", "none"))
     if "dtype" in hyper:
         try:
             hyper["dtype"] = jnp.dtype(hyper["dtype"])
@@ -134,9 +141,13 @@ def clip_settings(config: ConfigDict) -> dict[str, Any]:
 
 
 def batch_part(config: ConfigDict, seed: int) -> dict[str, int]:
-    """The size of a batch, the part of it that is this process's, and the seed, as data sets take them."""
-    part = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    return part | {"batch_size": config.train.batch_size, "seed": seed}
+    """The size of a batch, the part of it that is this process's, and the seed, as data sets take them.
+
+    The mesh in force says which part: processes that hold the same clips read them alike. Without one, each has one.
+    """
+    mesh, process = jax.sharding.get_mesh(), jax.process_index()
+    index, count = (process, jax.process_count()) if mesh.empty else process_part(mesh, process)
+    return {"process_index": index, "process_count": count, "batch_size": config.train.batch_size, "seed": seed}
 
 
 def make_clips(config: ConfigDict, seed: int) -> grain.IterDataset:

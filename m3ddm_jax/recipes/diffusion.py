@@ -257,6 +257,12 @@ def check_sizes(config: ConfigDict, model: nn.Module, encoders: Encoders) -> Non
         )
     if encoder is not None and model.patch_width != encoder.width:
         raise ValueError(f"the model's patch_width is {model.patch_width}, the image encoder's width {encoder.width}")
+    context = config.mesh.context
+    if context > 1 and (config.model.kind != "m3ddm" or data.num_frames % context):
+        raise ValueError(
+            f"mesh.context is {context}, for {data.num_frames} frames of a model of kind {config.model.kind}: a "
+            "divisor of the frames, and m3ddm, are accepted"
+        )
     if data.references:
         raise ValueError(f"references is {data.references}: a diffusion model has none, 0 is accepted")
     if model.latent_channels != codec.latent_channels:

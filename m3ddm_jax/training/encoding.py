@@ -17,6 +17,7 @@ from m3ddm_jax.models import registry
 from m3ddm_jax.models.autoencoder import from_latents, latent_moments, reduce_mask
 from m3ddm_jax.models.global_tokens import Evidence, observe
 from m3ddm_jax.models.openclip import OpenCLIPVision
+from m3ddm_jax.parallel.constrain import split_frames
 from m3ddm_jax.types import Array, Latents, Variables, VideoBatch
 
 SAMPLED = ("latents", "masked", "global")
@@ -92,7 +93,7 @@ def to_unit_range(frames: jax.Array) -> jax.Array:
 
 def encode_frames(codec: nn.Module, codec_variables: Variables, frames: jax.Array) -> tuple[Latents, Latents]:
     """Frames [B, T, H, W, 3] in [-1, 1] -> mean and standard deviation of their latents, [B, T, h, w, C] each."""
-    flat = rearrange(frames, "b t h w c -> (b t) h w c")
+    flat = rearrange(split_frames(frames), "b t h w c -> (b t) h w c")
     moments = latent_moments(codec, codec_variables, flat)
     mean, std = (rearrange(moment, "(b t) h w c -> b t h w c", b=frames.shape[0]) for moment in moments)
     return mean, std

@@ -38,3 +38,24 @@ def test_shardings_follow_the_tree():
     }
     found = state_shardings(shapes, make_mesh(data=2, fsdp=4))
     assert found["params"]["w"].spec == P(None, "fsdp") and found["step"].spec == P()
+
+
+@pytest.mark.parametrize(
+    "path, shape, spec",
+    [
+        ("attn1/to_q/kernel", (1280, 1280), P("fsdp", "tensor")),
+        ("attn2/to_k/kernel", (320, 1280), P("fsdp", "tensor")),
+        ("attn1/to_out_0/kernel", (1280, 1280), P("tensor", "fsdp")),
+        ("ff/net_0_proj/kernel", (1280, 10240), P("tensor", "fsdp")),
+        ("ff/net_2/kernel", (5120, 1280), P("tensor", "fsdp")),
+        ("conv1/spatial_conv/kernel", (3, 3, 2560, 1280), P(None, None, "fsdp", "tensor")),
+        ("conv1/temporal_conv/kernel", (3, 1280, 1280), P(None, "tensor", "fsdp")),
+        ("conv1/spatial_conv/kernel", (3, 3, 1280, 640), P(None, None, "fsdp")),  # not wide
+        ("attn1/to_q/kernel", (1282, 1282), P()),  # nothing divides
+        ("attn1/to_q/bias", (1280,), P()),
+    ],
+)
+def test_kernels_of_wide_levels_are_split_over_tensor_too(path, shape, spec):
+    for field in ("params", "ema_params", "opt_state/0/mu"):
+        assert partition_spec(f"{field}/block/{path}", shape, 4, 4) == spec
+    assert "tensor" not in partition_spec(f"params/block/{path}", shape, 4, 1)
