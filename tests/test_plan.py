@@ -1,0 +1,129 @@
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from configs import m3ddm, m3ddm_tiny
+from configs import test as test_config
+from m3ddm_jax.benchmarks import plan as planning
+from m3ddm_jax.measure.chips import Chip
+from m3ddm_jax.plan import make_plan
+from m3ddm_jax.training.state import TrainState
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def levels(quick_compiles):
+    level = jax.config.jax_optimization_level
+    yield
+    jax.config.update("jax_optimization_level", level)
+
+
+def make_config(**mesh):
+    config = test_config.get_config()
+    config.mesh.update(mesh)
+    return config
+
+
+def test_a_plan_of_cpu_devices_is_made_once(tmp_path, monkeypatch):
+    config = make_config(data=2, fsdp=4)
+    made = make_plan(config, "cpu:8", what="sample", cache=str(tmp_path))
+    assert made["devices"] == "8 x cpu" and made["mesh"] == "data=2 x fsdp=4 x tensor=1 x context=1"
+    assert made["fits"].startswith("not known") and made["GiB together"] > made["GiB of parameters"] > 0
+    assert made["TFLOP"] == pytest.approx(8 * made["TFLOP a device"]) and made["compile seconds"] > 0
+    # What a sampler splits over fsdp it must gather.
+    assert any(name.startswith("all-gather f32") and row["times"] for name, row in made["collectives"].items())
+    monkeypatch.setitem(planning.CHIPS, "cpu", Chip(1e12, 2**20))
+    with pytest.raises(ValueError, match="does not fit: 0.* GiB of 0.00 on a device"):
+        make_plan(config, "cpu:8", what="sample")
+    monkeypatch.setattr(planning, "plan", None)
+    assert make_plan(config, "cpu:8", what="sample", cache=str(tmp_path)) == json.loads(json.dumps(made))
+    with pytest.raises(TypeError):
+        make_plan(config, "cpu:8", what="sample", level="O0", cache=str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def program():
+    return planning.make_program(make_config(data=4, fsdp=2), jax.devices(), "train")
+
+
+def test_a_state_is_as_large_on_a_device_as_its_shardings_say(program):
+    state, batch, _ = program.arguments
+    assert isinstance(state, TrainState)
+    assert {name: leaf.shape[0] for name, leaf in batch.items()} == dict.fromkeys(batch, 8)
+    sizes = planning.sizes(program)
+    assert sizes["GiB of parameters"] * 2**30 < 4 * sizes["parameters"]
+    assert sizes["GiB of averaged parameters"] == sizes["GiB of parameters"]
+    assert sizes["GiB of optimizers"] == pytest.approx(2 * sizes["GiB of parameters"], rel=1e-4)
+
+
+class Refused:
+    """What a TPU's compiler says where a program is too large."""
+
+    def __init__(self, message):
+        self._message = message
+
+    def compile(self):
+        raise jax.errors.JaxRuntimeError(self._message)
+
+
+def test_what_does_not_fit_says_by_how_much_and_what_would(program, monkeypatch):
+    monkeypatch.setattr(planning, "operations", lambda *_: {})
+    config = make_config(data=4, fsdp=2)
+    said = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 6.5M of 5M hbm. Exceeded by 1.5M.\nMore."
+    with pytest.raises(ValueError, match=r"does not fit: 0.01 GiB of 0.00 .* estimated to: mesh.data=2 mesh.fsdp=4"):
+        planning.plan(config, program, Refused(said))
+    with pytest.raises(ValueError, match="no mesh and no accumulation are estimated to"):
+        planning.plan(config, program, Refused(said.replace("of 5M", "of 1K")))
+    with pytest.raises(ValueError, match="the compiler failed: something else"):
+        planning.plan(config, program, Refused("something else\nand more"))
+
+
+def test_depth_is_of_the_network_alone():
+    shallow = planning.with_depth(m3ddm.get_config(), 1)
+    assert shallow.model.layers_per_block == 1 and shallow.model.block_out_channels == (320, 640, 1280, 1280)
+    config = make_config()
+    config.model.kind = "e2fgvi"
+    with pytest.raises(ValueError, match="m3ddm and globalpaint have a depth"):
+        planning.with_depth(config, 1)
+
+
+def test_a_config_needs_no_files_to_be_planned():
+    """This one names an autoencoder that is not here, as it names clips."""
+    config = m3ddm_tiny.get_config()
+    config.data.sources = ({"kind": "shards", "path": "nowhere", "weight": 1.0},)
+    _, batch, frozen = planning.make_program(config, jax.devices(), "train").arguments
+    assert batch["video"].shape == (8, 2, 32, 32, 3)
+    assert sum(leaf.size for leaf in jax.tree.leaves(frozen["autoencoder"])) > 8e7  # Stable Diffusion's
+    config.data.sources = ({"kind": "latents", "path": "nowhere", "weight": 1.0},)
+    _, batch, _ = planning.make_program(config, jax.devices(), "train").arguments
+    assert batch["latents_mean"].shape == (8, 2, 4, 4, 4) and batch["latents_mean"].dtype == "float16"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--topology=nowhere"], "topology "),
+        (["--topology=cpu:6", "--config.mesh.fsdp=4"], "mesh data=-1 x fsdp=4 x tensor=1 x context=1 does not fill 6"),
+    ],
+)
+def test_command_refuses_bad_input_with_one_line(options, message):
+    command = [sys.executable, "-m", "m3ddm_jax.plan", "--config=configs/test.py", *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_training_step_compiles_for_a_pod_that_is_not_there():
+    pytest.importorskip("libtpu", reason="libtpu is not installed (requirements-tpu.txt)")
+    config = make_config(fsdp=4)
+    config.train.batch_size = 16
+    config.model.dtype = "bfloat16"
+    made = make_plan(config, "v5e:4x4")
+    assert made["devices"] == "16 x TPU v5 lite" and made["fits"].startswith("yes")
+    # Gradients of weights, the largest of what is reduced, are float32.
+    reduced = {name: row["MiB"] for name, row in made["collectives"].items() if name.startswith("all-reduce")}
+    assert max(reduced, key=reduced.get).startswith("all-reduce f32")
