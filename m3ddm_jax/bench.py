@@ -5,7 +5,9 @@ Prints a table and, with --report, writes the same as JSON together with version
 forward    one float32 forward of the config's U-Net beside a 3x3 convolution of PyTorch, both on two threads
 data       clips a second of the input pipeline beside bare decoding in as many threads
 outpaint   seconds and peak memory of the command from a cold start, and its peak memory for short and long videos
-train      seconds of a training step of the config, and frames a second
+train      a training step of the config: seconds and their spread, clips and frames a second, TFLOP/s and share of the
+           peak (MFU) of a device by what the network computes, without what rematerialisation repeats and without
+           frozen encoders; seconds waited for clips, and spent on compiling; peak memory
 flops      operations of the config's U-Net on one window, counted and not run, beside the official schedule's; what it
            computes by matrix products, temporal convolutions among them, counts as such
 generator  E2FGVI's forward pass at 432x240, and in small beside the same arithmetic in PyTorch, both on two threads;
@@ -22,14 +24,16 @@ import sys
 import tempfile
 from typing import Any
 
+import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from data import throughput
 from m3ddm_jax import command
-from m3ddm_jax.benchmarks import attention, flops, forward, generator, models, outpaint
+from m3ddm_jax.benchmarks import attention, flops, forward, generator, models, outpaint, plan
 from m3ddm_jax.benchmarks.report import surroundings, table
-from m3ddm_jax.measure import memory
+from m3ddm_jax.measure import memory, timing
+from m3ddm_jax.measure.chips import CHIPS
 from m3ddm_jax.train import train
 
 MEASUREMENTS = {
@@ -49,17 +53,33 @@ _ON_TWO_THREADS = ("forward", "generator")
 
 
 def measure_training(config: ConfigDict) -> dict[str, Any]:
-    """Median step of the real training loop with the config's data, on its first bucket; two steps warm it up."""
+    """The real training loop with the config's data, on its first bucket: medians of steps behind two that warm it up.
+
+    What a step computes is counted, not measured. Compiling is that of the whole run, its beginning among it.
+    """
     config = config.copy_and_resolve_references()
     config.data.buckets = config.data.buckets[:1]
     config.train.update(steps=2 + _TRAINING_STEPS, log_every=1, save_every=1000, sample_every=0)
-    with tempfile.TemporaryDirectory() as workdir:
+    with tempfile.TemporaryDirectory() as workdir, timing.compile_seconds() as compiling:
         train(config, workdir)
         lines = pathlib.Path(workdir, "metrics.jsonl").read_text().splitlines()[2:]
     steps = [json.loads(line) for line in lines]
     names = ("step_seconds", "frames_per_second", "input_wait_seconds")
     medians = {name: statistics.median(step[name] for step in steps) for name in names}
-    return medians | {"peak MiB": memory.peak_rss() / 2**20}
+    step = timing.Timing(tuple(step["step_seconds"] for step in steps))
+    device = jax.devices()[0]
+    counted = plan.operations(config, plan.make_program(config, jax.devices(), "train"))
+    result = {"devices": f"{jax.device_count()} x {device.device_kind}", **medians, "step_spread": step.spread}
+    result["clips_per_second"] = config.train.batch_size / step.median
+    result |= counted
+    if isinstance(counted["TFLOP"], float):
+        own = (counted["TFLOP"] - counted.get("TFLOP of frozen encoders", 0.0)) / jax.device_count()
+        result["TFLOP/s a device"] = own / step.median
+        if chip := CHIPS.get(device.device_kind):
+            result["MFU"] = own * plan.TERA / step.median / chip.flops
+    peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
+    result |= {"compile_seconds": sum(compiling), "peak MiB": (peak or memory.peak_rss()) / 2**20}
+    return result
 
 
 def main() -> None:

@@ -1,9 +1,10 @@
 """Wall-clock timing of callables that may return JAX arrays."""
 
+import contextlib
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -23,6 +24,22 @@ class Timing:
     def spread(self) -> float:
         """Slowest minus fastest call as a fraction of the median: how far the machine was from quiet."""
         return (max(self.seconds) - min(self.seconds)) / self.median
+
+
+@contextlib.contextmanager
+def compile_seconds() -> Iterator[list[float]]:
+    """Within the context, a list that grows by the seconds of each program that is compiled."""
+    seconds = []
+
+    def note(event: str, duration: float, **_) -> None:
+        if event.endswith("backend_compile_duration"):
+            seconds.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        yield seconds
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
 
 
 def time_together(functions: Mapping[str, Callable[[], Any]], repeats: int = 5) -> dict[str, Timing]:

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -31,3 +32,14 @@ def test_median_and_spread():
 def test_refuses_no_repeats():
     with pytest.raises(ValueError, match="at least 1, not 0"):
         timing.time_together({}, repeats=0)
+
+
+def test_compiling_is_timed_and_running_is_not():
+    function, x = jax.jit(lambda x: x * 3 + 1), jnp.ones(5)
+    with timing.compile_seconds() as seconds:
+        function(x)
+        assert len(seconds) == 1 and seconds[0] > 0
+        function(x)
+    assert len(seconds) == 1
+    jax.jit(lambda x: x - 7)(x)
+    assert len(seconds) == 1
