@@ -11,12 +11,14 @@ import jax.numpy as jnp
 from m3ddm_jax.flow.warping import round_trip, targets
 
 _SHARPNESS = 0.1  # pixels of error over which the weight of a direction falls to 1 / e
+_LEAST = 1e-30  # confidence; less is none
 
 
 class Propagated(NamedTuple):
     """What has been reached: values [B, T, H, W, C], those that nothing reaches as they were; unknown, bool
-    [B, T, H, W, 1], what is left of the mask; confidence, float32 [B, T, H, W, 1]: 1 known, 0 unknown, between them
-    exp(-error), error in pixels being how far flow there and back strayed at the worst step of the way."""
+    [B, T, H, W, 1], what is left of the mask; confidence, float32 [B, T, H, W, 1]: of what was known as it was given, 0
+    of what is unknown, between them exp(-error), error in pixels being how far flow there and back strayed at the worst
+    step of the way."""
 
     values: jax.Array
     unknown: jax.Array
@@ -41,6 +43,7 @@ def propagate(
     flow_forward: jax.Array,
     flow_backward: jax.Array,
     max_error: float = jnp.inf,
+    confidence: jax.Array | None = None,
 ) -> Propagated:
     """Fills what is unknown with what flow leads to in earlier and in later frames, over any number of frames.
 
@@ -48,6 +51,7 @@ def propagate(
     pixels lies at its edge, so that it should continue what is known. mask: [B, T, H, W, 1], 1 = unknown. flow_forward,
     flow_backward: [B, T-1, H, W, 2], (dx, dy) in pixels, from each frame to the next and from the next back, complete:
     a flow that is no number leads nowhere. max_error: pixels by which flow there and back may stray in a step.
+    confidence: [B, T, H, W, 1] in 0..1, of what is known, 1 by default; what is carried from there is no surer.
     Where both directions find something, they are weighted by exp(-error / 0.1 pixels).
     Raises ValueError for fewer than two frames, and for flows that do not lie between them.
     """
@@ -55,15 +59,19 @@ def propagate(
     if values.shape[1] < 2 or flow_forward.shape != between or flow_backward.shape != between:
         found = f"{values.shape[1]} frames with flows {flow_forward.shape} and {flow_backward.shape}"
         raise ValueError(f"two frames or more are needed, with both flows {between}: found {found}")
-    one_clip = jax.vmap(_propagate_clip, in_axes=(0, 0, 0, 0, None))
-    return one_clip(values, jnp.broadcast_to(mask > 0, (*values.shape[:-1], 1)), flow_forward, flow_backward, max_error)
+    shape = (*values.shape[:-1], 1)
+    confidence = jnp.ones(shape) if confidence is None else confidence.astype(jnp.float32)
+    one_clip = jax.vmap(_propagate_clip, in_axes=(0, 0, 0, 0, 0, None))
+    unknown = jnp.broadcast_to(mask > 0, shape)
+    return one_clip(values, unknown, confidence, flow_forward, flow_backward, max_error)
 
 
-def _propagate_clip(values, unknown, flow_forward, flow_backward, max_error) -> Propagated:
-    unknown = unknown[..., 0]
+def _propagate_clip(values, unknown, confidence, flow_forward, flow_backward, max_error) -> Propagated:
+    unknown, confidence = unknown[..., 0], confidence[..., 0]
     frames = jnp.arange(len(values))
-    from_earlier = (frames[1:], frames[:-1], unknown[1:], unknown[:-1], flow_backward, flow_forward)
-    from_later = (frames[:-1], frames[1:], unknown[:-1], unknown[1:], flow_forward, flow_backward)
+    doubt = -jnp.log(jnp.maximum(confidence, _LEAST))
+    from_earlier = (frames[1:], frames[:-1], unknown[1:], unknown[:-1], doubt[:-1], flow_backward, flow_forward)
+    from_later = (frames[:-1], frames[1:], unknown[:-1], unknown[1:], doubt[1:], flow_forward, flow_backward)
     earlier, found, error = _carry(values, from_earlier, max_error, reverse=False)
     found_earlier, error_earlier = (jnp.pad(x, ((1, 0), (0, 0), (0, 0))) for x in (found, error))
     later, found, error = _carry(values, from_later, max_error, reverse=True)
@@ -75,7 +83,9 @@ def _propagate_clip(values, unknown, flow_forward, flow_backward, max_error) -> 
     found = found_earlier | found_later
     fused = share[..., None] * earlier + (1 - share[..., None]) * later
     error = share * error_earlier + (1 - share) * error_later
-    confidence = jnp.where(unknown, found * jnp.exp(-error), 1.0)
+    reached = jnp.exp(-error)
+    reached = jnp.where(found & (reached > 2 * _LEAST), reached, 0)
+    confidence = jnp.where(unknown, reached, confidence)
     values = jnp.where((unknown & found)[..., None], fused.astype(values.dtype), values)
     return Propagated(values, (unknown & ~found)[..., None], confidence[..., None])
 
@@ -83,15 +93,15 @@ def _propagate_clip(values, unknown, flow_forward, flow_backward, max_error) -> 
 def _carry(values: jax.Array, steps: tuple, max_error: jax.Array, reverse: bool):
     """In one direction: the values [T, H, W, C] filled, and of the T-1 steps what was found and its error [H, W].
 
-    steps: of each, the frame that is filled, the one beside it that was before, what is unknown in them, the flow from
-    the former to the latter, and the one back.
+    steps: of each, the frame that is filled, the one beside it that was before, what is unknown in them, the errors
+    that the latter starts with, the flow from the former to the latter, and the one back.
     """
     height, width = values.shape[1:3]
 
     def step(carried, now):
         values, trails = carried
-        frame, source, unknown, unknown_in_source, flow, opposite = now
-        trails = _follow(trails, source, unknown, unknown_in_source, flow, opposite, max_error)
+        frame, source, *masks, doubt, flow, opposite = now
+        trails = _follow(trails, source, *masks, doubt, flow, opposite, max_error)
         pixels = _read(values, trails)
         filled = jnp.where(trails.found[..., None], pixels, values[frame])
         error = jnp.hypot(trails.error_row, trails.error_column)
@@ -104,7 +114,14 @@ def _carry(values: jax.Array, steps: tuple, max_error: jax.Array, reverse: bool)
 
 
 def _follow(
-    trails: _Trails, source, unknown, unknown_in_source, flow: jax.Array, opposite: jax.Array, max_error: jax.Array
+    trails: _Trails,
+    source: jax.Array,
+    unknown: jax.Array,
+    unknown_in_source: jax.Array,
+    doubt: jax.Array,
+    flow: jax.Array,
+    opposite: jax.Array,
+    max_error: jax.Array,
 ) -> _Trails:
     """The trails of a frame, from those of the frame `source` beside it."""
     height, width = unknown.shape
@@ -127,8 +144,8 @@ def _follow(
         jnp.where(chained, there.frame, source),
         jnp.where(chained, farther_row, row),
         jnp.where(chained, farther_column, column),
-        jnp.where(chained, jnp.maximum(there.error_row, error_row), error_row),
-        jnp.where(chained, jnp.maximum(there.error_column, error_column), error_column),
+        jnp.maximum(error_row, jnp.where(chained, there.error_row, doubt[index])),
+        jnp.maximum(error_column, jnp.where(chained, there.error_column, 0)),
     )
 
 

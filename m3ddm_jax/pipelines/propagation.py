@@ -7,6 +7,7 @@ done where no network is given, are this project's: there the key frames are lef
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -88,6 +89,15 @@ def plan_windows(shot: range, size: int) -> Iterator[tuple[range, range]]:
         start = end
 
 
+class _Carried(NamedTuple):
+    """Of the frames of a window: gradients [T, h, w, 6], to the right and down; which are missing, bool [T, h, w, 1];
+    how far each is a real one, [T, h, w, 1]."""
+
+    gradients: np.ndarray
+    missing: np.ndarray
+    confidence: np.ndarray
+
+
 class _Window:
     """Frames that are filled together. last: the frame before those that are made, and its confidence, if any."""
 
@@ -118,73 +128,70 @@ class _Window:
         wanted = slice(made.start - self._first, made.stop - self._first)
         if not self._hole[wanted].any():
             return self._frames[wanted], self._confidence[wanted]
-        gradients = _gradients(self._frames)
-        # Inside of the hole confidence goes on, as frames do: what is read at its edge is as sure as what is known.
-        values = np.concatenate([gradients, np.where(self._hole, 1, self._confidence)], -1)
-        values, missing = self._carry(values, gradient_mask(self._hole))
+        carried = self._carry(_gradients(self._frames), gradient_mask(self._hole), self._confidence)
         if self._parts.hallucinate:
-            values, missing = self._hallucinate(values, missing)
+            carried = self._hallucinate(carried)
         frames, confidence = np.empty_like(self._frames[wanted]), np.empty_like(self._confidence[wanted])
         for start in range(0, len(frames), _AT_A_TIME):
             # The last few are moved back rather than cut short.
             first = max(0, min(start, len(frames) - _AT_A_TIME))
             chunk = slice(first, first + _AT_A_TIME)
             there = slice(wanted.start + first, min(wanted.start + first + _AT_A_TIME, wanted.stop))
-            frames[chunk], confidence[chunk] = self._finish(there, values[there], missing[there])
+            frames[chunk], confidence[chunk] = self._finish(there, carried)
         return frames, confidence
 
-    def _carry(self, values: np.ndarray, missing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Values [T, h, w, 7], gradients and confidence, with what flow leads to, and what is missing still."""
+    def _carry(self, gradients: np.ndarray, missing: np.ndarray, confidence: np.ndarray) -> _Carried:
+        """Gradients and confidence with what flow leads to, and what is missing still."""
+        missing = np.asarray(missing)
         if self._flows is None:
-            return values, np.asarray(missing)
-        length = len(values)
+            return _Carried(gradients, missing, confidence)
+        length = len(gradients)
         beyond = -length % _LENGTH
         fill = [(0, beyond), (0, 0), (0, 0), (0, 0)]
         # Flow that is no number leads nowhere.
         flows = (np.pad(flow, fill, constant_values=np.nan)[None] for flow in self._flows)
-        padded = (np.pad(x, fill)[None] for x in (values, missing))
-        done = propagation.propagate(*padded, *flows, self._limits.max_error)
-        carried = np.array(done.values[0, :length])
-        # What comes from a pixel that is not sure is not surer.
-        carried[..., -1:] *= done.confidence[0, :length]
-        missing = np.array(done.unknown[0, :length])
+        values, mask, known = (np.pad(x, fill)[None] for x in (gradients, missing, confidence))
+        done = propagation.propagate(values, mask, *flows, self._limits.max_error, known)
+        carried = _Carried(*(np.array(x[0, :length]) for x in (done.values, done.unknown, done.confidence)))
         # Differences end at the last row and column, so that none come there: those beside them stand for them.
         for last, beside in ((np.s_[:, -1], np.s_[:, -2]), (np.s_[:, :, -1], np.s_[:, :, -2])):
-            carried[last] = np.where(missing[last], carried[beside], carried[last])
-            missing[last] &= missing[beside]
-        return carried, missing
+            for part in (carried.gradients, carried.confidence):
+                part[last] = np.where(carried.missing[last], part[beside], part[last])
+            carried.missing[last] &= carried.missing[beside]
+        return carried
 
-    def _hallucinate(self, values: np.ndarray, missing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _hallucinate(self, carried: _Carried) -> _Carried:
         """Makes up what is left of the frame that lacks most, carries it to the others, and so on."""
         mask = self._hole
         for count in range(self._limits.key_frames):
+            missing = carried.missing
             mask = np.concatenate([unresolved(mask[i : i + 1], missing[i : i + 1]) for i in range(len(mask))])
             lacking = mask.mean((1, 2, 3))
             if lacking.max() < _SPECK:
                 break
             goes_on = count == 0 and self._goes_on and lacking[0] > 0
             key = 0 if goes_on else int(np.argmax(lacking))
-            frame = self._frames[0] if goes_on else self._make_up(key, values[key], missing[key])
-            values[key, ..., :-1] = _gradients(frame[None])[0]
-            values[key, ..., -1:] *= ~mask[key]
+            frame = self._frames[0] if goes_on else self._make_up(key, carried)
+            carried.gradients[key] = _gradients(frame[None])[0]
+            carried.confidence[key] *= ~mask[key]
             mask[key] = False
-            values, missing = self._carry(values, gradient_mask(mask))
-        return values, missing
+            carried = self._carry(carried.gradients, gradient_mask(mask), carried.confidence)
+        return carried
 
-    def _make_up(self, key: int, values: np.ndarray, missing: np.ndarray) -> np.ndarray:
+    def _make_up(self, key: int, carried: _Carried) -> np.ndarray:
         """A whole frame: what was carried to it, and what is made up of the rest."""
         there = slice(key, key + 1)
-        blended, lost = _blend(self._frames[there], self._hole[there], values[None], missing[None])
+        blended, lost = _blend(self._frames[there], self._hole[there], carried.gradients[there], carried.missing[there])
         return self._parts.hallucinate(blended[0], lost[0])
 
-    def _finish(self, there: slice, values: np.ndarray, missing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        frames, hole = self._frames[there], self._hole[there]
+    def _finish(self, there: slice, carried: _Carried) -> tuple[np.ndarray, np.ndarray]:
+        frames, hole, gradients = self._frames[there], self._hole[there], carried.gradients[there]
         if self._parts.fuse:
-            fused = [self._parts.fuse(values[..., i : i + 3], hole.astype(np.float32)) for i in (0, 3)]
-            values = np.concatenate([np.where(hole, np.concatenate(fused, -1), values[..., :6]), values[..., 6:]], -1)
-        blended, lost = _blend(frames, hole, values, missing)
+            fused = [self._parts.fuse(gradients[..., i : i + 3], hole.astype(np.float32)) for i in (0, 3)]
+            gradients = np.where(hole, np.concatenate(fused, -1), gradients)
+        blended, lost = _blend(frames, hole, gradients, carried.missing[there])
         filled = [spread(frame[None], holes.astype(np.uint8))[0] for frame, holes in zip(blended, lost, strict=True)]
-        return np.stack(filled), np.where(hole, values[..., -1:] * ~lost, 1)
+        return np.stack(filled), np.where(hole, carried.confidence[there] * ~lost, 1)
 
 
 def _gradients(frames: np.ndarray) -> np.ndarray:
@@ -193,11 +200,11 @@ def _gradients(frames: np.ndarray) -> np.ndarray:
 
 
 def _blend(
-    frames: np.ndarray, hole: np.ndarray, values: np.ndarray, missing: np.ndarray
+    frames: np.ndarray, hole: np.ndarray, gradients: np.ndarray, missing: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Frames with the gradients in the hole, and where these do not lead from what is known: bool [n, h, w, 1]."""
-    lost = unresolved(hole, missing)
     # What is lost is left out, as nothing holds it fast: such islands cost many times what the rest does.
-    edges = Edges(values[..., :3], values[..., 3:6])
-    blended = blend(frames, hole, edges, missing | gradient_mask(lost), _TOLERANCE)
-    return np.clip(blended, 0, 255), np.asarray(lost)
+    missing = missing | gradient_mask(unresolved(hole, missing))
+    blended = blend(frames, hole, Edges(gradients[..., :3], gradients[..., 3:]), missing, _TOLERANCE)
+    # With it go the differences beside it, and what only they held.
+    return np.clip(blended, 0, 255), np.asarray(unresolved(hole, missing))

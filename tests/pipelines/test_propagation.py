@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 
 from m3ddm_jax.geometry import Canvas
+from m3ddm_jax.pipelines import propagation
 from m3ddm_jax.pipelines.optical_flow import CameraMotion
 from m3ddm_jax.pipelines.propagation import Limits, Parts, plan_windows, propagate
 from m3ddm_jax.pipelines.work_canvas import WorkCanvas
@@ -172,3 +173,15 @@ def test_styles_are_fused_where_gradients_were_carried():
         < 20
         < np.abs(np.diff(frames[4, 4:12, :SIDE].astype(int), axis=1)).max()
     )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_nothing_holds_is_lost_and_never_black(seed):
+    rng = np.random.default_rng(seed)
+    frames = np.full((4, 24, 32, 3), 200, np.float32)
+    hole = np.zeros((4, 24, 32, 1), bool)
+    hole[:, :, :12] = True
+    missing = (rng.random(hole.shape) < 0.3) & hole
+    blended, lost = propagation._blend(frames, hole, np.zeros((4, 24, 32, 6), np.float32), missing)
+    assert 0 < lost.mean() < hole.mean()
+    np.testing.assert_allclose(blended[~lost[..., 0]], 200, atol=0.1)
