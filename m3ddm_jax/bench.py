@@ -12,6 +12,7 @@ flops      operations of the config's U-Net on one window, counted and not run, 
            computes by matrix products, temporal convolutions among them, counts as such
 generator  E2FGVI's forward pass at 432x240, and in small beside the same arithmetic in PyTorch, both on two threads;
            memory of its deformable convolution; what a step of the config spends on the discriminator
+flow       ISVI: RAFT beside torchvision's, the Poisson solve, a clip outpainted without networks, on two threads
 attention  GlobalPaint's space-time windows beside full attention, and 64 global tokens beside M3DDM's 3,136
 models     parameters, operations, memory and time a window of every method, as one Markdown table
 """
@@ -30,7 +31,7 @@ from ml_collections import ConfigDict, config_flags
 
 from data import throughput
 from m3ddm_jax import command
-from m3ddm_jax.benchmarks import attention, flops, forward, generator, models, outpaint, plan
+from m3ddm_jax.benchmarks import attention, flops, flow, forward, generator, models, outpaint, plan
 from m3ddm_jax.benchmarks.report import surroundings, table
 from m3ddm_jax.measure import memory, timing
 from m3ddm_jax.measure.chips import CHIPS
@@ -40,6 +41,7 @@ MEASUREMENTS = {
     "attention": lambda options: attention.measure(),
     "data": lambda options: throughput.measure(options.clips),
     "flops": lambda options: flops.measure(options.config),
+    "flow": lambda options: flow.measure(),
     "forward": lambda options: forward.measure(options.config),
     "generator": lambda options: generator.measure(options.config),
     "models": lambda options: models.measure(),
@@ -49,7 +51,7 @@ MEASUREMENTS = {
 _TRAINING_STEPS = 5
 _THREADS = 2
 # Beside PyTorch on as many threads.
-_ON_TWO_THREADS = ("forward", "generator")
+_ON_TWO_THREADS = ("flow", "forward", "generator")
 
 
 def measure_training(config: ConfigDict) -> dict[str, Any]:

@@ -93,8 +93,9 @@ def test_local_frames_alone_are_those_of_all(tiny):
     )
     assert local.shape == clip[:, :3].shape
     # Convolutions of fewer frames may sum in another order.
-    np.testing.assert_allclose(local, made[:, :3], atol=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), flows, its_flows)
+    # Two programs: float32 rounds differently, of flows of a dozen pixels, by which features are displaced.
+    np.testing.assert_allclose(local, made[:, :3], rtol=1e-6, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-5), flows, its_flows)
 
 
 @pytest.mark.parametrize("groups", [1, 4])
@@ -122,7 +123,9 @@ def test_flow_of_frames_alone_is_that_of_the_call(tiny):
     apply, variables = tiny
     clip = frames()
     alone = jax.jit(functools.partial(TINY.apply, method="flows"))(variables, clip[:, :3])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), apply(variables, clip)[1], alone)
+    # Two programs, as above.
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-5)
+    jax.tree.map(close, apply(variables, clip)[1], alone)
 
 
 def test_every_weight_has_a_finite_gradient(tiny):

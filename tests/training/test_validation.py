@@ -33,7 +33,7 @@ def test_a_blur_is_told_by_its_steps():
 
 def test_batches_add_up_as_one():
     first, second = (completion(np.random.default_rng(seed), noise=seed + 3) for seed in range(2))
-    both = Completion(*(np.concatenate(parts) for parts in zip(first, second, strict=True)))
+    both = Completion(*(np.concatenate(parts) for parts in zip(first[:3], second[:3], strict=True)))
     apart, together = validate([first, second]), validate([both])
     assert apart == pytest.approx(together, rel=1e-5)
 
