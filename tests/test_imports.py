@@ -57,6 +57,9 @@ ROOMS = {
     "m3ddm_jax.benchmarks": {
         "m3ddm_jax.models",
         "m3ddm_jax.diffusion",
+        "m3ddm_jax.flow",
+        "m3ddm_jax.geometry",
+        "m3ddm_jax.video",
         "m3ddm_jax.losses",
         "m3ddm_jax.parallel",
         "m3ddm_jax.measure",
@@ -162,8 +165,9 @@ def test_only_entry_points_read_flags(module):
     assert module in FLAG_READERS or ("absl.flags" not in text and "import flags" not in text and "app.run" not in text)
 
 
-# Inside functions alone: one measures itself against torch where it is installed, the others read its pickles.
+# Inside functions alone: benchmarks measure themselves against torch where it is installed, weights read its pickles.
 NEED_TORCH = {
+    "m3ddm_jax.benchmarks.flow",
     "m3ddm_jax.benchmarks.forward",
     "m3ddm_jax.benchmarks.generator",
     "m3ddm_jax.benchmarks.torch_e2fgvi",
