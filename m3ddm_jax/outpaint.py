@@ -8,6 +8,7 @@ size or of the canvas's. Exit code 0, or 2 with one line that says what is wrong
 """
 
 import ast
+import contextlib
 import inspect
 import math
 import pathlib
@@ -25,9 +26,11 @@ from m3ddm_jax import command
 from m3ddm_jax.geometry import CENTRE, Canvas, CanvasMasks, Masks
 from m3ddm_jax.pipelines.base import DRAWN, OUTPAINTERS, Outpainter
 from m3ddm_jax.video import FrameSink, FrameSource, MaskSource
+from m3ddm_jax.video.preview import Preview, check_preview
 from m3ddm_jax.video.sink import check_writable
 
 MAX_SIDE = 16384  # pixels; the encoders take no more
+_AROUND = 48  # grey level around the source in a preview
 
 Target = tuple[pathlib.Path, Canvas]
 
@@ -39,21 +42,28 @@ def outpaint(
     path: pathlib.Path,
     rng: Any,
     masks: Masks | None = None,
+    preview: pathlib.Path | None = None,
 ) -> int:
     """Outpaints a source to one file or folder, with progress on a terminal's stderr; returns the number of frames.
 
     masks: of the canvas's size, 1 where nothing of the source is shown; those that the outpainter was made with.
+    preview: file that shows the source beside what is made of it, as `video.preview` says.
     Raises ValueError where reading, outpainting or writing fails; nothing is left of the output then.
     """
-    count = 0
-    with FrameSink(path, source.fps, canvas.height, canvas.width, like=source) as sink:
+    count, size = 0, (canvas.height, canvas.width)
+    with contextlib.ExitStack() as stack:
+        shower = None if preview is None else stack.enter_context(Preview(preview, source.fps, len(source), *size))
+        sink = stack.enter_context(FrameSink(path, source.fps, *size, like=source))
         if sink.lost_sound:
             print(f"outpaint: {sink.lost_sound}", file=sys.stderr)
         with tqdm.tqdm(total=len(source), unit="frame", desc=path.name, disable=None) as progress:
             for frames in outpainter(source, canvas, rng):
                 end = count + len(frames)
-                shown = None if masks is None else masks[count:end]
-                sink.write(canvas.paste(frames, source[count:end], shown))
+                originals, shown = source[count:end], None if masks is None else masks[count:end]
+                made = canvas.paste(frames, originals, shown)
+                sink.write(made)
+                if shower is not None:
+                    shower.write(canvas.paste(np.full_like(made, _AROUND), originals, shown), made)
                 progress.update(len(frames))
                 count = end
     return count
@@ -102,6 +112,23 @@ def plan_targets(
             raise ValueError(f"the output {target} is the mask")
         check_writable(target)
     return targets
+
+
+def plan_previews(preview: str | None, path: pathlib.Path, targets: Sequence[Target]) -> dict[pathlib.Path, Any]:
+    """The preview of each target, None where none is asked for; named by the aspect as the targets are if several.
+
+    Raises ValueError for one that cannot be written, or is an output.
+    """
+    if preview is None:
+        return {target: None for target, _ in targets}
+    asked, previews = pathlib.Path(preview), {}
+    for target, _ in targets:
+        named = asked.with_name(f"{asked.stem}{target.stem.removeprefix(path.stem)}{asked.suffix}")
+        check_preview(named)
+        if named.resolve() in [other.resolve() for other, _ in targets]:
+            raise ValueError(f"the preview {named} is the output")
+        previews[target] = named
+    return previews
 
 
 def place_masks(masks: MaskSource, targets: Sequence[Target]) -> list[CanvasMasks]:
@@ -179,6 +206,7 @@ def main(source_path: str, target_path: str) -> None:
     source = FrameSource(source_path, values.fps)
     target = pathlib.Path(target_path)
     targets = plan_targets(source, target, values.aspect, values.size, values.pad, values.anchor, values.mask)
+    previews = plan_previews(values.preview, target, targets)
     masks = [None] * len(targets)
     if values.mask is not None:
         sampled = values.fps if source.path.is_file() else None
@@ -193,18 +221,20 @@ def main(source_path: str, target_path: str) -> None:
         "dtype": values.dtype,
         "windows": values.windows,
         "propagate": values.propagate,
+        "prefer": values.prefer,
     }
+    method = values.method or ("lite" if values.model is None and values.preset is None else "m3ddm")
     rng = None
-    if values.method in DRAWN:
+    if method in DRAWN:
         import jax  # takes a second that the other methods do without
 
         rng = jax.random.key(values.seed)
     outpainter = None
     for (path, canvas), mask in zip(targets, masks, strict=True):
         if outpainter is None or mask is not None:  # masks lie on one canvas
-            outpainter = make_outpainter(values.method, mask=mask, **options)
+            outpainter = make_outpainter(method, mask=mask, **options)
         start = time.monotonic()
-        count = outpaint(source, outpainter, canvas, path, rng, mask)
+        count = outpaint(source, outpainter, canvas, path, rng, mask, previews[path])
         seconds = time.monotonic() - start
         print(f"{path}: {canvas.width}x{canvas.height}, {count} frames at {source.fps:g} fps, {seconds:.1f} s")
 
@@ -219,9 +249,13 @@ def _define_flags() -> None:
     flags.DEFINE_string(
         "mask", None, "Image, folder or video: what is white there is made anew too, by in2out and isvi."
     )
+    flags.DEFINE_string(
+        "preview", None, "Also writes source and result side by side: a .png of a few frames, or a video."
+    )
     flags.DEFINE_float("fps", None, "Frames a second of a folder (else 24); a video is sampled anew at this rate.")
-    flags.DEFINE_string("method", "m3ddm", f"One of {', '.join(OUTPAINTERS)}.")
+    flags.DEFINE_string("method", None, f"One of {', '.join(OUTPAINTERS)}; else lite, or m3ddm where --model is given.")
     flags.DEFINE_string("model", None, "Model folder, or hf:OWNER/NAME; m3ddm has one that comes with it.")
+    flags.DEFINE_enum("prefer", None, ["faithful", "sharp"], "lite: the least error, or grain besides; else sharp.")
     flags.DEFINE_string("interpolation_model", None, "Folder of globalpaint's second model; --model is its first.")
     flags.DEFINE_boolean("sequential", None, "globalpaint: clip after clip by --model alone, without key frames.")
     flags.DEFINE_enum("preset", None, ["official"], "Outpaint as M3DDM's released code does; else as the model says.")

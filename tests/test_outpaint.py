@@ -15,6 +15,7 @@ import pytest
 from m3ddm_jax import outpaint as outpaint_module
 from m3ddm_jax.geometry import Canvas
 from m3ddm_jax.outpaint import make_outpainter, outpaint, place_masks, plan_targets
+from m3ddm_jax.pipelines.base import OUTPAINTERS
 from m3ddm_jax.video import FrameSink, FrameSource, MaskSource
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -167,7 +168,7 @@ def test_bad_outputs_are_refused(folder, tmp_path):
 
 
 def test_methods_and_their_options():
-    names = "m3ddm, globalpaint, in2out, isvi, edge, blur, telea, mosaic"
+    names = "lite, m3ddm, globalpaint, in2out, isvi, edge, blur, telea, mosaic"
     with pytest.raises(ValueError, match=f"--method must be one of {names}, found 'magic'"):
         make_outpainter("magic")
     with pytest.raises(ValueError, match="--method=edge takes no --steps"):
@@ -290,9 +291,7 @@ def test_an_outpainter_is_made_for_each_canvas_that_has_masks(folder, tmp_path, 
         return grey
 
     def run(name, **given):
-        values = Flags(set=[], method="grey", **given)
-        monkeypatch.setattr(outpaint_module, "flags", SimpleNamespace(FLAGS=values))
-        outpaint_module.main(str(folder / "frames"), str(tmp_path / name))
+        run_main(monkeypatch, folder / "frames", tmp_path / name, method="grey", **given)
 
     monkeypatch.setitem(outpaint_module.OUTPAINTERS, "grey", make)
     run("plain", aspect="16:9,1:1")
@@ -307,6 +306,59 @@ def test_an_outpainter_is_made_for_each_canvas_that_has_masks(folder, tmp_path, 
     np.testing.assert_array_equal(FrameSource(tmp_path / "inside")[:], expected)
     expected = Canvas.from_aspect(32, 40, 1.0).paste(np.full((6, 40, 40, 3), 78, np.uint8), expected)
     np.testing.assert_array_equal(FrameSource(tmp_path / "masked_1x1")[:], expected)
+
+
+def run_main(monkeypatch, source, target, **given):
+    monkeypatch.setattr(outpaint_module, "flags", SimpleNamespace(FLAGS=Flags(set=[], **given)))
+    outpaint_module.main(str(source), str(target))
+
+
+def test_a_preview_of_each_output_shows_the_source_beside_it(folder, tmp_path, monkeypatch):
+    given = {"method": "edge", "aspect": "16:9,1:1", "preview": str(tmp_path / "look.png")}
+    run_main(monkeypatch, folder / "frames", tmp_path / "out.mp4", **given)
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["look_16x9.png", "look_1x1.png"]
+    sheet, canvas = cv2.imread(str(tmp_path / "look_1x1.png"))[..., ::-1], Canvas.from_aspect(32, 40, 1.0)
+    first = FrameSource(folder / "frames")[:1]
+    np.testing.assert_array_equal(sheet[: canvas.height, : canvas.width][canvas.box], first[0])
+    assert (sheet[: canvas.top, : canvas.width] == sheet[0, 0]).all()
+    made = next(make_outpainter("edge")(FrameSource(folder / "frames"), canvas, None))[0]
+    np.testing.assert_array_equal(sheet[: canvas.height, canvas.width :], made)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("out.mp4", "is the output"), ("look.tiff", "must end in .png"), ("none/look.png", "no folder")],
+)
+def test_a_preview_that_cannot_be_written_is_told_before_anything_is_made(folder, tmp_path, monkeypatch, name, message):
+    with pytest.raises(ValueError, match=message):
+        run_main(
+            monkeypatch,
+            folder / "frames",
+            tmp_path / "out.mp4",
+            method="edge",
+            aspect="1:1",
+            preview=str(tmp_path / name),
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_method_is_lite_unless_a_model_is_named(folder, tmp_path, monkeypatch):
+    asked = []
+
+    def note(method, **options):
+        asked.append(method)
+        return OUTPAINTERS["edge"]()
+
+    monkeypatch.setattr(outpaint_module, "make_outpainter", note)
+    for given in (
+        {},
+        {"prefer": "faithful"},
+        {"model": "folder"},
+        {"preset": "official"},
+        {"method": "isvi", "model": "m"},
+    ):
+        run_main(monkeypatch, folder / "frames", tmp_path / "out", aspect="1:1", seed=0, **given)
+    assert asked == ["lite", "lite", "m3ddm", "m3ddm", "isvi"]
 
 
 def test_the_command_refuses_in_one_line(folder, tmp_path):

@@ -36,6 +36,12 @@ class OverModels(Protocol):
     models: Mapping[str, tuple[Path, Any]]
 
 
+def _lite(prefer: str = "sharp", settings: Mapping[str, Any] | None = None) -> Outpainter:
+    from m3ddm_jax.pipelines.lite import Lite  # brings jax, which the classical ones can do without
+
+    return Lite(prefer=prefer, settings=settings)
+
+
 def _m3ddm(
     model: str | None = None,
     preset: str | None = None,
@@ -45,7 +51,7 @@ def _m3ddm(
     windows: int | None = None,
     propagate: bool = False,
 ) -> Outpainter:
-    from m3ddm_jax.pipelines.m3ddm import M3DDM  # brings jax, which the others can do without
+    from m3ddm_jax.pipelines.m3ddm import M3DDM
 
     return M3DDM(
         model, preset=preset, settings=settings, steps=steps, dtype=dtype, windows=windows, propagate=propagate
@@ -94,6 +100,7 @@ def _isvi(model: str | None = None, settings: Mapping[str, Any] | None = None, m
 
 
 OUTPAINTERS: dict[str, Callable[..., Outpainter]] = {
+    "lite": _lite,
     "m3ddm": _m3ddm,
     "globalpaint": _globalpaint,
     "in2out": _in2out,

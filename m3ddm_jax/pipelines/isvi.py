@@ -72,12 +72,21 @@ class Isvi:
         self._parts = _load_parts(folder)
 
     def __call__(self, source: FrameSource, canvas: Canvas, rng: None = None) -> Iterator[FramesTHWC]:
-        """Yields canvas frames, uint8 [n, H, W, 3], in time order; the caller pastes the source's own pixels."""
-        return (frames for frames, _ in self.carry(source, canvas))
+        """Yields canvas frames, uint8 [n, H, W, 3], in time order; the caller pastes the source's own pixels. Says on
+        stderr if no pixel was found anywhere."""
+        start, hidden, found = 0, 0, 0
+        for frames, confidence in self.carry(source, canvas):
+            generated = self._masks(canvas, slice(start, start + len(frames))) > 0
+            start += len(frames)
+            hidden += np.broadcast_to(generated, confidence.shape).sum()
+            found += np.count_nonzero(generated & (confidence > 0))
+            yield frames
+        if found < _LITTLE * hidden:
+            print("isvi: no frame shows what another lacks (does the camera stand still?): made up", file=sys.stderr)
 
     def carry(self, source: FrameSource, canvas: Canvas) -> Iterator[tuple[FramesTHWC, np.ndarray]]:
         """Yields canvas frames, uint8 [n, H, W, 3], and how far each pixel is a real one, float32 [n, H, W, 1] in 0..1
-        (1 known, 0 made up), in time order. Says on stderr if no pixel was found anywhere.
+        (1 known, 0 made up), in time order.
 
         Raises ValueError where nothing of the source is left on the work canvas, or RAFT cannot take its frames.
         """
@@ -86,19 +95,18 @@ class Isvi:
         window = max(3, (settings.megabytes << 20) // (work.height * work.width * BYTES_PER_PIXEL))
         limits = Limits(window, settings.max_error, settings.key_frames)
         clip = WorkClip(source, work, self._mask, keep=window + 1)
-        start, hidden, found = 0, 0, 0
+        start = 0
         for frames, confidence in propagate(clip, source_cuts(source), self._parts, limits):
             shown = slice(start, start + len(frames))
             start = shown.stop
-            originals, masks = source[shown], canvas.mask()[None]
-            if self._mask is not None:
-                masks = np.maximum(self._mask[shown], masks)
+            originals, masks = source[shown], self._masks(canvas, shown)
             trust = np.where(masks > 0, np.clip(work.to_canvas(confidence, originals), 0, 1), 1)
-            generated = np.broadcast_to(masks > 0, trust.shape)
-            hidden, found = hidden + generated.sum(), found + (trust[generated] > 0).sum()
             yield match_seam(work.to_canvas(frames, originals), originals, canvas, masks), trust
-        if found < _LITTLE * hidden:
-            print("isvi: no frame shows what another lacks (does the camera stand still?): made up", file=sys.stderr)
+
+    def _masks(self, canvas: Canvas, frames: slice) -> np.ndarray:
+        """What is generated of frames, uint8 [n or 1, H, W, 1]."""
+        border = canvas.mask()[None]
+        return border if self._mask is None else np.maximum(self._mask[frames], border)
 
 
 def _load_parts(folder: Path | None) -> Parts:

@@ -1,0 +1,86 @@
+import cv2
+import numpy as np
+import pytest
+
+from m3ddm_jax.geometry import Canvas
+from m3ddm_jax.pipelines import lite
+from m3ddm_jax.pipelines.baselines import Blur
+from m3ddm_jax.pipelines.isvi import Isvi
+from m3ddm_jax.pipelines.lite import Lite
+from m3ddm_jax.video import FrameSource
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+CANVAS = Canvas.from_pad(32, 40, 16, 0, 8, 0)
+
+
+class Carrying:
+    """An `Isvi` that says 200 everywhere, sure of it to the left, in doubt to the right, and lost in a corner."""
+
+    def __init__(self, settings):
+        assert settings == {"lines": 24}
+
+    def carry(self, source, canvas):
+        for start in range(0, len(source), 2):
+            count = min(2, len(source) - start)
+            confidence = np.ones((count, canvas.height, canvas.width, 1), np.float32)
+            confidence[:, :, 56:] = 0.25
+            confidence[:, :8, :16] = 0
+            yield np.full((count, canvas.height, canvas.width, 3), 200, np.uint8), confidence
+
+
+@pytest.fixture
+def source():
+    return FrameSource.from_array(np.random.default_rng(0).integers(80, 120, (3, 32, 40, 3), np.uint8))
+
+
+def run(source, **options):
+    return np.concatenate(list(Lite(**options)(source, CANVAS)))
+
+
+def test_the_less_sure_a_pixel_is_the_more_of_the_blur_is_in_it(source, monkeypatch):
+    monkeypatch.setattr(lite, "Isvi", Carrying)
+    made = run(source, prefer="faithful", settings={"lines": 24, "doubt": 0.8, "made_up": 0.5})
+    assert made.shape == (3, 32, 64, 3) and made.dtype == np.uint8
+    blurred = np.concatenate(list(Blur()(source, CANVAS))).astype(float)
+    assert (made[:, 8:, :16] == 200).all()
+    np.testing.assert_allclose(made[:, :, 56:], 200 - 0.6 * (200 - blurred[:, :, 56:]), atol=1.01)  # 0.8 * (1 - 0.25)
+    np.testing.assert_allclose(made[:, :8, :16], 200 - 0.5 * (200 - blurred[:, :8, :16]), atol=1.01)
+
+
+def test_sharp_has_grain_where_nothing_was_carried_alone(source, monkeypatch):
+    monkeypatch.setattr(lite, "Isvi", Carrying)
+    smooth, grainy = (
+        run(source, prefer=prefer, settings={"lines": 24, "texture": 20.0}).astype(int)
+        for prefer in ("faithful", "sharp")
+    )
+    difference = np.abs(grainy - smooth)
+    assert difference[:, :8, :14].mean() > 1
+    difference[:, :8, :16] = 0
+    assert not difference.any()
+
+
+def test_a_pan_is_filled_better_than_by_a_blur_or_by_what_was_carried_alone():
+    picture = np.random.default_rng(0).integers(0, 256, (12, 30, 3), np.uint8)
+    picture = cv2.resize(picture, (120, 48), interpolation=cv2.INTER_CUBIC)
+    truth = np.stack([picture[:, 3 * i : 3 * i + 96] for i in range(8)])
+    known, canvas = FrameSource.from_array(truth[:, :, 20:-20]), Canvas.from_pad(48, 56, 20, 0, 20, 0)
+
+    def error(outpainter):
+        made = np.concatenate(list(outpainter(known, canvas)))
+        return np.square(canvas.paste(made, known[:]).astype(float) - truth).mean()
+
+    errors = [error(outpainter) for outpainter in (Lite(prefer="faithful"), Isvi(), Blur())]
+    assert errors[0] < 0.8 * errors[2] and errors[0] < errors[1]
+
+
+def test_a_still_camera_one_frame_and_one_colour_are_continued():
+    for frames in (np.full((1, 32, 40, 3), 7, np.uint8), np.full((5, 32, 40, 3), 130, np.uint8)):
+        made = run(FrameSource.from_array(frames))
+        np.testing.assert_allclose(made, np.broadcast_to(frames[0, 0, 0], made.shape), atol=1)
+
+
+def test_settings_that_do_not_fit_are_told():
+    with pytest.raises(ValueError, match="lines is 0: a whole number above 0"):
+        Lite(settings={"lines": 0})
+    with pytest.raises(ValueError, match="no setting steps: lines, doubt, made_up, texture"):
+        Lite(settings={"steps": 3})
