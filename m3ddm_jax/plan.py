@@ -3,7 +3,7 @@
 Compiles the config's training step (or --what=sample, the completion of a batch) ahead of time for a TPU topology, or
 for cpu:NUMBER devices, and prints memory of a device by kind against what it has, what devices exchange, operations,
 and whether it fits; with --report the same as JSON. Neither weights nor clips are needed. What has been planned once is
-remembered by the hash of its program.
+remembered by the hash of its program. With --sweep meshes and rematerialisation are estimated, and the best compiled.
 """
 
 import json
@@ -17,9 +17,12 @@ from ml_collections import ConfigDict, config_flags
 from m3ddm_jax import command
 from m3ddm_jax.benchmarks import plan as planning
 from m3ddm_jax.benchmarks.report import surroundings, table
+from m3ddm_jax.benchmarks.sweep import overridden, sweep
 from m3ddm_jax.parallel.topology import topology_devices
 
 LEVELS = ("O0", "O1", "O2", "O3")
+# Of a sweep: estimates that are shown, and that are compiled.
+_SHOWN, _COMPILED = 12, 2
 
 
 def make_plan(
@@ -45,10 +48,27 @@ def make_plan(
     return result
 
 
+def make_sweep(config: ConfigDict, topology: str, **options: Any) -> dict[str, Any]:
+    """Under "ranking" estimates of all meshes and policies, the best first (benchmarks.sweep); under "plans" the plans
+    of the best, or in one line why they do not fit. options: those of `make_plan`. Raises ValueError as that does, and
+    where not training is swept."""
+    if options["what"] != "train":
+        raise ValueError(f"--sweep is of the training step: --what={options['what']} is not accepted with it")
+    ranking = sweep(config, topology_devices(topology, options["slices"]))
+    plans = {}
+    for overrides in list(ranking)[:_COMPILED]:
+        try:
+            plans[overrides] = make_plan(overridden(config, overrides), topology, **options)
+        except ValueError as error:
+            plans[overrides] = {"fits": f"no: {error}"}
+    return {"ranking": ranking, "plans": plans}
+
+
 def main() -> None:
     options = flags.FLAGS
     config = planning.with_depth(options.config, options.depth) if options.depth else options.config
-    result = make_plan(
+    make = make_sweep if options.sweep else make_plan
+    result = make(
         config,
         options.topology,
         what=options.what,
@@ -56,11 +76,22 @@ def main() -> None:
         level=options["optimization-level"].value,
         cache=options.cache,
     )
-    collectives = result["collectives"]
-    print(table({name: value for name, value in result.items() if name != "collectives"}))
-    print(table(collectives) if collectives else "devices exchange nothing")
+    if options.sweep:
+        print(f"{len(result['ranking'])} estimated, the first are:")
+        print(table(dict(list(result["ranking"].items())[:_SHOWN])))
+    for overrides, plan in (result["plans"] if options.sweep else {"": result}).items():
+        _show(overrides, plan)
     if options.report:
         pathlib.Path(options.report).write_text(json.dumps(result | surroundings(), indent=1) + "\n")
+
+
+def _show(overrides: str, plan: dict[str, Any]) -> None:
+    """A plan on the terminal, under the overrides that it is of."""
+    if overrides:
+        print(f"\n{overrides}")
+    print(table({name: value for name, value in plan.items() if name != "collectives"}))
+    if "collectives" in plan:
+        print(table(plan["collectives"]) if plan["collectives"] else "devices exchange nothing")
 
 
 def _define_flags() -> None:
@@ -68,6 +99,7 @@ def _define_flags() -> None:
     flags.DEFINE_string("topology", None, "Devices: v5e:4x4, v5p:4x4x8, v6e:16x16 and the like, or cpu:8.")
     flags.DEFINE_integer("slices", 1, "So many of the topology, joined by a slower network.", lower_bound=1)
     flags.DEFINE_enum("what", "train", planning.WHAT, "The training step, or the sampler on a batch.")
+    flags.DEFINE_bool("sweep", False, "Estimate every mesh and rematerialisation, and compile the best two.")
     flags.DEFINE_integer("depth", 0, "Plan with so many blocks a level, at full widths; 0: as the config has it.")
     flags.DEFINE_enum("optimization-level", "O1", LEVELS, "Of the compiler; higher ones take longer.")
     flags.DEFINE_string("cache", "~/.cache/m3ddm_jax/plans", "Folder of what has been planned; empty: plan anew.")

@@ -3,25 +3,37 @@
 The config's `recipe` says what is trained, on what, and how it is shown and exported (m3ddm_jax.recipes). A run goes on
 from the newest checkpoint in its workdir, on whatever mesh the config names by then. The workdir gets checkpoints/,
 metrics.jsonl, tensorboard/, samples/ and, at the end or at SIGTERM, model/: the averaged weights for outpainting.
+
+On several hosts the same command runs on each, with --distributed where the environment says who belongs to the run
+(Cloud TPU, SLURM, Open MPI, Kubernetes), else with --coordinator=HOST:PORT --num_processes=N --process_id=I.
 """
 
 import contextlib
 import functools
+import hashlib
+import json
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
+import grain
 import jax
 from absl import flags
 from einops import rearrange
+from etils import epath
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from m3ddm_jax import command
+from m3ddm_jax.parallel import processes
 from m3ddm_jax.parallel.mesh import check_batch_size, make_mesh, put_batch, replicated
 from m3ddm_jax.recipes import Recipe, make_recipe
-from m3ddm_jax.recipes.base import jit_step
+from m3ddm_jax.recipes.base import jit_step, list_sources
 from m3ddm_jax.training import loop
-from m3ddm_jax.training.checkpoint import Checkpoints
+from m3ddm_jax.training.checkpoint import Checkpoints, versions
+from m3ddm_jax.training.mirror import Mirror, is_remote
 from m3ddm_jax.training.state import State
 from m3ddm_jax.training.validation import completion_metrics, completion_sums, side_by_side
 from m3ddm_jax.types import Variables, VideoBatch
@@ -29,25 +41,28 @@ from m3ddm_jax.video import FrameSink
 
 # Of the sample videos: clips below one another, and frames per second.
 _PREVIEWED, _PREVIEW_FPS = 4, 8.0
+# The code that a run consists of.
+_ROOT, _CODE = pathlib.Path(__file__).resolve().parents[1], ("m3ddm_jax", "data", "configs")
 
 
-def train(config: ConfigDict, workdir: str, devices: Sequence[jax.Device] | None = None) -> State:
+def train(
+    config: ConfigDict,
+    workdir: str,
+    devices: Sequence[jax.Device] | None = None,
+    stall_seconds: float = processes.STALL_SECONDS,
+) -> State:
     """Train as a config of configs/ says, on all devices or those given; returns the last state.
 
-    Raises ValueError where config, data or checkpoint do not fit, FloatingPointError where training diverges.
+    stall_seconds: where processes train together, one that makes no update for so long ends with a line.
+    Raises ValueError where config, data or checkpoint do not fit, or processes do not have the same, FloatingPointError
+    where training diverges.
     """
-    # What is trained, on what, where.
-    recipe = make_recipe(config)
-    folder = pathlib.Path(workdir)
-    mesh = make_mesh(**config.mesh, devices=devices)
-    check_batch_size(mesh, config.train.batch_size, config.train.accumulate)
-    cadence = make_cadence(config.train)
-    put = functools.partial(put_batch, mesh)
-
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(loop.StopRequest())
+        stop_from = stack.enter_context(stopping(stall_seconds))
+        recipe, mesh, cadence, dataset = prepare(config, devices)
+        folder, publish = stack.enter_context(local_folder(workdir))
+        put = functools.partial(put_batch, mesh)
         stack.enter_context(jax.set_mesh(mesh))
-        dataset = recipe.dataset(config.train.seed)
         batches = iter(dataset)
         frozen = jax.device_put(recipe.frozen, replicated(mesh))
 
@@ -55,14 +70,20 @@ def train(config: ConfigDict, workdir: str, devices: Sequence[jax.Device] | None
         rng = jax.random.key(config.train.seed)
         like = recipe.abstract_state(rng, mesh)
         checkpoints = Checkpoints(
-            folder / "checkpoints", keep=config.train.keep, fixed=recipe.fixed, config=config.to_dict(), mesh=mesh
+            epath.Path(workdir) / "checkpoints",
+            keep=config.train.keep,
+            fixed=recipe.fixed,
+            config=config.to_dict(),
+            mesh=mesh,
+            beside=publish,
         )
         stack.callback(checkpoints.close)
-        if checkpoints.latest_step() is None:
-            state = recipe.begin(rng, like, put(next(iter(dataset))), frozen)
-        else:
-            state, examples_seen = checkpoints.restore(like)
-            batches.set_state({"next_index": steps_drawn(examples_seen, config.train.batch_size)})
+        with processes.agreement():
+            if checkpoints.latest_step() is None:
+                state = recipe.begin(rng, like, put(next(iter(dataset))), frozen)
+            else:
+                state, examples_seen = checkpoints.restore(like)
+                batches.set_state({"next_index": steps_drawn(examples_seen, config.train.batch_size)})
 
         if jax.process_index() == 0:
             size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -91,11 +112,84 @@ def train(config: ConfigDict, workdir: str, devices: Sequence[jax.Device] | None
             examples_seen=lambda: batches.get_state()["next_index"] * config.train.batch_size,
             log=log,
             sample=sample,
-            stop=stop,
+            stop=stop_from(int(state.step)),
         )
         checkpoints.wait()
         recipe.export(folder / "model", state)
+        publish()
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("the model is written")
     return state
+
+
+def prepare(
+    config: ConfigDict, devices: Sequence[jax.Device] | None
+) -> tuple[Recipe, Mesh, loop.Cadence, grain.IterDataset]:
+    """What is trained, where, how long and on what, alike in all processes; what fails in one fails in all."""
+    with processes.agreement() as same:
+        recipe = make_recipe(config)
+        mesh = make_mesh(**config.mesh, devices=devices)
+        check_batch_size(mesh, config.train.batch_size, config.train.accumulate)
+        cadence = make_cadence(config.train)
+        with jax.set_mesh(mesh):
+            dataset = recipe.dataset(config.train.seed)
+        if jax.process_count() > 1:
+            same |= fingerprints(config, recipe.fixed)
+    return recipe, mesh, cadence, dataset
+
+
+@contextlib.contextmanager
+def stopping(stall_seconds: float) -> Iterator[Callable[[int], Callable[[], bool]]]:
+    """From the updates made to what the loop asks before each further one: whether SIGTERM has come, to this process or
+    to any that trains with it. Of those, one that asks nothing for so long ends."""
+    if jax.process_count() == 1:
+        with loop.StopRequest() as stop:
+            yield lambda step: stop
+        return
+    line = f"train: process {jax.process_index()} has made no update for {stall_seconds} s; where it stands:"
+    with processes.Deadline(stall_seconds, line, traces=True) as stall:
+        yield functools.partial(processes.AgreedStop, heard=stall.extend)
+
+
+@contextlib.contextmanager
+def local_folder(workdir: str) -> Iterator[tuple[pathlib.Path, Callable[[], None]]]:
+    """A run's folder on this machine, and what is to be called when it has changed: for a workdir in a bucket it
+    is a temporary one, which the first process copies there."""
+    if not is_remote(workdir):
+        yield pathlib.Path(workdir), lambda: None
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        mirror = Mirror(workdir, folder, names=("metrics.jsonl",))
+        yield pathlib.Path(folder), mirror.publish if jax.process_index() == 0 else lambda: None
+
+
+def fingerprints(config: ConfigDict, fixed: dict[str, Any]) -> dict[str, str]:
+    """SHA-256 of what processes that train together must have alike.
+
+    config: all fields, and what the recipe made of them and of weights (`Recipe.fixed`). code: this project's sources,
+    and versions of packages. data: the files of sources, and of the model that is started from, by name and size.
+    """
+    facts = json.dumps([config.to_dict(), fixed], sort_keys=True)
+    sources = (path for top in _CODE for path in sorted((_ROOT / top).rglob("*.py")))
+    paths = [path for _, path, _ in list_sources(config)] + [config.train.init_from]
+    return {
+        "config": _hash([facts.encode()]),
+        "code": _hash([json.dumps(versions()).encode(), *(path.read_bytes() for path in sources)]),
+        "data": _hash(line.encode() for path in paths if path for line in _files(pathlib.Path(path))),
+    }
+
+
+def _files(folder: pathlib.Path) -> Iterator[str]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            yield f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n"
+
+
+def _hash(parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def make_cadence(section: ConfigDict) -> loop.Cadence:
@@ -144,11 +238,24 @@ def make_sample_hook(
 def _define_flags() -> None:
     config_flags.DEFINE_config_file("config", None, "What to train: a file of configs/; any field can be overridden.")
     flags.DEFINE_string("workdir", None, "Folder of the run; a run that is found there goes on.")
+    flags.DEFINE_bool("distributed", False, "Train with the other processes that the environment tells of.")
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where the environment does not tell.")
+    flags.DEFINE_integer("num_processes", None, "With --coordinator: how many train together.", lower_bound=1)
+    flags.DEFINE_integer("process_id", None, "With --coordinator: which of them this is, from 0.", lower_bound=0)
+    flags.DEFINE_integer("start_seconds", processes.START_SECONDS, "For all processes to come.", lower_bound=1)
+    flags.DEFINE_integer(
+        "stall_seconds", processes.STALL_SECONDS, "After so long without an update processes end.", lower_bound=1
+    )
     flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main() -> None:
-    train(flags.FLAGS.config, flags.FLAGS.workdir)
+    options = flags.FLAGS
+    explicit = (options.coordinator, options.num_processes, options.process_id)
+    if options.distributed or any(value is not None for value in explicit):
+        processes.start(*explicit, seconds=options.start_seconds)
+    with processes.failing_at_once():
+        train(options.config, options.workdir, stall_seconds=options.stall_seconds)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 import json
 import pathlib
+import runpy
 import subprocess
 import sys
 
@@ -8,9 +9,13 @@ import pytest
 
 from configs import m3ddm, m3ddm_tiny
 from configs import test as test_config
+from m3ddm_jax import plan as planner
 from m3ddm_jax.benchmarks import plan as planning
+from m3ddm_jax.benchmarks.sweep import overridden, sweep
 from m3ddm_jax.measure.chips import Chip
+from m3ddm_jax.models.remat import REMAT
 from m3ddm_jax.plan import make_plan
+from m3ddm_jax.recipes import RECIPES
 from m3ddm_jax.training.state import TrainState
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -108,6 +113,7 @@ def test_a_config_needs_no_files_to_be_planned():
     ("options", "message"),
     [
         (["--topology=nowhere"], "topology "),
+        (["--topology=cpu:8", "--sweep", "--what=sample"], "--sweep is of the training step"),
         (["--topology=cpu:6", "--config.mesh.fsdp=4"], "mesh data=-1 x fsdp=4 x tensor=1 x context=1 does not fill 6"),
     ],
 )
@@ -115,6 +121,67 @@ def test_command_refuses_bad_input_with_one_line(options, message):
     command = [sys.executable, "-m", "m3ddm_jax.plan", "--config=configs/test.py", *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """The config of a recipe whose step is traced in no time."""
+    recipe = runpy.run_path(str(ROOT / "tests" / "parallel" / "toy_recipe.py"))["ToyRecipe"]
+    monkeypatch.setitem(RECIPES, "toy", recipe)
+    config = make_config()
+    config.recipe = "toy"
+    return config
+
+
+def estimates(ranking, **parts):
+    return [row for name, row in ranking.items() if all(f"{part}={value}" in name for part, value in parts.items())]
+
+
+def test_a_sweep_knows_every_mesh_that_takes_the_batch(toy):
+    ranking = sweep(toy, jax.devices())
+    meshes = {name.partition(" train")[0] for name in ranking}
+    # Two frames, of which a device has one or both; nothing is wide enough for `tensor`.
+    assert {name.rpartition("mesh.context=")[2] for name in meshes} == {"1", "2"} and len(meshes) == 4 + 3
+    assert all("mesh.tensor=1" in name for name in meshes)
+    assert {name.rpartition("model.remat=")[2] for name in ranking} == set(REMAT)
+    # A device works at the frames of one clip at a time.
+    assert all("train.accumulate=2 " in name for name in ranking if "mesh.context=2" in name)
+    assert [row["seconds"] for row in ranking.values()] == sorted(row["seconds"] for row in ranking.values())
+    best = overridden(toy, next(iter(ranking)))
+    assert best.mesh.keys() == toy.mesh.keys() and best.mesh != toy.mesh
+    toy.train.batch_size = 3
+    with pytest.raises(ValueError, match=r"no mesh of 8 device\(s\) takes a batch of 3 clips"):
+        sweep(toy, jax.devices())
+
+
+def test_a_sweep_weighs_memory_and_exchanges(toy):
+    ranking = sweep(toy, jax.devices())
+    whole, split = (estimates(ranking, data=data, fsdp=fsdp, remat="none")[0] for data, fsdp in ((8, 1), (1, 8)))
+    assert split["GiB of the state"] < whole["GiB of the state"] / 4
+    assert split["GiB exchanged"] > whole["GiB exchanged"]  # parameters are gathered, twice
+    kept, again = (estimates(ranking, data=8, remat=remat)[0] for remat in ("none", "blocks"))
+    assert again["GiB between"] < 0.8 * kept["GiB between"]
+    assert estimates(ranking, data=4, context=2, remat="none")[0]["GiB between"] < kept["GiB between"]
+
+
+def test_a_sweep_compiles_the_best_that_fit(toy, monkeypatch):
+    ranking = sweep(toy, jax.devices())
+    needed = sorted(row["GiB of the state"] + row["GiB between"] for row in ranking.values())
+    monkeypatch.setitem(planning.CHIPS, "cpu", Chip(1e12, int(needed[len(needed) // 2] * 2**30)))
+    compiled = []
+
+    def make_plan(config, topology, **options):
+        compiled.append((config.mesh.to_dict(), config.model.remat))
+        if len(compiled) == 1:
+            raise ValueError("the program does not fit")
+        return {"fits": "yes"}
+
+    monkeypatch.setattr(planner, "make_plan", make_plan)
+    made = planner.make_sweep(toy, "cpu:8", what="train", slices=1, level="O1", cache="")
+    assert [plan["fits"] for plan in made["plans"].values()] == ["no: the program does not fit", "yes"]
+    assert len(set(map(str, compiled))) == 2
+    fits = [row["GiB too many"] == 0 for row in made["ranking"].values()]
+    assert fits == sorted(fits, reverse=True) and len(set(fits)) == 2
 
 
 def test_a_training_step_compiles_for_a_pod_that_is_not_there():

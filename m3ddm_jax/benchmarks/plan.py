@@ -31,7 +31,7 @@ from m3ddm_jax.training.encoding import encode_batch
 TERA = 10**12
 WHAT = ("train", "sample")
 # What large models reach on accelerators where all goes well: what a step might take.
-_MFU = 0.4
+MFU = 0.4
 _FILES = ("shards", "videos", "latents")
 _EXCEEDED = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
@@ -192,7 +192,7 @@ def operations(config: ConfigDict, program: Program) -> dict[str, Any]:
         encode = functools.partial(encode_batch, recipe.encoders, unknown=config.diffusion.unknown)
         result["TFLOP of frozen encoders"] = program.count(encode, frozen, batch) / TERA
     if chip := CHIPS.get(_kind(program.mesh)):
-        result[f"seconds at {_MFU:.0%} of the peak"] = total / program.mesh.size / chip.flops / _MFU
+        result[f"seconds at {MFU:.0%} of the peak"] = total / program.mesh.size / chip.flops / MFU
     return result
 
 
@@ -209,7 +209,7 @@ def _does_not_fit(config: ConfigDict, program: Program, used: int, limit: int) -
     mesh, accumulate = program.mesh.shape, config.train.accumulate
     clips = config.train.batch_size // (batch_shards(program.mesh) * accumulate)
     nearest = "no mesh and no accumulation are estimated to"
-    for shards, parts in itertools.product(_divisors(mesh["data"]), _divisors(clips)):
+    for shards, parts in itertools.product(divisors(mesh["data"]), divisors(clips)):
         if state / shards + sum(others) + between / parts <= limit:
             fields = [f"mesh.data={mesh['data'] // shards}", f"mesh.fsdp={mesh['fsdp'] * shards}"] if shards > 1 else []
             fields += [f"train.accumulate={accumulate * parts}"] if parts > 1 else []
@@ -230,7 +230,8 @@ def _excess(message: str) -> tuple[int, int]:
     return int(float(used) * _UNITS[unit]), int(float(limit) * _UNITS[limit_unit])
 
 
-def _divisors(number: int) -> list[int]:
+def divisors(number: int) -> list[int]:
+    """What divides a number, in order."""
     return [part for part in range(1, number + 1) if number % part == 0]
 
 

@@ -3,6 +3,8 @@
 import importlib.metadata
 import json
 import os
+import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,6 +12,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
+from m3ddm_jax.training.mirror import is_remote
 from m3ddm_jax.training.state import State
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -19,25 +22,42 @@ _NAMED_DIFFERENCES = 4
 class Checkpoints:
     """The checkpoints of one run: saved in the background, restored onto any mesh.
 
-    folder: made when the first checkpoint is saved.
+    folder: made when the first checkpoint is saved; of a disk that all processes share, or of a bucket.
     keep: how many of the latest stay.
     fixed: nested plain values that no checkpoint may differ in (what the networks are, what they learn).
     config, mesh: kept in the meta for the reader.
+    beside: called whenever a checkpoint is saved.
+
+    That a checkpoint is written, and how long it took, the first process says on the terminal.
     """
 
     def __init__(
-        self, folder: str | os.PathLike, *, keep: int, fixed: dict[str, Any], config: dict[str, Any], mesh: Mesh
+        self,
+        folder: str | os.PathLike,
+        *,
+        keep: int,
+        fixed: dict[str, Any],
+        config: dict[str, Any],
+        mesh: Mesh,
+        beside: Callable[[], None] = lambda: None,
     ):
+        self._beside = beside
+        self._speaks = jax.process_index() == 0
+        self._begun = (0, 0.0)
         self._fixed = _plain(fixed)
         self._meta = {
             "fixed": self._fixed,
             "config": _plain(config),
-            "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+            "versions": versions(),
             "mesh": dict(mesh.shape),
         }
         self._manager = ocp.CheckpointManager(
-            os.path.abspath(folder),
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+            folder if is_remote(folder) else os.path.abspath(folder),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep,
+                create=True,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._say_written),
+            ),
             item_names=("state", "data", "meta"),
         )
 
@@ -52,6 +72,8 @@ class Checkpoints:
         """
         if step == self.latest_step():
             return
+        self._manager.wait_until_finished()  # what is said of the one before would be this one's
+        self._begun = (step, time.perf_counter())
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -60,6 +82,13 @@ class Checkpoints:
                 meta=ocp.args.JsonSave(self._meta | {"state": _shapes(state)}),
             ),
         )
+        self._beside()
+
+    def _say_written(self) -> None:
+        """Called in the background, where a checkpoint is complete."""
+        if self._speaks:
+            step, start = self._begun
+            print(f"checkpoint {step} written in {time.perf_counter() - start:.1f} s", flush=True)
 
     def restore(self, like: State) -> tuple[State, int]:
         """(state, examples seen) of the newest checkpoint, laid out as `like` (`training.state.abstract_state`) says.
@@ -83,6 +112,11 @@ class Checkpoints:
     def close(self) -> None:
         """Wait, and give up the folder."""
         self._manager.close()
+
+
+def versions() -> dict[str, str]:
+    """Those of the packages that a run's numbers depend on."""
+    return {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
 def check_fit(source: str, there: dict[str, Any], here: dict[str, Any]) -> None:

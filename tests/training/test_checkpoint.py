@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,8 +33,8 @@ def fresh(optimizer, mesh):
     return init_state(init, optimizer, rng, abstract)
 
 
-def opened(folder, mesh, fixed=FIXED, keep=2):
-    return Checkpoints(folder, keep=keep, fixed=fixed, config=CONFIG, mesh=mesh)
+def opened(folder, mesh, fixed=FIXED, keep=2, beside=lambda: None):
+    return Checkpoints(folder, keep=keep, fixed=fixed, config=CONFIG, mesh=mesh, beside=beside)
 
 
 def assert_same(a, b):
@@ -69,14 +71,18 @@ def test_a_state_given_away_after_saving_is_saved_as_it_was(tmp_path, optimizer)
     np.testing.assert_array_equal(restored.params["w"], before)
 
 
-def test_old_checkpoints_go_and_a_step_is_saved_once(tmp_path, optimizer):
+def test_old_checkpoints_go_and_a_step_is_saved_once(tmp_path, optimizer, capsys):
     mesh = make_mesh(devices=jax.devices()[:1])
     state = fresh(optimizer, mesh)
-    checkpoints = opened(tmp_path, mesh, keep=2)
+    saved = []
+    checkpoints = opened(tmp_path, mesh, keep=2, beside=lambda: saved.append(checkpoints.latest_step()))
     for step in (1, 2, 3, 3):
         checkpoints.save(state, step, examples_seen=step)
     checkpoints.close()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "3"]
+    assert saved == [1, 2, 3]
+    said = [re.sub(r"[\d.]+ s$", "so many s", line) for line in capsys.readouterr().out.splitlines()]
+    assert said == [f"checkpoint {step} written in so many s" for step in (1, 2, 3)]
 
 
 @pytest.mark.parametrize(

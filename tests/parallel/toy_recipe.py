@@ -1,0 +1,82 @@
+"""`m3ddm_jax.train` of a recipe that compiles in a second: from a pixel, if it is known, to a pixel."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import flags
+from jax.experimental import multihost_utils
+
+from m3ddm_jax import command, recipes, train
+from m3ddm_jax.recipes import base
+from m3ddm_jax.training.ema import update_ema
+from m3ddm_jax.training.encoding import to_unit_range
+from m3ddm_jax.training.state import abstract_state, init_state
+
+WIDTH = 2048  # enough for `fsdp` to split
+
+
+class ToyRecipe:
+    """The Recipe of any config with sections data and train."""
+
+    frozen, fixed = {}, {"kind": "toy"}
+
+    def __init__(self, config):
+        self._config = config
+        self._optimizer = optax.adam(config.train.learning_rate)
+
+    def dataset(self, seed):
+        return base.make_clips(self._config, seed)
+
+    def _init(self, key):
+        first, second = jax.random.split(key)
+        params = {"in": jax.random.normal(first, (4, WIDTH)), "out": jax.random.normal(second, (WIDTH, 3))}
+        return {"params": params | {"bias": jnp.zeros(3)}}
+
+    def abstract_state(self, rng, mesh):
+        return abstract_state(self._init, self._optimizer, rng, mesh)
+
+    def begin(self, rng, like, batch, frozen):
+        return init_state(self._init, self._optimizer, rng, like)
+
+    def step(self, state, batch, frozen):
+        video, unknown = to_unit_range(batch["video"]), batch["mask"].astype(jnp.float32)
+        seen = jnp.concatenate([video * (1 - unknown), unknown], axis=-1)
+        seen = seen + 0.01 * jax.random.normal(jax.random.fold_in(state.rng, state.step), seen.shape)
+
+        def block(hidden):
+            return jnp.tanh(jnp.sin(hidden))
+
+        if self._config.model.remat == "blocks":
+            block = jax.checkpoint(block)
+
+        def loss(params):
+            hidden = block(block(block(seen @ params["in"])))
+            return jnp.mean(jnp.square(hidden @ params["out"] / WIDTH + params["bias"] - video))
+
+        value, grads = jax.value_and_grad(loss)(state.params)
+        updates, opt_state = self._optimizer.update(grads, state.opt_state)
+        params = optax.apply_updates(state.params, updates)
+        ema_params = update_ema(state.ema_params, params, state.step, self._config.train.ema_decay)
+        state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema_params=ema_params)
+        return state, {"loss": value, "grad_norm": optax.tree.norm(grads)}
+
+    def export(self, folder, state):
+        params = multihost_utils.process_allgather(state.ema_params, tiled=True)
+        if jax.process_index() == 0:
+            folder.mkdir(exist_ok=True)
+            np.savez(folder / "weights.npz", **params)
+
+
+def main(*workdirs):
+    """Trains in the folder of the flag, and then in further ones; on four CPU devices a process."""
+    train.main()
+    for workdir in workdirs:
+        train.train(flags.FLAGS.config, workdir)
+
+
+if __name__ == "__main__":
+    recipes.RECIPES["toy"] = ToyRecipe
+    train._define_flags()
+    flags.DEFINE_multi_string("then", [], "Further workdirs, trained in one after the other.")
+    command.run("train", lambda: main(*flags.FLAGS.then))
