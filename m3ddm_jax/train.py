@@ -58,7 +58,7 @@ def train(
     where training diverges.
     """
     with contextlib.ExitStack() as stack:
-        stop_from = stack.enter_context(stopping(stall_seconds))
+        stop = stack.enter_context(stopping(stall_seconds))
         recipe, mesh, cadence, dataset = prepare(config, devices)
         folder, publish = stack.enter_context(local_folder(workdir))
         put = functools.partial(put_batch, mesh)
@@ -112,7 +112,7 @@ def train(
             examples_seen=lambda: batches.get_state()["next_index"] * config.train.batch_size,
             log=log,
             sample=sample,
-            stop=stop_from(int(state.step)),
+            stop=stop,
         )
         checkpoints.wait()
         recipe.export(folder / "model", state)
@@ -139,16 +139,16 @@ def prepare(
 
 
 @contextlib.contextmanager
-def stopping(stall_seconds: float) -> Iterator[Callable[[int], Callable[[], bool]]]:
-    """From the updates made to what the loop asks before each further one: whether SIGTERM has come, to this process or
-    to any that trains with it. Of those, one that asks nothing for so long ends."""
+def stopping(stall_seconds: float) -> Iterator[Callable[[int], bool]]:
+    """What the loop asks before each update: whether SIGTERM has come, to this process or to any that trains with it.
+    Of those, one that asks nothing for so long ends."""
     if jax.process_count() == 1:
         with loop.StopRequest() as stop:
-            yield lambda step: stop
+            yield stop
         return
     line = f"train: process {jax.process_index()} has made no update for {stall_seconds} s; where it stands:"
     with processes.Deadline(stall_seconds, line, traces=True) as stall:
-        yield functools.partial(processes.AgreedStop, heard=stall.extend)
+        yield processes.AgreedStop(stall.extend)
 
 
 @contextlib.contextmanager

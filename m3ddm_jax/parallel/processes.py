@@ -155,15 +155,15 @@ class AgreedStop:
     """SIGTERM to any process as a question that all answer alike: asked before each update, it is yes in all of them
     before the same one. `start` has the signal noted from the beginning of the process on.
 
-    step: the updates made when it is asked first, alike in all. heard: called each time it is asked.
+    heard: called each time it is asked.
     """
 
-    def __init__(self, step: int, heard: Callable[[], None]):
-        self._next, self._heard = step, heard
+    def __init__(self, heard: Callable[[], None]):
+        self._heard = heard
 
-    def __call__(self) -> bool:
+    def __call__(self, step: int) -> bool:
+        """step: the updates made, alike in all."""
         self._heard()
-        step, self._next = self._next, self._next + 1
         return multihost_utils.reached_preemption_sync_point(step)
 
 

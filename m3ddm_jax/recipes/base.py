@@ -57,7 +57,8 @@ class Recipe(Protocol):
         """One update: a pure function for `jax.jit`, which may take the memory of the state.
 
         batch: without clip_id. Chance follows from the state's rng and step alone. Metrics: float32 scalars, one set of
-        names in all steps; one that is not finite ends the run.
+        names in all steps; one that is not finite ends the run, unless `skipped` is 1: the update was not made then,
+        the step counts on. `stuck` is 1 where too many in a row were skipped: the run goes back (training.loop.run).
         """
 
     def complete(self, state: State, batch: VideoBatch, frozen: Variables) -> Completion:

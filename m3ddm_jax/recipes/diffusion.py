@@ -1,15 +1,17 @@
 """Masked video diffusion in the latents of a frozen autoencoder: M3DDM, and the two stages of GlobalPaint."""
 
 import functools
+import itertools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import grain
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import repeat
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
@@ -23,11 +25,17 @@ from m3ddm_jax.diffusion.solvers import make_solver
 from m3ddm_jax.models import registry
 from m3ddm_jax.models.globalpaint import GlobalPaintUNet
 from m3ddm_jax.models.openclip import OpenCLIPVision
+from m3ddm_jax.parallel.constrain import is_wide
 from m3ddm_jax.pipelines.globalpaint import INTERPOLATION, KEY_FRAMES
 from m3ddm_jax.pipelines.sampler import Conditions, make_sampler
 from m3ddm_jax.recipes import base
 from m3ddm_jax.training.checkpoint import check_fit
-from m3ddm_jax.training.diffusion_step import calibrated_batch_stats, has_initial_batch_stats, make_diffusion_step
+from m3ddm_jax.training.diffusion_step import (
+    calibrated_batch_stats,
+    has_initial_batch_stats,
+    make_diffusion_loss,
+    make_diffusion_step,
+)
 from m3ddm_jax.training.encoding import (
     Encoders,
     LatentBatch,
@@ -37,9 +45,9 @@ from m3ddm_jax.training.encoding import (
     make_conditions,
     null_guide,
 )
-from m3ddm_jax.training.optim import make_optimizer, staged_rate
+from m3ddm_jax.training.optim import make_optimizer, scaled_to_batch, staged_rate
 from m3ddm_jax.training.state import TrainState, abstract_state, init_state, load_state, shardings_of
-from m3ddm_jax.training.validation import Completion
+from m3ddm_jax.training.validation import Completion, losses_by_timestep
 from m3ddm_jax.types import Variables, VideoBatch
 from m3ddm_jax.weights import load_model
 
@@ -70,12 +78,18 @@ class DiffusionRecipe:
         self.model = base.build_model(config.model)
         self.encoders, self.frozen = build_encoders(config, self.model)
         check_sizes(config, self.model, self.encoders)
+        check_mesh(config.mesh, self.model, config.data.num_frames)
+        train = config.train
+        learning_rate, warmup_steps = scaled_to_batch(
+            train.learning_rate, train.warmup_steps, train.batch_size, train.base_batch_size
+        )
         self.optimizer = make_optimizer(
-            config.train.learning_rate,
-            warmup_steps=config.train.warmup_steps,
-            weight_decay=config.train.weight_decay,
-            clip_norm=config.train.clip_norm,
-            rate=staged_rate(config.train.pretrained_rate, config.train.frozen_steps) if two_stages else None,
+            learning_rate,
+            warmup_steps=warmup_steps,
+            weight_decay=train.weight_decay,
+            clip_norm=train.clip_norm,
+            rate=staged_rate(train.pretrained_rate, train.frozen_steps) if two_stages else None,
+            spike_factor=train.spike_factor,
         )
         # What tells the frozen networks from others.
         self._identities = {
@@ -88,20 +102,25 @@ class DiffusionRecipe:
             **self._stage,
         }
         self._init = functools.partial(registry.init, self.model)
-        schedule = build_schedule(config.diffusion)
-        self.step = make_diffusion_step(
+        self._schedule = schedule = build_schedule(config.diffusion)
+        self._loss = make_diffusion_loss(
             self.model,
-            self.encoders,
             schedule,
-            self.optimizer,
             prediction=config.diffusion.prediction,
             min_snr_gamma=config.diffusion.min_snr_gamma or None,
             known_weight=config.diffusion.known_weight,
+        )
+        self.step = make_diffusion_step(
+            self._loss,
+            self.encoders,
+            schedule.num_timesteps,
+            self.optimizer,
             unknown=config.diffusion.unknown,
-            drop_local=config.train.drop_local,
-            drop_global=config.train.drop_global,
-            accumulate=config.train.accumulate,
-            ema_decay=config.train.ema_decay,
+            drop_local=train.drop_local,
+            drop_global=train.drop_global,
+            accumulate=train.accumulate,
+            ema_decay=train.ema_decay,
+            spike_patience=train.spike_patience,
         )
         settings = config.sample
         self._sample = make_sampler(
@@ -135,7 +154,8 @@ class DiffusionRecipe:
         return json.loads(json.dumps(facts))
 
     def abstract_state(self, rng: jax.Array, mesh: Mesh) -> TrainState:
-        """Shape, dtype and sharding of every array of the state."""
+        """Shape, dtype and sharding of every array of the state. Raises ValueError where the mesh splits too finely."""
+        check_mesh(mesh.shape, self.model, self._config.data.num_frames)
         return abstract_state(self._init, self.optimizer, rng, mesh)
 
     def begin(self, rng: jax.Array, like: TrainState, batch: VideoBatch | LatentBatch, frozen: Variables) -> TrainState:
@@ -155,7 +175,8 @@ class DiffusionRecipe:
         return state.replace(batch_stats=calibrate(state, batch, frozen))
 
     def complete(self, state: TrainState, batch: VideoBatch | LatentBatch, frozen: Variables) -> Completion:
-        """What the averaged weights make of the unknown part of clips, or of the clips that latents stand for."""
+        """What the averaged weights make of the unknown part of clips, or of the clips that latents stand for; and the
+        training loss on them without null conditions, by bins of timesteps."""
         variables = {"params": state.ema_params, "batch_stats": state.batch_stats}
         encoded = encode_batch(self.encoders, frozen, batch, self._config.diffusion.unknown)
         seen = make_conditions(encoded)
@@ -179,7 +200,8 @@ class DiffusionRecipe:
             cell = {"p": codec.downscale, "q": codec.downscale}
             video = base.to_uint8(decode_latents(codec, frozen["autoencoder"], seen.latents))
             unknown = repeat(seen.mask > 0, "b t h w c -> b t (h p) (w q) c", **cell)
-        return Completion(jnp.where(unknown, made, video), video, unknown)
+        losses = losses_by_timestep(self._loss, state, seen, self._schedule.num_timesteps)
+        return Completion(jnp.where(unknown, made, video), video, unknown, losses)
 
     def export(self, folder: str | os.PathLike, state: TrainState) -> None:
         """Write the averaged weights as a model folder that outpaints as the config's sample section says."""
@@ -257,13 +279,37 @@ def check_sizes(config: ConfigDict, model: nn.Module, encoders: Encoders) -> Non
         )
     if encoder is not None and model.patch_width != encoder.width:
         raise ValueError(f"the model's patch_width is {model.patch_width}, the image encoder's width {encoder.width}")
-    context = config.mesh.context
-    if context > 1 and (config.model.kind != "m3ddm" or data.num_frames % context):
-        raise ValueError(
-            f"mesh.context is {context}, for {data.num_frames} frames of a model of kind {config.model.kind}: a "
-            "divisor of the frames, and m3ddm, are accepted"
-        )
     if data.references:
         raise ValueError(f"references is {data.references}: a diffusion model has none, 0 is accepted")
     if model.latent_channels != codec.latent_channels:
         raise ValueError(f"the model has {model.latent_channels} latent channels, the codec {codec.latent_channels}")
+
+
+def check_mesh(sizes: Mapping[str, int], model: nn.Module, num_frames: int) -> None:
+    """Raise ValueError where a mesh splits a network into more equal parts than it has.
+
+    sizes: devices an axis; one that is -1 yet, the rest of them, splits nothing.
+    """
+    context, tensor = sizes["context"], sizes["tensor"]
+    kind, _ = registry.describe(model)
+    if context > 1 and (kind != "m3ddm" or num_frames % context):
+        raise ValueError(
+            f"mesh.context is {context}, for {num_frames} frames of a model of kind {kind}: a divisor of the frames, "
+            "and m3ddm, are accepted"
+        )
+    for features, heads in attentions(model) if tensor > 1 else ():
+        if is_wide(features) and heads % tensor:
+            raise ValueError(
+                f"mesh.tensor is {tensor}, for attention of {heads} heads on {features} channels: a divisor of the "
+                "heads is accepted"
+            )
+
+
+def attentions(model: nn.Module) -> list[tuple[int, int]]:
+    """(channels, heads) of a network's attentions, by level; the middle block has one on the last."""
+    heads = np.broadcast_to(model.num_heads, len(model.block_out_channels)).tolist()
+    has_one = (*model.attention_levels[:-1], True)
+    found = list(itertools.compress(zip(model.block_out_channels, heads, strict=True), has_one))
+    if isinstance(model, GlobalPaintUNet) and model.global_guidance:
+        found.append((model.extractor_width, model.extractor_heads))
+    return found

@@ -19,8 +19,12 @@ from m3ddm_jax.parallel.constrain import constrain
 from m3ddm_jax.parallel.mesh import BATCH_AXES
 from m3ddm_jax.training.ema import update_ema
 from m3ddm_jax.training.encoding import SAMPLED, Conditions, Encoders, LatentBatch, encode_batch, make_conditions
+from m3ddm_jax.training.optim import skipped_in_a_row
 from m3ddm_jax.training.state import TrainState
 from m3ddm_jax.types import Latents, Variables, VideoBatch
+
+Loss = Callable[[Variables, Conditions, jax.Array, jax.Array], jax.Array]
+"""(a network's variables, what it sees of clips, timestep [B], noise [B, T, h, w, C]) -> float32 scalar."""
 
 
 @flax.struct.dataclass
@@ -35,36 +39,67 @@ class Draws:
     posterior: dict[str, jax.Array]
 
 
+def make_diffusion_loss(
+    model: nn.Module, schedule: Schedule, *, prediction: str, min_snr_gamma: float | None, known_weight: float
+) -> Loss:
+    """How far a network's predictions are off, as a mean over clips.
+
+    prediction: what it predicts, and the space of the loss. min_snr_gamma: None weighs all timesteps alike.
+    known_weight: weight of the error where the latents are known, 1 being the paper's. Raises ValueError for another
+    prediction.
+    """
+    if prediction not in PREDICTIONS:
+        raise ValueError(f"prediction {prediction!r} is unknown: one of {', '.join(PREDICTIONS)} is accepted")
+
+    def loss(variables: Variables, inputs: Conditions, timestep: jax.Array, noise: jax.Array) -> jax.Array:
+        alpha_cumprod = rearrange(jnp.asarray(schedule.alphas_cumprod)[timestep], "b -> b 1 1 1 1")
+        latents = inputs.latents
+        output = model.apply(
+            variables,
+            add_noise(latents, noise, alpha_cumprod),
+            inputs.mask,
+            inputs.masked_latents,
+            timestep=timestep,
+            fps=inputs.fps,
+            **inputs.guide,
+        )
+        target = make_target(prediction, latents, noise, alpha_cumprod)
+        weight = jnp.ones_like(alpha_cumprod)
+        if min_snr_gamma is not None:
+            weight = min_snr_weight(prediction, alpha_cumprod, min_snr_gamma)
+        weight = weight * jnp.where(inputs.mask > 0, 1.0, known_weight)
+        return diffusion_loss(output, target, weight)
+
+    return loss
+
+
 def make_diffusion_step(
-    model: nn.Module,
+    loss: Loss,
     encoders: Encoders,
-    schedule: Schedule,
+    num_timesteps: int,
     optimizer: optax.GradientTransformation,
     *,
-    prediction: str,
-    min_snr_gamma: float | None,
-    known_weight: float,
     unknown: str,
     drop_local: float,
     drop_global: float,
     accumulate: int,
     ema_decay: float,
+    spike_patience: int,
 ) -> Callable[[TrainState, VideoBatch | LatentBatch, Variables], tuple[TrainState, dict[str, jax.Array]]]:
     """The pure function (state, batch without clip_id, the encoders' variables) -> (state, metrics) for `jax.jit`.
 
     The batch holds clips, which are encoded in the step, or what the encoders made of them; either way all latents that
     the network sees are samples of the autoencoder's posterior, drawn in the step.
 
-    prediction: what the network predicts, and the space of the loss. min_snr_gamma: None weighs all timesteps alike.
-    known_weight: weight of the error where the latents are known, 1 being the paper's. unknown: what stands in for
-    unknown pixels (flow.region_fill.hide).
-    drop_local, drop_global: probabilities of the null conditions. accumulate: micro-batches a batch is worked off in;
-    all chance is drawn for the whole batch before, so it changes rounding alone.
-    Metrics, float32: loss and grad_norm (before clipping).
+    unknown: what stands in for unknown pixels (flow.region_fill.hide). drop_local, drop_global: probabilities of the
+    null conditions. accumulate: micro-batches a batch is worked off in; all chance is drawn for the whole batch before,
+    so it changes rounding alone. spike_patience: updates in a row that the optimizer may skip (optim.skip_spikes).
+    Metrics, float32: loss; grad_norm, and grad_norm/PART of each part at the top of the parameters, before clipping;
+    of an optimizer that skips updates, skipped, 1 where it has, and stuck, 1 where it has too often.
+    Raises ValueError for numbers that mean nothing.
     """
-
-    if prediction not in PREDICTIONS:
-        raise ValueError(f"prediction {prediction!r} is unknown: one of {', '.join(PREDICTIONS)} is accepted")
+    if spike_patience < 1:
+        raise ValueError(f"spike_patience is {spike_patience}: 1 or more is accepted")
     for name, probability in {"drop_local": drop_local, "drop_global": drop_global}.items():
         if not 0 <= probability <= 1:
             raise ValueError(f"{name} is {probability}: a probability, 0 to 1, is accepted")
@@ -81,51 +116,43 @@ def make_diffusion_step(
         sampled = [name for name in SAMPLED if f"{name}_mean" in encoded]
         posterior_keys = jax.random.split(posterior_key, len(sampled))
         return Draws(
-            timestep=jax.random.randint(timestep_key, clips, 0, schedule.num_timesteps),
+            timestep=jax.random.randint(timestep_key, clips, 0, num_timesteps),
             noise=normal(noise_key, "latents"),
             drop_local=jax.random.bernoulli(local_key, drop_local, clips) if drop_local else None,
             drop_global=jax.random.bernoulli(global_key, drop_global, clips) if drop_global else None,
             posterior={name: normal(key, name) for name, key in zip(sampled, posterior_keys, strict=True)},
         )
 
-    def loss_fn(params: Any, batch_stats: Any, inputs: Conditions, draws: Draws) -> jax.Array:
-        alpha_cumprod = rearrange(jnp.asarray(schedule.alphas_cumprod)[draws.timestep], "b -> b 1 1 1 1")
-        latents = inputs.latents
-        output = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            add_noise(latents, draws.noise, alpha_cumprod),
-            inputs.mask,
-            inputs.masked_latents,
-            timestep=draws.timestep,
-            fps=inputs.fps,
-            **inputs.guide,
-        )
-        target = make_target(prediction, latents, draws.noise, alpha_cumprod)
-        weight = jnp.ones_like(alpha_cumprod)
-        if min_snr_gamma is not None:
-            weight = min_snr_weight(prediction, alpha_cumprod, min_snr_gamma)
-        weight = weight * jnp.where(inputs.mask > 0, 1.0, known_weight)
-        return diffusion_loss(output, target, weight)
-
     def loss_and_grad(state: TrainState, batch: VideoBatch | LatentBatch, draws: Draws, frozen: Variables):
         encoded = encode(frozen, batch)
         inputs = make_conditions(encoded, draws.posterior, draws.drop_local, draws.drop_global)
-        return jax.value_and_grad(loss_fn)(state.params, state.batch_stats, inputs, draws)
+
+        def loss_of(params: Any) -> jax.Array:
+            variables = {"params": params, "batch_stats": state.batch_stats}
+            return loss(variables, inputs, draws.timestep, draws.noise)
+
+        return jax.value_and_grad(loss_of)(state.params)
 
     def train_step(state: TrainState, batch: VideoBatch | LatentBatch, frozen: Variables):
         shapes = jax.eval_shape(encode, frozen, batch)
         draws = draw(jax.random.fold_in(state.rng, state.step), shapes)
         if accumulate == 1:
-            loss, grads = loss_and_grad(state, batch, draws, frozen)
+            mean_loss, grads = loss_and_grad(state, batch, draws, frozen)
         else:
-            loss, grads = _mean_over_micro_batches(
+            mean_loss, grads = _mean_over_micro_batches(
                 lambda micro: loss_and_grad(state, *micro, frozen), (batch, draws), accumulate, state.params
             )
+        metrics = {"loss": mean_loss, "grad_norm": optax.tree.norm(grads)}
+        metrics |= {f"grad_norm/{name}": optax.tree.norm(part) for name, part in grads.items()}
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = update_ema(state.ema_params, params, state.step, ema_decay)
-        state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema_params=ema_params)
-        return state, {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        if (in_a_row := skipped_in_a_row(opt_state)) is not None:
+            skipped = in_a_row > 0
+            ema_params = jax.tree.map(lambda old, new: jnp.where(skipped, old, new), state.ema_params, ema_params)
+            found = {"skipped": skipped, "stuck": in_a_row >= spike_patience}
+            metrics |= {name: value.astype(jnp.float32) for name, value in found.items()}
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema_params=ema_params), metrics
 
     return train_step
 

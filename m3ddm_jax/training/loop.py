@@ -1,6 +1,7 @@
 """The training loop: order, stopping, and what it says on the way."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -17,7 +18,7 @@ from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary
 
 from m3ddm_jax.training.checkpoint import Checkpoints
-from m3ddm_jax.training.state import State
+from m3ddm_jax.training.state import State, layout_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Cadence:
 
 
 class StopRequest:
-    """SIGTERM as a question: within the context, the signal sets a flag instead of ending the process."""
+    """SIGTERM as a question, asked before each update: within the context, the signal sets a flag instead of ending the
+    process."""
 
     def __init__(self):
         self._requested = False
@@ -54,30 +56,41 @@ class StopRequest:
     def _note(self, *_) -> None:
         self._requested = True
 
-    def __call__(self) -> bool:
+    def __call__(self, step: int) -> bool:
+        del step
         return self._requested
+
+
+class Stuck(FloatingPointError):
+    """Too many updates in a row were skipped."""
 
 
 class MetricsLog:
     """Means over each `log_every` updates: a line on the terminal, one in metrics.jsonl, scalars for TensorBoard.
 
-    Step time is the median of the interval, without saving and sampling, so that compiling does not blur it.
-    Processes other than the first keep silent.
+    Step time is the median of the interval, without saving and sampling, so that compiling does not blur it. What is
+    not finite, as of updates that were skipped, counts in no mean. Parts of a metric, which have its name and a slash
+    before their own, are left out on the terminal. Processes other than the first keep silent.
     """
 
     def __init__(self, workdir: pathlib.Path, *, start_step: int, cadence: Cadence, frames_per_step: int):
+        self._workdir = workdir
         self._cadence = cadence
         self._frames_per_step = frames_per_step
+        self._speaks = jax.process_index() == 0
+        self._begin(start_step)
+
+    def _begin(self, step: int) -> None:
+        """Whatever is known of updates after `step` is forgotten."""
         self._pending: list[dict[str, float]] = []
         self._times: list[float] = []
         self._last = None
-        self._speaks = jax.process_index() == 0
         if self._speaks:
-            path = workdir / "metrics.jsonl"
-            kept = [line for line in _lines(path) if json.loads(line)["step"] <= start_step]
+            path = self._workdir / "metrics.jsonl"
+            kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
             path.write_text("".join(kept))
             self._file = path.open("a")
-            self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+            self._writer = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=step + 1)
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
         """Note the metrics of update number `step` (the first is 1)."""
@@ -94,12 +107,20 @@ class MetricsLog:
         if self._speaks:
             self._write(step, metrics)
 
+    def go_back(self, step: int, reason: str) -> None:
+        """Say why the updates after `step` count no more, and forget them."""
+        if self._speaks:
+            print(f"{reason}; going back to step {step}", flush=True)
+        self.close()
+        self._begin(step)
+
     def skip_time(self) -> None:
         """What passed since the last update was not training: leave it out of the step time."""
         self._last = None
 
     def _report(self, step: int) -> None:
-        means = {name: statistics.fmean(m[name] for m in self._pending) for name in self._pending[0]}
+        columns = {name: [m[name] for m in self._pending if math.isfinite(m[name])] for name in self._pending[0]}
+        means = {name: statistics.fmean(values) for name, values in columns.items() if values}
         if self._times:
             means["step_seconds"] = statistics.median(self._times)
             means["frames_per_second"] = self._frames_per_step / means["step_seconds"]
@@ -111,7 +132,7 @@ class MetricsLog:
         self._file.flush()
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if "/" not in name)
         print(f"step {step}/{self._cadence.steps}  {shown}", flush=True)
 
     def add_gif(self, name: str, encoded: bytes, height: int, width: int, step: int) -> None:
@@ -142,29 +163,63 @@ def run(
     examples_seen: Callable[[], int],
     log: MetricsLog,
     sample: Callable[[State, int], None] | None,
-    stop: Callable[[], bool],
+    stop: Callable[[int], bool],
 ) -> State:
-    """Train until `cadence.steps` updates are applied or `stop()`, and save what was reached.
+    """Train until `cadence.steps` updates are made or `stop(step)`, and save what was reached.
 
     batches: host batches, each with its `clip_id`; put: host batch -> global arrays of the rest; examples_seen: clips
     drawn so far; sample: called with the state and its step, None where the cadence has no samples.
-    Raises FloatingPointError where a loss or a gradient is not finite; nothing is saved after such an update.
+
+    A step may skip an update, and say when it has skipped too many in a row (`recipes.base.Recipe`): training then goes
+    back to the newest checkpoint, and on from there with the clips that come next. Raises FloatingPointError where
+    there is none, or the same would be gone back to twice; and where a loss or a gradient is not finite and the update
+    was made all the same. Nothing is saved after such an update.
     """
+    like, gone_back_to = layout_of(state), None
+    go_on = functools.partial(
+        _go_on,
+        step_fn=step_fn,
+        batches=batches,
+        put=put,
+        cadence=cadence,
+        checkpoints=checkpoints,
+        examples_seen=examples_seen,
+        log=log,
+        sample=sample,
+        stop=stop,
+    )
+    while True:
+        try:
+            return go_on(state)
+        except Stuck as error:
+            checkpoints.wait()
+            newest, reason = checkpoints.latest_step(), str(error)
+            if newest in (None, gone_back_to):
+                raise
+        # Out of the handler, which still held the state that is given up: there may be room for one alone.
+        log.go_back(newest, reason)
+        state, _ = checkpoints.restore(like)
+        gone_back_to = newest
+
+
+def _go_on(state: State, *, step_fn, batches, put, cadence, checkpoints, examples_seen, log, sample, stop) -> State:
+    """`run`, which says what the arguments are, as far as it goes without going back; raises Stuck where it must."""
     start = int(state.step)
     pending = None
     for step in itertools.count(start):
-        done = step >= cadence.steps or stop()
+        done = step >= cadence.steps or stop(step)
         saves = done or (step > start and step % cadence.save_every == 0)
         # 1. Evaluate the state as it stands.
         if cadence.sample_every and step > start and step % cadence.sample_every == 0:
             sample(state, step)
             log.skip_time()
-        # 2. Save before the next batch is drawn, so that data and state are of one moment; never save unseen metrics.
+        # 2. Save before the next batch is drawn, so that data and state are of one moment; never save unseen metrics,
+        # and what may have to be given up only at the end.
         if saves:
-            if pending:
-                _check_and_log(log, *pending)
-                pending = None
-            checkpoints.save(state, step, examples_seen())
+            skipped = pending is not None and _check_and_log(log, *pending)
+            pending = None
+            if done or not skipped:
+                checkpoints.save(state, step, examples_seen())
             log.skip_time()
         if done:
             return state
@@ -179,10 +234,21 @@ def run(
         pending = (step + 1, metrics | {"input_wait_seconds": waited}, batch["clip_id"])
 
 
-def _check_and_log(log: MetricsLog, step: int, metrics: dict[str, Any], clip_ids: np.ndarray) -> None:
+def _check_and_log(log: MetricsLog, step: int, metrics: dict[str, Any], clip_ids: np.ndarray) -> bool:
+    """Whether the update was skipped."""
+    metrics = jax.device_get(metrics)  # all at once
     # jit hands metrics back in alphabetical order; the loss goes first.
     values = {name: float(metrics[name]) for name in sorted(metrics, key=lambda name: name != "loss")}
-    if not all(math.isfinite(value) for value in values.values()):
-        found = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if not math.isfinite(value))
-        raise FloatingPointError(f"step {step}: {found}; clips of its batch: {', '.join(map(str, clip_ids))}")
+    clips = f"clips of its batch: {', '.join(map(str, clip_ids))}"
+    stuck, skipped = values.pop("stuck", 0.0) > 0, values.get("skipped", 0.0) > 0
+    if skipped:
+        # From every process, which knows its own clips alone.
+        found = ", ".join(f"{name} {values[name]:.4g}" for name in ("loss", "grad_norm"))
+        print(f"step {step}: skipped, {found}; {clips}", flush=True)
+    elif wrong := [name for name, value in values.items() if not math.isfinite(value)]:
+        found = ", ".join(f"{name} {values[name]:.4g}" for name in wrong if "/" not in name)
+        raise FloatingPointError(f"step {step}: {found}; {clips}")
     log.add(step, values)
+    if stuck:
+        raise Stuck(f"step {step}: too many updates in a row were skipped; {clips}")
+    return skipped

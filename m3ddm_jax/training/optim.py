@@ -1,21 +1,25 @@
 """The optimizers."""
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from m3ddm_jax.models.globalpaint import NEW_PARAMETERS
+from m3ddm_jax.training.ema import update_ema
 
 Rate = Callable[[str, jax.Array], jax.Array | float]
 """(path of a parameter, joined by dots; updates before) -> factor of its learning rate."""
 
 # What learns from the start in GlobalPaint's pretrained layers: where tokens look, and what sees the masked input.
 _READY = re.compile(r"(^|\.)conv_in\.|\.attn[12]\.to_q\.")
+# Norms are compared with their mean once so many are in it, and it reaches back over about a hundred.
+_SETTLED, _NORM_DECAY = 100, 0.99
 
 
 def _has_decay(params: Any) -> Any:
@@ -24,19 +28,86 @@ def _has_decay(params: Any) -> Any:
 
 
 def make_optimizer(
-    learning_rate: float, *, warmup_steps: int, weight_decay: float, clip_norm: float, rate: Rate | None = None
+    learning_rate: float,
+    *,
+    warmup_steps: int,
+    weight_decay: float,
+    clip_norm: float,
+    rate: Rate | None = None,
+    spike_factor: float = 0.0,
 ) -> optax.GradientTransformation:
     """AdamW behind clipping by the global norm; the learning rate rises linearly over `warmup_steps`, then stays.
 
     It does not depend on the number of steps to come, so a run can be prolonged: the average of the parameters takes
     the place of a decay. rate: of single parameters, decay included; their moments are kept whatever it is.
+    spike_factor: of `skip_spikes`; 0: no update is skipped.
     """
     schedule = optax.linear_schedule(learning_rate / max(1, warmup_steps), learning_rate, max(1, warmup_steps - 1))
-    return optax.chain(
+    optimizer = optax.chain(
         optax.clip_by_global_norm(clip_norm),
         optax.adamw(schedule, b1=0.9, b2=0.999, weight_decay=weight_decay, mask=_has_decay),
         *([] if rate is None else [_scale_by_rate(rate)]),
     )
+    return skip_spikes(optimizer, spike_factor) if spike_factor else optimizer
+
+
+def scaled_to_batch(
+    learning_rate: float, warmup_steps: int, batch_size: int, base_batch_size: int
+) -> tuple[float, int]:
+    """(learning rate, warm-up) for batches of another size than the one they were found at; 0: they are as they are.
+
+    Both have the factor sqrt(batch_size / base_batch_size), so the rate rises by as much an update. For Adam, whose
+    updates forget how large a gradient is, the root keeps their noise (Malladi et al., On the SDEs and Scaling Rules
+    for Adaptive Gradient Algorithms, 2022). Raises ValueError for a base below 0.
+    """
+    if base_batch_size < 0:
+        raise ValueError(f"base_batch_size is {base_batch_size}: 0 or more is accepted")
+    factor = math.sqrt(batch_size / base_batch_size) if base_batch_size else 1.0
+    return factor * learning_rate, round(factor * warmup_steps)
+
+
+class SpikeState(NamedTuple):
+    """inner: the optimizer's. mean_norm: float32, the running mean of the norms of gradients that were applied;
+    applied: int32, how many those are; in_a_row: int32, updates skipped since the last of them."""
+
+    inner: Any
+    mean_norm: jax.Array
+    applied: jax.Array
+    in_a_row: jax.Array
+
+
+def skip_spikes(optimizer: optax.GradientTransformation, factor: float) -> optax.GradientTransformation:
+    """The optimizer, which makes nothing of spikes: no update, and no trace in its state.
+
+    Spikes are gradients whose global norm is not finite, or above `factor` times the running mean of those that were
+    applied, once these are 100. Raises ValueError for a factor that is not above 1.
+    """
+    if not factor > 1:
+        raise ValueError(f"spike_factor is {factor}: 0, which is off, or more than 1 is accepted")
+
+    def init(params: Any) -> SpikeState:
+        return SpikeState(
+            optimizer.init(params), *(jnp.zeros((), dtype) for dtype in (jnp.float32, jnp.int32, jnp.int32))
+        )
+
+    def update(gradients: Any, state: SpikeState, params: Any = None) -> tuple[Any, SpikeState]:
+        norm = optax.tree.norm(gradients)
+        too_large = (state.applied >= _SETTLED) & (norm > factor * state.mean_norm)
+        spike = too_large | ~jnp.isfinite(norm)
+        updates, inner = optimizer.update(gradients, state.inner, params)
+        mean_norm = update_ema(state.mean_norm, norm, state.applied, _NORM_DECAY)
+        after = SpikeState(inner, mean_norm, optax.safe_increment(state.applied), jnp.zeros_like(state.in_a_row))
+        kept = state._replace(in_a_row=optax.safe_increment(state.in_a_row))
+        updates = jax.tree.map(lambda update: jnp.where(spike, 0, update), updates)
+        return updates, jax.tree.map(lambda old, new: jnp.where(spike, old, new), kept, after)
+
+    return optax.GradientTransformation(init, update)
+
+
+def skipped_in_a_row(opt_state: Any) -> jax.Array | None:
+    """How many updates the optimizer has skipped by now, an int32 scalar, 0 after one that it applied; None where it
+    skips none."""
+    return opt_state.in_a_row if isinstance(opt_state, SpikeState) else None
 
 
 def staged_rate(pretrained_rate: float, frozen_steps: int) -> Rate:

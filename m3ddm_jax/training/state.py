@@ -15,8 +15,8 @@ from m3ddm_jax.types import Variables
 
 
 class State(Protocol):
-    """What the state of every family is: a flax.struct dataclass whose `step` is the updates applied, an int32 scalar,
-    and whose `params` are the network that the run is for. Fields whose names end in params or opt_state may be split
+    """What the state of every family is: a flax.struct dataclass whose `step` is the updates made, an int32 scalar, and
+    whose `params` are the network that the run is for. Fields whose names end in params or opt_state may be split
     over devices (parallel.rules)."""
 
     step: jax.Array
@@ -25,7 +25,8 @@ class State(Protocol):
 
 @flax.struct.dataclass
 class TrainState:
-    """step: int32 scalar, updates applied. params, opt_state, ema_params: float32. rng: the key of the whole run."""
+    """step: int32 scalar, updates made, skipped ones among them. params, opt_state, ema_params: float32. rng: the key
+    of the whole run."""
 
     step: jax.Array
     params: Any
@@ -102,6 +103,11 @@ def place(values: Any, like: Any) -> Any:
         return jax.make_array_from_callback(value.shape, leaf.sharding, lambda index: value[index])
 
     return jax.tree.map(put, values, like)
+
+
+def layout_of(state: Any) -> Any:
+    """Shape, dtype and sharding of every array of a state that is there."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
 
 
 def shardings_of(like: Any) -> Any:

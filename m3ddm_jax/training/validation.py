@@ -1,12 +1,20 @@
-"""How well clips are completed, measured where nothing was known of them; on the same clips at every time."""
+"""How well clips are completed, measured where nothing was known of them, and how well noise is told from them; on the
+same clips at every time."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from m3ddm_jax.parallel.constrain import BATCH_AXES, constrain
+from m3ddm_jax.training.diffusion_step import Loss
+from m3ddm_jax.training.encoding import Conditions
+from m3ddm_jax.training.state import TrainState
 from m3ddm_jax.types import Array
+
+_BINS = 4
 
 
 class Completion(NamedTuple):
@@ -24,6 +32,33 @@ def side_by_side(completion: Completion) -> jax.Array:
     """uint8 [B, T, H, 3 W, 3]: what is known of clips, what was made of that, and the truth."""
     made, truth, unknown, _ = completion
     return jnp.concatenate([jnp.where(unknown, 0, truth), made, truth], axis=3)
+
+
+def losses_by_timestep(loss: Loss, state: TrainState, inputs: Conditions, num_timesteps: int) -> dict[str, jax.Array]:
+    """The loss of a batch by bins of timesteps, float32 scalars, of the trained weights and of the averaged ones: their
+    mean "loss", "loss/0-249" and so on for 1000 timesteps; and the same of "loss_ema".
+
+    The clips of a batch are spread evenly over a bin, and noise is the same at every time.
+    """
+    clips = inputs.latents.shape[0]
+    edges = np.arange(_BINS + 1) * num_timesteps // _BINS
+    within = (np.arange(clips) + 0.5) / clips
+    timesteps = (edges[:-1, None] + within * np.diff(edges)[:, None]).astype(np.int32)
+    noise = constrain(jax.random.normal(jax.random.key(0), inputs.latents.shape), BATCH_AXES)
+
+    def measure(case: tuple[jax.Array, jax.Array]) -> jax.Array:
+        averaged, timestep = case
+        params = jax.tree.map(lambda raw, ema: jnp.where(averaged, ema, raw), state.params, state.ema_params)
+        return loss({"params": params, "batch_stats": state.batch_stats}, inputs, timestep, noise)
+
+    # One after the other: the network is compiled once, and the activations of one pass are held.
+    found = jax.lax.map(measure, (np.repeat([False, True], _BINS), np.tile(timesteps, (2, 1))))
+    losses = {}
+    for name, values in zip(("loss", "loss_ema"), jnp.split(found, 2), strict=True):
+        losses[name] = values.mean()
+        for first, end, value in zip(edges, edges[1:], values, strict=False):
+            losses[f"{name}/{first}-{end - 1}"] = value
+    return losses
 
 
 def completion_sums(completion: Completion) -> dict[str, Any]:

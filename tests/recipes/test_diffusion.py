@@ -12,7 +12,7 @@ from configs import m3ddm_tiny
 from configs import test as test_config
 from m3ddm_jax.models import registry
 from m3ddm_jax.parallel.mesh import make_mesh, put_batch
-from m3ddm_jax.recipes.diffusion import DiffusionRecipe
+from m3ddm_jax.recipes.diffusion import DiffusionRecipe, attentions
 from m3ddm_jax.training.encoding import encode_batch
 from m3ddm_jax.training.state import TrainState, shardings_of
 from m3ddm_jax.training.validation import side_by_side
@@ -79,9 +79,21 @@ def test_previews_show_what_is_known_what_is_made_and_the_truth(network):
     batch = next(iter(recipe.dataset(0)))
     del batch["clip_id"]
     _, variables = network
-    state = TrainState(0, {}, variables["batch_stats"], {}, variables["params"], None)
-    preview = jax.jit(lambda *arguments: side_by_side(recipe.complete(*arguments)))
-    shown = np.asarray(preview(state, batch, recipe.frozen))
+    trained = jax.tree.map(lambda leaf: leaf / 2, variables["params"])
+    state = TrainState(0, trained, variables["batch_stats"], {}, variables["params"], None)
+
+    @jax.jit
+    def preview(*arguments):
+        completion = recipe.complete(*arguments)
+        return side_by_side(completion), completion.errors
+
+    shown, losses = preview(state, batch, recipe.frozen)
+    shown = np.asarray(shown)
+    assert {"loss", "loss_ema", "loss/0-249", "loss_ema/750-999"} <= losses.keys() and len(losses) == 10
+    # Of random weights, the smaller ones are less wrong.
+    assert all(
+        0 < value < losses[name.replace("loss", "loss_ema")] for name, value in losses.items() if "ema" not in name
+    )
     assert shown.shape == (8, 2, 32, 96, 3) and shown.dtype == np.uint8
     known, made, truth = np.split(shown, 3, axis=3)
     np.testing.assert_array_equal(truth, batch["video"])
@@ -90,7 +102,10 @@ def test_previews_show_what_is_known_what_is_made_and_the_truth(network):
     assert np.any(made != truth)
     # Of latents the truth is what the codec makes of them, and a cell is known or not as a whole.
     encoded = jax.jit(functools.partial(encode_batch, recipe.encoders))(recipe.frozen, batch)
-    shown = np.asarray(preview(state, encoded, recipe.frozen))
+    shown, of_latents = preview(state, encoded, recipe.frozen)
+    # Rounded otherwise, in another program.
+    np.testing.assert_allclose(of_latents["loss"], losses["loss"], rtol=1e-4)
+    shown = np.asarray(shown)
     known, made, decoded = np.split(shown, 3, axis=3)
     assert np.abs(decoded.astype(int) - truth).max() <= 1  # of 255, by truncation
     cells = batch["mask"].reshape(8, 2, 4, 8, 4, 8).max(axis=(3, 5)).repeat(8, axis=2).repeat(8, axis=3)[..., None]
@@ -133,8 +148,43 @@ def test_the_codec_computes_as_the_model_does(tmp_path):
         (lambda c: c.model.update(latent_channels=4), "the model has 4 latent channels, the codec 192"),
         (lambda c: c.diffusion.update(schedule="square"), "schedule 'square' is unknown"),
         (lambda c: c.sample.update(solver="guess"), "guess"),
+        (lambda c: c.train.update(spike_factor=0.5), "spike_factor is 0.5: 0, which is off, or more than 1"),
+        (lambda c: c.train.update(spike_patience=0), "spike_patience is 0: 1 or more"),
+        (lambda c: c.train.update(base_batch_size=-1), "base_batch_size is -1: 0 or more"),
+        (lambda c: c.mesh.update(context=3), "mesh.context is 3, for 2 frames of a model of kind m3ddm: a divisor"),
+        (
+            lambda c: (c.model.update(block_out_channels=(1024,)), c.mesh.update(tensor=4)),
+            "mesh.tensor is 4, for attention of 2 heads on 1024 channels: a divisor of the heads is accepted",
+        ),
     ],
 )
 def test_values_that_do_not_fit_are_refused_at_once(change, message):
     with pytest.raises(ValueError, match=message):
         DiffusionRecipe(changed(change))
+
+
+def test_devices_that_are_left_for_tensor_are_counted_when_the_mesh_is_there():
+    config = changed(lambda c: (c.model.update(block_out_channels=(1024,)), c.mesh.update(data=1, tensor=-1)))
+    with pytest.raises(ValueError, match="mesh.tensor is 8, for attention of 2 heads on 1024 channels"):
+        DiffusionRecipe(config).abstract_state(jax.random.key(0), make_mesh(data=1, tensor=-1))
+
+
+def test_every_level_with_attention_is_known_with_its_heads():
+    m3ddm = registry.build("m3ddm", block_out_channels=(8, 16, 32), attention_levels=(False, True, False), num_heads=4)
+    assert attentions(m3ddm) == [(16, 4), (32, 4)]
+    widths = {"block_out_channels": (8, 16), "attention_levels": (True, False), "num_heads": (2, 4)}
+    globalpaint = registry.build("globalpaint", **widths, extractor_width=64, extractor_heads=16)
+    assert attentions(globalpaint) == [(8, 2), (16, 4), (64, 16)]
+    assert attentions(globalpaint.clone(global_guidance=False)) == [(8, 2), (16, 4)]
+
+
+def test_the_rate_follows_the_batch():
+    changes = {"learning_rate": 1e-3, "warmup_steps": 1, "weight_decay": 0.0, "base_batch_size": 2}  # of 8
+    optimizer = DiffusionRecipe(changed(lambda c: c.train.update(changes))).optimizer
+    params, sizes = {"w": np.ones(3, np.float32)}, []
+    state = optimizer.init(params)
+    for _ in range(2):
+        update, state = optimizer.update(params, state, params)
+        sizes.append(-float(update["w"][0]))
+    # With a constant gradient every update of Adam has the size of the rate: twice as high, after twice as many.
+    np.testing.assert_allclose(sizes, [1e-3, 2e-3], rtol=1e-4)

@@ -20,6 +20,8 @@ pytestmark = pytest.mark.usefixtures("quick_compiles")
 CONFIG = test_config.get_config()
 CONFIG.model.update(block_out_channels=(32,), attention_levels=(False,))  # one level: a second takes long to compile
 RECIPE = DiffusionRecipe(CONFIG)
+CONFIG.train.update(spike_factor=5.0, spike_patience=2)
+SKIPPING = DiffusionRecipe(CONFIG)
 
 
 def make_batch(clips=8, frames=2, side=32):
@@ -35,18 +37,18 @@ def make_batch(clips=8, frames=2, side=32):
 
 
 class Trainer:
-    """The test config's step as `train` compiles it, on a mesh, from the same initial state as every other."""
+    """A recipe's step as `train` compiles it, on a mesh, from the same initial state as every other."""
 
-    def __init__(self, mesh):
+    def __init__(self, mesh, recipe):
         self.mesh = mesh
         with jax.set_mesh(mesh):
             rng = jax.random.key(0)
-            init = functools.partial(registry.init, RECIPE.model)
-            self.like = RECIPE.abstract_state(rng, mesh)
-            self.state = init_state(init, RECIPE.optimizer, rng, self.like)
+            init = functools.partial(registry.init, recipe.model)
+            self.like = recipe.abstract_state(rng, mesh)
+            self.state = init_state(init, recipe.optimizer, rng, self.like)
         self.batch = put_batch(mesh, make_batch())
         out_shardings = (shardings_of(self.like), replicated(mesh))
-        self.jitted = jax.jit(RECIPE.step, donate_argnums=0, out_shardings=out_shardings)
+        self.jitted = jax.jit(recipe.step, donate_argnums=0, out_shardings=out_shardings)
 
     def fresh(self):
         """The initial state in memory of its own, which a step may take."""
@@ -58,19 +60,20 @@ class Trainer:
 
         return jax.tree.map(copy, self.state)
 
-    def step(self, state):
+    def step(self, state, **changed):
         with jax.set_mesh(self.mesh):
-            return self.jitted(state, self.batch, RECIPE.frozen)
+            return self.jitted(state, self.batch | changed, RECIPE.frozen)
 
 
 @pytest.fixture(scope="module")
 def one(quick_compiles):
-    return Trainer(make_mesh(devices=jax.devices()[:1]))
+    """With the policy that skips updates, which changes nothing where it skips none."""
+    return Trainer(make_mesh(devices=jax.devices()[:1]), SKIPPING)
 
 
 @pytest.fixture(scope="module")
 def eight(quick_compiles):
-    return Trainer(make_mesh(data=2, fsdp=4))
+    return Trainer(make_mesh(data=2, fsdp=4), RECIPE)
 
 
 def gradients(state):
@@ -152,12 +155,35 @@ def test_each_step_draws_anew_and_repeatably(one):
     assert losses[0] == losses[1] != losses[2]
 
 
+def test_norms_of_parts_make_up_the_whole(one):
+    _, metrics = one.step(one.fresh())
+    parts = {name: float(norm) for name, norm in metrics.items() if name.startswith("grad_norm/")}
+    assert {name.removeprefix("grad_norm/") for name in parts} == set(one.state.params)
+    np.testing.assert_allclose(np.sqrt(sum(norm**2 for norm in parts.values())), metrics["grad_norm"], rtol=1e-5)
+
+
+def test_a_skipped_update_changes_nothing_but_the_step(one):
+    state, metrics = one.step(one.fresh())
+    assert (metrics["skipped"], metrics["stuck"]) == (0, 0)
+    kept = jax.device_get((state.params, state.ema_params, state.opt_state.inner))
+    state, metrics = one.step(state, **put_batch(one.mesh, {"fps": np.full(8, np.nan, np.float32)}))
+    assert np.isnan(metrics["loss"]) and (metrics["skipped"], metrics["stuck"]) == (1, 0)
+    # A norm far above those that came before; two in a row are too many here.
+    settled = state.opt_state._replace(applied=np.int32(100), mean_norm=np.asarray(state.opt_state.mean_norm / 1000))
+    settled = jax.device_put(settled, shardings_of(one.like.opt_state))
+    state, metrics = one.step(state.replace(opt_state=settled))
+    assert np.isfinite(metrics["loss"]) and (metrics["skipped"], metrics["stuck"]) == (1, 1)
+    assert int(state.step) == 3
+    found = jax.device_get((state.params, state.ema_params, state.opt_state.inner))
+    jax.tree.map(np.testing.assert_array_equal, found, kept)
+
+
 def test_latents_train_as_the_pixels_they_were_made_of(one):
     encoded = jax.jit(functools.partial(encode_batch, RECIPE.encoders))(RECIPE.frozen, make_batch())
     kept = {"mask": np.uint8, "fps": np.float32}
     stored = {name: np.asarray(value, kept.get(name, np.float16)) for name, value in encoded.items()}
     # Of the loss alone: the compiler leaves the backward pass out.
-    loss = jax.jit(lambda *arguments: RECIPE.step(*arguments)[1]["loss"])
+    loss = jax.jit(lambda *arguments: SKIPPING.step(*arguments)[1]["loss"])
     with jax.set_mesh(one.mesh):
         latent_loss = loss(one.state, put_batch(one.mesh, stored), RECIPE.frozen)
     # Half precision rounds latents by 1 in 2048, and the loss is a mean over 100,000 of them.

@@ -1,24 +1,39 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
-from types import SimpleNamespace
 
+import flax.struct
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from m3ddm_jax.parallel.mesh import make_mesh, put_batch, replicated
 from m3ddm_jax.training import loop
+from m3ddm_jax.training.checkpoint import Checkpoints
+from m3ddm_jax.training.optim import skip_spikes, skipped_in_a_row
+from m3ddm_jax.training.state import create_state, layout_of
+
+
+@flax.struct.dataclass
+class Count:
+    step: jax.Array
 
 
 class Recorder:
-    """A trainer of nothing: writes down what the loop asks for, in order."""
+    """A trainer of nothing: writes down what the loop asks for, in order.
 
-    def __init__(self, workdir, cadence, start=0, losses=None, stop_after=None):
-        self.events, self.drawn, self.stop_after = [], 0, stop_after
+    stuck: the clips drawn, by number, of which the step says that it has skipped too many.
+    """
+
+    def __init__(self, workdir, cadence, start=0, losses=None, stop_after=None, stuck=()):
+        self.events, self.drawn, self.stop_after, self.stuck, self.saved = [], 0, stop_after, stuck, None
         self.losses = losses or {}
         self.log = loop.MetricsLog(workdir, start_step=start, cadence=cadence, frames_per_step=16)
-        self.cadence, self.state = cadence, SimpleNamespace(step=start)
+        self.cadence, self.state = cadence, Count(jnp.int32(start))
 
     def __next__(self):
         self.drawn += 1
@@ -27,19 +42,35 @@ class Recorder:
 
     def step(self, state, batch):
         assert list(batch) == ["x"]
-        number = state.step + 1
+        number = int(state.step) + 1
         self.events.append(f"step {number}")
-        return SimpleNamespace(step=number), {"loss": jnp.float32(self.losses.get(number, 0.5))}
+        metrics = {"loss": jnp.float32(self.losses.get(number, 0.5))}
+        if self.stuck:
+            bad = jnp.float32(self.drawn in self.stuck)
+            metrics |= {"grad_norm": jnp.float32(2.0), "skipped": bad, "stuck": bad}
+        return Count(jnp.int32(number)), metrics
 
     def save(self, state, step, examples_seen):
         assert state.step == step
         self.events.append(f"save {step} {examples_seen}")
+        self.saved = step
+
+    def wait(self):
+        self.events.append("wait")
+
+    def latest_step(self):
+        return self.saved
+
+    def restore(self, like):
+        assert like.step.shape == ()
+        self.events.append(f"restore {self.saved}")
+        return Count(jnp.int32(self.saved)), None
 
     def sample(self, state, step):
         self.events.append(f"sample {step}")
         self.log.note(step, {"validation_psnr": 20.0 + step})
 
-    def stop(self):
+    def stop(self, step):
         return self.stop_after is not None and self.drawn >= self.stop_after
 
     def run(self):
@@ -129,9 +160,9 @@ def test_the_last_loss_is_checked_too(tmp_path):
 def test_sigterm_is_a_request_within_and_deadly_without():
     before = signal.getsignal(signal.SIGTERM)
     with loop.StopRequest() as stop:
-        assert not stop()
+        assert not stop(0)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop()
+        assert stop(1)
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -140,3 +171,113 @@ def test_a_cadence_of_zero_is_refused(field):
     values = {"steps": 1, "log_every": 1, "save_every": 1, "sample_every": 0}
     with pytest.raises(ValueError, match=field):
         loop.Cadence(**values | {field: 0})
+
+
+def test_a_run_that_is_stuck_goes_back_and_on_with_other_clips(tmp_path, capsys):
+    cadence = loop.Cadence(steps=4, log_every=1, save_every=2, sample_every=0)
+    recorder = Recorder(tmp_path, cadence, stuck={4})
+    assert recorder.run().step == 4
+    # fmt: off
+    assert recorder.events == [
+        "draw 1", "step 1", "draw 2", "step 2", "save 2 20", "draw 3", "step 3", "draw 4", "step 4",
+        "wait", "restore 2", "draw 5", "step 3", "draw 6", "step 4", "save 4 60",
+    ]
+    # fmt: on
+    assert [(line["step"], line["skipped"]) for line in lines(tmp_path)] == [(k, 0.0) for k in (1, 2, 3, 4)]
+    assert not any("stuck" in line for line in lines(tmp_path))
+    said = capsys.readouterr().out
+    assert "step 4: skipped, loss 0.5, grad_norm 2; clips of its batch: clip-4-a, clip-4-b\n" in said
+    assert "step 4: too many updates in a row were skipped; clips of its batch: clip-4-a, clip-4-b; going back" in said
+
+
+@pytest.mark.parametrize("stuck, last", [({1}, "draw 2"), ({4, 5}, "draw 6")])
+def test_a_run_ends_that_could_only_go_back_in_vain(tmp_path, stuck, last):
+    cadence = loop.Cadence(steps=9, log_every=1, save_every=2, sample_every=0)
+    recorder = Recorder(tmp_path, cadence, stuck=stuck)
+    with pytest.raises(FloatingPointError, match="too many updates in a row were skipped; clips of its batch: clip-"):
+        recorder.run()
+    assert [event for event in recorder.events if event.startswith("draw")][-1] == last
+
+
+class Numbers:
+    """Batches of one number each, which is 1; of those in `bad` it is none."""
+
+    def __init__(self, bad, start=0):
+        self.bad, self.index = bad, start
+
+    def __next__(self):
+        self.index += 1
+        return {"x": np.float32([np.nan if self.index in self.bad else self.index]), "clip_id": np.array(["clip"])}
+
+
+def train_on_numbers(workdir, bad, patience):
+    """8 updates that add numbers up, saved after every second one; from the checkpoint that is found."""
+    mesh, optimizer = make_mesh(devices=jax.devices()[:1]), skip_spikes(optax.scale(1.0), 5.0)
+    state = jax.device_put(
+        create_state({"params": {"w": jnp.zeros(1)}}, optimizer, jax.random.key(0)), replicated(mesh)
+    )
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=9, fixed={}, config={}, mesh=mesh)
+    batches = Numbers(bad)
+    if checkpoints.latest_step() is not None:
+        state, batches.index = checkpoints.restore(layout_of(state))
+    cadence = loop.Cadence(steps=8, log_every=1, save_every=2, sample_every=0)
+
+    @jax.jit
+    def step(state, batch):
+        updates, opt_state = optimizer.update({"w": batch["x"]}, state.opt_state)
+        in_a_row, norm = skipped_in_a_row(opt_state), jnp.abs(batch["x"][0])
+        metrics = {"loss": norm, "grad_norm": norm, "skipped": in_a_row > 0, "stuck": in_a_row >= patience}
+        params = optax.apply_updates(state.params, updates)
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+    log = loop.MetricsLog(workdir, start_step=int(state.step), cadence=cadence, frames_per_step=1)
+    try:
+        return loop.run(
+            state,
+            step,
+            batches,
+            lambda batch: put_batch(mesh, batch),
+            cadence=cadence,
+            checkpoints=checkpoints,
+            examples_seen=lambda: batches.index,
+            log=log,
+            sample=None,
+            stop=lambda step: False,
+        )
+    finally:
+        log.close()
+        checkpoints.close()
+
+
+def test_a_run_that_went_back_ends_where_it_ends_when_it_is_resumed(tmp_path):
+    folder = tmp_path / "checkpoints"
+    state = train_on_numbers(tmp_path, bad={6, 7}, patience=2)
+    # That the 7th is wrong is known when the 8th is drawn; after 4 updates training goes on with the 9th.
+    assert state.params["w"].tolist() == [1 + 2 + 3 + 4 + 9 + 10 + 11 + 12] and state.opt_state.applied == 8
+    logged = [(line["step"], line["loss"]) for line in lines(tmp_path)]
+    assert logged == list(zip(range(1, 9), [1, 2, 3, 4, 9, 10, 11, 12], strict=True))
+    for late in ("6", "8"):
+        shutil.rmtree(folder / late)
+    again = train_on_numbers(tmp_path, bad={6, 7}, patience=2)
+    data = jax.random.key_data
+    jax.tree.map(np.testing.assert_array_equal, state.replace(rng=data(state.rng)), again.replace(rng=data(again.rng)))
+    assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == logged
+
+
+def test_what_is_skipped_is_saved_at_the_end_alone(tmp_path, capsys):
+    state = train_on_numbers(tmp_path, bad={4, 8}, patience=2)
+    assert state.params["w"].tolist() == [1 + 2 + 3 + 5 + 6 + 7] and int(state.step) == 8
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "6", "8"]
+    found = {line["step"]: line for line in lines(tmp_path)}
+    assert [found[step]["skipped"] for step in (3, 4, 5)] == [0, 1, 0]
+    assert "loss" not in found[4] and found[5]["loss"] == 5
+    assert "step 4: skipped, loss nan, grad_norm nan; clips of its batch: clip" in capsys.readouterr().out
+
+
+def test_parts_of_metrics_are_logged_and_not_shown(tmp_path, capsys):
+    cadence = loop.Cadence(steps=1, log_every=1, save_every=1, sample_every=0)
+    log = loop.MetricsLog(tmp_path, start_step=0, cadence=cadence, frames_per_step=1)
+    log.add(1, {"grad_norm": 2.0, "grad_norm/conv_in": 1.0})
+    log.close()
+    assert lines(tmp_path) == [{"step": 1, "grad_norm": 2.0, "grad_norm/conv_in": 1.0}]
+    assert capsys.readouterr().out == "step 1/1  grad_norm 2\n"

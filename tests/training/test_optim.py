@@ -2,8 +2,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
-from m3ddm_jax.training.optim import make_gan_optimizer, make_optimizer, staged_rate
+from m3ddm_jax.training.optim import (
+    make_gan_optimizer,
+    make_optimizer,
+    scaled_to_batch,
+    skipped_in_a_row,
+    staged_rate,
+)
 
 
 def updates(optimizer, grads, params, count):
@@ -100,3 +107,61 @@ def test_a_gans_optimizer_has_no_first_moment_and_clips_if_told_to():
     second_moment = optax.tree.get(state, "nu")
     # Norm 50 becomes 1; the second moment keeps a hundredth of the squared gradient.
     np.testing.assert_allclose([second_moment["a"], second_moment["b"]], [0.0036, 0.0064], rtol=1e-5)
+
+
+def run_of_norms(spike_factor, norms):
+    """(parameters, optimizer's state) after each update of gradients of these norms, the first one among them."""
+    optimizer = make_optimizer(0.1, warmup_steps=4, weight_decay=0.5, clip_norm=1.0, spike_factor=spike_factor)
+    params = {"kernel": jnp.ones((2, 2))}
+    gradient = {"kernel": jnp.full((2, 2), 0.5)}  # of norm 1
+
+    @jax.jit
+    def run(norms):
+        def one(carry, norm):
+            params, state = carry
+            update, state = optimizer.update(jax.tree.map(lambda x: norm * x, gradient), state, params)
+            carry = optax.apply_updates(params, update), state
+            return carry, carry
+
+        return jax.lax.scan(one, (params, optimizer.init(params)), norms)[1]
+
+    return run(jnp.array(norms, jnp.float32))
+
+
+def at(number, run):
+    return jax.tree.map(lambda x: x[number], run)
+
+
+def test_a_spike_leaves_no_trace():
+    norms = [1.0, *99 * [1.5], 0.5]
+    spikes = norms[:3] + [np.nan, np.inf] + norms[3:100] + [8.0, 30.0, np.nan] + norms[100:]
+    plain, spiky = run_of_norms(0.0, norms), run_of_norms(5.0, spikes)
+    assert skipped_in_a_row(plain[1]) is None
+    in_a_row = np.asarray(skipped_in_a_row(spiky[1]))
+    # A large norm passes where 5 times the mean is larger; the counts begin anew with an update that is made.
+    assert in_a_row[[2, 3, 4, 5]].tolist() == [0, 1, 2, 0]
+    assert in_a_row[101:].tolist() == [0, 1, 2, 3, 0]
+    params, state = at(-1, spiky)
+    jax.tree.map(np.testing.assert_array_equal, (params, state.inner), at(-1, plain))
+    jax.tree.map(np.testing.assert_array_equal, at(104, spiky)[0], at(101, spiky)[0])
+    assert state.applied == len(norms) and 1.0 < state.mean_norm < 1.5
+
+
+def test_norms_are_judged_when_enough_of_them_are_known():
+    _, state = run_of_norms(2.0, 99 * [1.0] + [50.0, 50.0])
+    # The hundredth is still applied, and raises the mean by little.
+    assert skipped_in_a_row(state)[-2:].tolist() == [0, 1]
+    assert at(-1, state).applied == 100 and 1.0 < at(-1, state).mean_norm < 7
+
+
+def test_a_factor_that_skips_half_of_all_updates_is_refused():
+    with pytest.raises(ValueError, match="spike_factor is 0.5: 0, which is off, or more than 1 is accepted"):
+        make_optimizer(0.1, warmup_steps=1, weight_decay=0.0, clip_norm=1.0, spike_factor=0.5)
+
+
+def test_rate_and_warm_up_grow_with_the_root_of_the_batch():
+    assert scaled_to_batch(1e-4, 1000, 256, 0) == (1e-4, 1000)
+    assert scaled_to_batch(1e-4, 1000, 256, 64) == (2e-4, 2000)
+    assert scaled_to_batch(1e-4, 1000, 16, 64) == (5e-5, 500)
+    with pytest.raises(ValueError, match="base_batch_size is -1: 0 or more"):
+        scaled_to_batch(1e-4, 1000, 16, -1)

@@ -1,7 +1,18 @@
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from m3ddm_jax.training.validation import Completion, completion_metrics, completion_sums, side_by_side
+from m3ddm_jax.training.encoding import Conditions
+from m3ddm_jax.training.validation import (
+    Completion,
+    completion_metrics,
+    completion_sums,
+    losses_by_timestep,
+    side_by_side,
+)
 
 
 def completion(rng, noise=0, shape=(2, 3, 8, 10, 3), unknown_columns=4):
@@ -56,3 +67,25 @@ def test_pictures_stand_side_by_side():
     np.testing.assert_array_equal(made, batch.made)
     np.testing.assert_array_equal(truth, batch.truth)
     np.testing.assert_array_equal(known, np.where(batch.unknown, 0, batch.truth))
+
+
+@pytest.mark.usefixtures("quick_compiles")
+def test_losses_are_of_both_weights_by_bins_of_timesteps():
+    state = SimpleNamespace(params={"w": jnp.float32(1)}, ema_params={"w": jnp.float32(2)}, batch_stats={})
+    latents = jnp.zeros((5, 2, 3, 3, 4))
+    inputs = Conditions(latents, latents[..., :1], latents, jnp.ones(5), {})
+    seen = {
+        "weighted": lambda variables, _, timestep, noise: variables["params"]["w"] * timestep.mean(),
+        "spread": lambda variables, _, timestep, noise: jnp.ptp(timestep).astype(float),
+        "noise": lambda variables, _, timestep, noise: jnp.square(noise).mean(),
+    }
+    measure = jax.jit(lambda: {name: losses_by_timestep(loss, state, inputs, 1000) for name, loss in seen.items()})
+    found = jax.tree.map(float, measure())
+    bins = {"0-249": 125.0, "250-499": 375.0, "500-749": 625.0, "750-999": 875.0}
+    raw = {"loss": 500.0, **{f"loss/{name}": middle for name, middle in bins.items()}}
+    averaged = {name.replace("loss", "loss_ema"): 2 * value for name, value in raw.items()}
+    assert found["weighted"] == pytest.approx(raw | averaged)
+    # Clips are at timesteps of their own, each with the noise that it has in all bins.
+    assert set(found["spread"].values()) == {200.0}
+    (power,) = set(found["noise"].values())
+    assert power == pytest.approx(1, abs=0.2)  # of 360 numbers
