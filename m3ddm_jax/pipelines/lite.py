@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 
 from m3ddm_jax.geometry import Canvas
@@ -18,6 +19,9 @@ from m3ddm_jax.pipelines.options import CheckedSettings
 from m3ddm_jax.pipelines.texture import Texture
 from m3ddm_jax.types import FramesTHWC
 from m3ddm_jax.video import FrameSource
+
+_FEATHER = 1 / 48  # of the canvas's short side, by which shares of the blur are smoothed
+_MEGABYTES = 192  # of isvi's windows; half of what it takes by itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Settings(CheckedSettings):
     lines: int = 240
     doubt: float = 0.5
     made_up: float = 0.25
-    texture: float = 0.5
+    texture: float = 0.4
 
 
 class Lite:
@@ -52,12 +56,16 @@ class Lite:
         settings, mask = self._settings, canvas.mask()
         texture = Texture(canvas, settings.texture) if self._sharp else None
         start = 0
-        for carried, confidence in Isvi(settings={"lines": settings.lines}).carry(source, canvas):
+        for carried, confidence in Isvi(settings={"lines": settings.lines, "megabytes": _MEGABYTES}).carry(
+            source, canvas
+        ):
             for frame, trust in zip(carried, confidence, strict=True):
                 shown = source[start : start + 1]
                 start += 1
                 blurred = spread(canvas.paste(frame[None], shown), mask)[0]
                 share = np.where(trust > 0, settings.doubt * (1 - trust), settings.made_up)
+                # No step where carrying ends.
+                share = cv2.GaussianBlur(share, (0, 0), _FEATHER * min(canvas.height, canvas.width))[..., None]
                 made = frame + share * (blurred - frame)
                 if texture is not None:
                     made = texture(made, shown[0], ((trust == 0) & (mask > 0)).astype(np.uint8))
