@@ -1,4 +1,4 @@
-"""The model that comes with the project: pixels in patches of 8, small enough to be trained on a CPU in an hour.
+"""The model that comes with M3DDM here: pixels in patches of 8, small enough to be trained on a CPU in an hour.
 
 Its clips come in equal parts from `clips`, a folder that data.prepare wrote, and from synthetic scenes.
 """
