@@ -165,6 +165,13 @@ def make_outpainter(method: str, **options: Any) -> Outpainter:
     return make(**given)
 
 
+def default_method(model: str | None, preset: str | None, mask: str | None) -> str:
+    """The method where none is named: what a model or a mask alone can mean, else the one that needs neither."""
+    if model is not None or preset is not None:
+        return "m3ddm"
+    return "lite" if mask is None else "isvi"
+
+
 def parse_settings(texts: Sequence[str]) -> dict[str, Any] | None:
     """Settings from NAME=VALUE texts, numbers and tuples as Python writes them, all else as text; None for none.
 
@@ -223,7 +230,7 @@ def main(source_path: str, target_path: str) -> None:
         "propagate": values.propagate,
         "prefer": values.prefer,
     }
-    method = values.method or ("lite" if values.model is None and values.preset is None else "m3ddm")
+    method = values.method or default_method(values.model, values.preset, values.mask)
     rng = None
     if method in DRAWN:
         import jax  # takes a second that the other methods do without
@@ -253,7 +260,9 @@ def _define_flags() -> None:
         "preview", None, "Also writes source and result side by side: a .png of a few frames, or a video."
     )
     flags.DEFINE_float("fps", None, "Frames a second of a folder (else 24); a video is sampled anew at this rate.")
-    flags.DEFINE_string("method", None, f"One of {', '.join(OUTPAINTERS)}; else lite, or m3ddm where --model is given.")
+    flags.DEFINE_string(
+        "method", None, f"{', '.join(OUTPAINTERS)}; by default lite, m3ddm with --model, isvi with --mask."
+    )
     flags.DEFINE_string("model", None, "Model folder, or hf:OWNER/NAME; m3ddm has one that comes with it.")
     flags.DEFINE_enum("prefer", None, ["faithful", "sharp"], "lite: the least error, or grain besides; else sharp.")
     flags.DEFINE_string("interpolation_model", None, "Folder of globalpaint's second model; --model is its first.")

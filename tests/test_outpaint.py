@@ -342,7 +342,7 @@ def test_a_preview_that_cannot_be_written_is_told_before_anything_is_made(folder
     assert not list(tmp_path.iterdir())
 
 
-def test_the_method_is_lite_unless_a_model_is_named(folder, tmp_path, monkeypatch):
+def test_the_method_is_lite_unless_a_model_or_a_mask_is_given(folder, tmp_path, monkeypatch):
     asked = []
 
     def note(method, **options):
@@ -356,9 +356,10 @@ def test_the_method_is_lite_unless_a_model_is_named(folder, tmp_path, monkeypatc
         {"model": "folder"},
         {"preset": "official"},
         {"method": "isvi", "model": "m"},
+        {"mask": str(draw(tmp_path / "mask.png", 32, 40, HOLE))},
     ):
         run_main(monkeypatch, folder / "frames", tmp_path / "out", aspect="1:1", seed=0, **given)
-    assert asked == ["lite", "lite", "m3ddm", "m3ddm", "isvi"]
+    assert asked == ["lite", "lite", "m3ddm", "m3ddm", "isvi", "isvi"]
 
 
 def test_the_command_refuses_in_one_line(folder, tmp_path):
