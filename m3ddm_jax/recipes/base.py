@@ -94,6 +94,18 @@ def check_config(config: ConfigDict, expected: ConfigDict, built: Collection[str
         )
 
 
+def check_clips(config: ConfigDict, multiple: int) -> None:
+    """Raise ValueError for clips with references or sides that are no multiples, and for batches in parts: the losses
+    are means over the masks of a whole one."""
+    if config.data.references:
+        raise ValueError(f"data.references is {config.data.references}: this recipe has none, 0 is accepted")
+    if config.train.accumulate != 1:
+        raise ValueError(f"accumulate is {config.train.accumulate}: this recipe has whole batches, 1 is accepted")
+    for bucket in config.data.buckets:
+        if any(side % multiple for side in bucket):
+            raise ValueError(f"bucket {tuple(bucket)}: sides that are multiples of {multiple} are accepted")
+
+
 def build_model(section: ConfigDict) -> nn.Module:
     """The network that a section describes by its kind and hyper-parameters. Raises ValueError for what is unknown."""
     hyper = section.to_dict()
@@ -104,6 +116,14 @@ def build_model(section: ConfigDict) -> nn.Module:
         except TypeError:
             raise ValueError(f"dtype {hyper['dtype']!r} is unknown: float32 and bfloat16 are accepted") from None
     return registry.build(**hyper)
+
+
+def init_for_relu(module: nn.Module, key: jax.Array) -> Variables:
+    """Fresh variables whose kernels keep the size of signals through rectifiers (He et al., Delving deep into
+    rectifiers, 2015), as those networks need it that have no norms."""
+    variables = registry.init(module, key)
+    wide = jax.tree.map(lambda leaf: 2**0.5 * leaf if leaf.ndim > 1 else leaf, variables["params"])
+    return {**variables, "params": wide}
 
 
 def described(module: nn.Module) -> dict[str, Any]:

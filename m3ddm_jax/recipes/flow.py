@@ -26,8 +26,8 @@ from m3ddm_jax.training.flow_step import (
     make_estimate,
     make_flow_step,
     make_flow_tasks,
-    make_stepped_optimizer,
 )
+from m3ddm_jax.training.optim import make_stepped_optimizer
 from m3ddm_jax.training.state import TrainState, abstract_state, init_state, load_state
 from m3ddm_jax.training.validation import Completion
 from m3ddm_jax.types import Array, Variables, VideoBatch
@@ -56,7 +56,7 @@ class FlowRecipe:
         self.optimizer = make_stepped_optimizer(
             config.train.learning_rate, decay_every=config.train.decay_every, clip_norm=config.train.clip_norm
         )
-        self._init = functools.partial(init_for_relu, self.model)
+        self._init = functools.partial(base.init_for_relu, self.model)
         self.step = make_flow_step(
             self.model,
             self.optimizer,
@@ -109,14 +109,6 @@ class FlowRecipe:
         base.export_model(folder, self.model, {"params": state.ema_params}, dtype=self._config.train.export_dtype)
 
 
-def init_for_relu(module: nn.Module, key: jax.Array) -> Variables:
-    """Fresh variables whose kernels keep the size of signals through rectifiers (He et al., Delving deep into
-    rectifiers, 2015), as those networks need it that have no norms."""
-    variables = registry.init(module, key)
-    wide = jax.tree.map(lambda leaf: 2**0.5 * leaf if leaf.ndim > 1 else leaf, variables["params"])
-    return {**variables, "params": wide}
-
-
 def check_flow_sizes(config: ConfigDict, model: nn.Module) -> None:
     """Raise ValueError where the model is none that completes flow, or clips do not fit it."""
     if not isinstance(model, IGFC):
@@ -127,19 +119,7 @@ def check_flow_sizes(config: ConfigDict, model: nn.Module) -> None:
             f"data.num_frames is {config.data.num_frames}: {frames} are accepted, for {model.num_frames} flows that "
             f"are {model.interval} frames apart"
         )
-    check_clips(config, multiple=8)
-
-
-def check_clips(config: ConfigDict, multiple: int) -> None:
-    """Raise ValueError for clips with references or sides that are no multiples, and for batches in parts: the losses
-    are means over the masks of a whole one."""
-    if config.data.references:
-        raise ValueError(f"data.references is {config.data.references}: this recipe has none, 0 is accepted")
-    if config.train.accumulate != 1:
-        raise ValueError(f"accumulate is {config.train.accumulate}: this recipe has whole batches, 1 is accepted")
-    for bucket in config.data.buckets:
-        if any(side % multiple for side in bucket):
-            raise ValueError(f"bucket {tuple(bucket)}: sides that are multiples of {multiple} are accepted")
+    base.check_clips(config, multiple=8)
 
 
 def load_estimator(config: ConfigDict) -> tuple[RAFT | None, Variables, dict[str, Any]]:

@@ -18,9 +18,8 @@ from data.pipeline import make_batches
 from m3ddm_jax.models import registry
 from m3ddm_jax.models.asfn import ASFN, StyleDiscriminator
 from m3ddm_jax.recipes import base
-from m3ddm_jax.recipes.flow import check_clips, init_for_relu
-from m3ddm_jax.training.flow_step import make_stepped_optimizer
 from m3ddm_jax.training.gan_state import GanState, Optimizers, create_gan_state
+from m3ddm_jax.training.optim import make_stepped_optimizer
 from m3ddm_jax.training.state import abstract, place, shardings_of
 from m3ddm_jax.training.style_step import hole_error, make_style_step, make_style_tasks
 from m3ddm_jax.training.validation import Completion
@@ -78,7 +77,7 @@ class StyleRecipe:
         if folder := self._config.train.init_from:
             variables = place(base.load_variables(folder, self.model), places[0])
         else:
-            init = functools.partial(init_for_relu, self.model)
+            init = functools.partial(base.init_for_relu, self.model)
             variables = jax.jit(init, out_shardings=shardings_of(places[0]))(model_key)
         init = functools.partial(registry.init, self.discriminator)
         discriminator_variables = jax.jit(init, out_shardings=shardings_of(places[1]))(discriminator_key)
@@ -123,4 +122,4 @@ def check_style_sizes(config: ConfigDict, model: nn.Module, discriminator: nn.Mo
             raise ValueError(f"kind {section.kind!r} does not fuse styles, nor judge that: {kind} is accepted here")
     if config.data.num_frames != 1:
         raise ValueError(f"data.num_frames is {config.data.num_frames}: frames are seen one by one, 1 is accepted")
-    check_clips(config, multiple=4)
+    base.check_clips(config, multiple=4)

@@ -56,7 +56,8 @@ class StopRequest:
     def _note(self, *_) -> None:
         self._requested = True
 
-    def __call__(self, step: int) -> bool:
+    def __call__(self, step: int | None = None) -> bool:
+        """step: the updates made, which matter to processes that stop together alone."""
         del step
         return self._requested
 

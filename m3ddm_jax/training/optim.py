@@ -142,6 +142,13 @@ def _scale_by_rate(rate: Rate) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
+def make_stepped_optimizer(learning_rate: float, *, decay_every: int, clip_norm: float) -> optax.GradientTransformation:
+    """Adam (betas 0.9 and 0.999) behind clipping by the global norm; after every `decay_every` updates a tenth of the
+    learning rate is left; 0: it stays."""
+    rate = optax.exponential_decay(learning_rate, decay_every, 0.1, staircase=True) if decay_every else learning_rate
+    return optax.chain(optax.clip_by_global_norm(clip_norm), optax.adam(rate, b1=0.9, b2=0.999))
+
+
 def make_gan_optimizer(
     learning_rate: float,
     *,

@@ -13,7 +13,7 @@ from m3ddm_jax import train as trainer
 from m3ddm_jax.models import registry
 from m3ddm_jax.parallel.mesh import make_mesh
 from m3ddm_jax.recipes import base
-from m3ddm_jax.recipes.flow import FlowRecipe, flow_picture, init_for_relu
+from m3ddm_jax.recipes.flow import FlowRecipe, flow_picture
 from m3ddm_jax.weights import load_model, save_model
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -107,7 +107,7 @@ def test_a_frozen_raft_tells_the_flow_of_clips_that_have_none(raft_folder):
 def test_kernels_begin_wide_enough_for_rectifiers(monkeypatch):
     plain = {"params": {"kernel": np.ones((3, 3, 2, 4)), "bias": np.ones(4)}, "other": np.ones((2, 2))}
     monkeypatch.setattr(registry, "init", lambda module, key: plain)
-    wide = init_for_relu(None, jax.random.key(0))
+    wide = base.init_for_relu(None, jax.random.key(0))
     np.testing.assert_allclose(wide["params"]["kernel"], 2**0.5)
     np.testing.assert_array_equal(wide["params"]["bias"], 1)
     np.testing.assert_array_equal(wide["other"], 1)

@@ -11,8 +11,8 @@ from m3ddm_jax.training.flow_step import (
     endpoint_error,
     make_flow_step,
     make_flow_tasks,
-    make_stepped_optimizer,
 )
+from m3ddm_jax.training.optim import make_stepped_optimizer
 from m3ddm_jax.training.state import create_state
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
