@@ -215,8 +215,9 @@ def houses(rng: np.random.Generator, height: int, columns: int, unit: float, nig
         front += (glass - front) * alpha
         front[: max(1, int(0.03 * tall))] *= 0.6
         end, start = min(columns, left + width), max(0, left)
-        image[height - tall :, start:end, :3] = np.clip(front[:, start - left : end - left], 0, 3)
-        image[height - tall :, start:end, 3] = 1
+        if end > start:  # the first one may lie beyond the edge
+            image[height - tall :, start:end, :3] = np.clip(front[:, start - left : end - left], 0, 3)
+            image[height - tall :, start:end, 3] = 1
         left += width
     return image
 

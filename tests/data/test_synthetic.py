@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 
-from data import decode, outdoors, synthetic, textures, worlds
+from data import decode, outdoors, sprites, synthetic, textures, worlds
 
 
 def world_scene(monkeypatch, builder, seed=0, height=48, width=64):
@@ -71,6 +71,13 @@ def test_a_sprite_is_pasted_as_far_as_it_lies_inside(left):
     expected = np.zeros((4, 6, 4), np.float32)
     expected[1:3, max(0, left) : max(0, left + 4)] = 1
     np.testing.assert_array_equal(image, expected)
+
+
+def test_a_first_house_beyond_the_edge_is_left_out():
+    """It begins up to one unit before the edge, and may be narrower than that."""
+    for seed in range(40):
+        image = sprites.houses(np.random.default_rng(seed), 20, 150, 100.0, night=False)
+        assert image.shape == (20, 150, 4) and (image[-7:, :, 3] == 1).all()  # there is a house everywhere
 
 
 def test_scenes_too_small_are_refused():
