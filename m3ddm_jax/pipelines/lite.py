@@ -14,9 +14,9 @@ import numpy as np
 
 from m3ddm_jax.geometry import Canvas
 from m3ddm_jax.pipelines.compositing import spread
+from m3ddm_jax.pipelines.grain import Grain
 from m3ddm_jax.pipelines.isvi import Isvi
 from m3ddm_jax.pipelines.options import CheckedSettings
-from m3ddm_jax.pipelines.texture import Texture
 from m3ddm_jax.types import FramesTHWC
 from m3ddm_jax.video import FrameSource
 
@@ -31,13 +31,13 @@ class Settings(CheckedSettings):
     lines: shorter side, in pixels, at which real pixels are carried; a smaller canvas keeps its size.
     doubt: share of the blur in a carried pixel of confidence 0, which falls to none at 1.
     made_up: share of the blur where nothing was carried.
-    texture: strength of the grain where `prefer` is sharp; 1 is that of the source's own texture.
+    grain: strength of the grain where `prefer` is sharp; 1 is that of the source's own texture.
     """
 
     lines: int = 240
     doubt: float = 0.5
     made_up: float = 0.25
-    texture: float = 0.4
+    grain: float = 0.4
 
 
 class Lite:
@@ -54,7 +54,7 @@ class Lite:
     def __call__(self, source: FrameSource, canvas: Canvas, rng: None = None) -> Iterator[FramesTHWC]:
         """Yields canvas frames, uint8 [n, H, W, 3], in time order; the caller pastes the source's own pixels."""
         settings, mask = self._settings, canvas.mask()
-        texture = Texture(canvas, settings.texture) if self._sharp else None
+        grain = Grain(canvas, settings.grain) if self._sharp else None
         start = 0
         for carried, confidence in Isvi(settings={"lines": settings.lines, "megabytes": _MEGABYTES}).carry(
             source, canvas
@@ -67,6 +67,6 @@ class Lite:
                 # No step where carrying ends.
                 share = cv2.GaussianBlur(share, (0, 0), _FEATHER * min(canvas.height, canvas.width))[..., None]
                 made = frame + share * (blurred - frame)
-                if texture is not None:
-                    made = texture(made, shown[0], ((trust == 0) & (mask > 0)).astype(np.uint8))
+                if grain is not None:
+                    made = grain(made, shown[0], ((trust == 0) & (mask > 0)).astype(np.uint8))
                 yield np.clip(np.rint(made), 0, 255).astype(np.uint8)[None]

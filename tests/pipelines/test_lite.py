@@ -56,7 +56,7 @@ def test_the_less_sure_a_pixel_is_the_more_of_the_blur_is_in_it(source, monkeypa
 def test_sharp_has_grain_where_nothing_was_carried_alone(source, monkeypatch):
     monkeypatch.setattr(lite, "Isvi", Carrying)
     smooth, grainy = (
-        run(source, prefer=prefer, settings={"lines": 24, "texture": 20.0}).astype(int)
+        run(source, prefer=prefer, settings={"lines": 24, "grain": 20.0}).astype(int)
         for prefer in ("faithful", "sharp")
     )
     difference = np.abs(grainy - smooth)
@@ -88,5 +88,5 @@ def test_a_still_camera_one_frame_and_one_colour_are_continued():
 def test_settings_that_do_not_fit_are_told():
     with pytest.raises(ValueError, match="lines is 0: a whole number above 0"):
         Lite(settings={"lines": 0})
-    with pytest.raises(ValueError, match="no setting steps: lines, doubt, made_up, texture"):
+    with pytest.raises(ValueError, match="no setting steps: lines, doubt, made_up, grain"):
         Lite(settings={"steps": 3})

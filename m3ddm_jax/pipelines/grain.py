@@ -16,7 +16,7 @@ _REACH = 1 / 32  # from what is known to full strength: near it the continued pi
 _STRONGEST = 12.0  # levels of 0..255; edges are no texture
 
 
-class Texture:
+class Grain:
     """Lays grain over frames of a canvas. gain: of its strength, 1 being the source's texture's."""
 
     def __init__(self, canvas: Canvas, gain: float):

@@ -1,7 +1,7 @@
 import numpy as np
 
 from m3ddm_jax.geometry import Canvas
-from m3ddm_jax.pipelines.texture import Texture
+from m3ddm_jax.pipelines.grain import Grain
 
 CANVAS = Canvas.from_pad(64, 48, 40, 0, 8, 0)  # wider than what can be mirrored in one go
 MASK = CANVAS.mask()
@@ -10,11 +10,11 @@ FRAME = np.full((64, 96, 3), 120, np.float32)
 
 
 def grain(shown=SHOWN, gain=1.0, mask=MASK):
-    return Texture(CANVAS, gain)(FRAME, shown, mask) - FRAME
+    return Grain(CANVAS, gain)(FRAME, shown, mask) - FRAME
 
 
 def test_grain_is_laid_where_nothing_is_known_alone():
-    made = Texture(CANVAS, 1.0)(FRAME, SHOWN, MASK)
+    made = Grain(CANVAS, 1.0)(FRAME, SHOWN, MASK)
     assert made.shape == FRAME.shape and made.dtype == np.float32
     np.testing.assert_array_equal(np.where(MASK, 0, made), np.where(MASK, 0, FRAME))
     far = made[:, :30]
