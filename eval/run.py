@@ -27,7 +27,7 @@ from m3ddm_jax.outpaint import make_outpainter, parse_settings
 from m3ddm_jax.pipelines.base import OUTPAINTERS, OverModels
 
 # What outpaint calls them too.
-_OPTIONS = ("model", "interpolation_model", "sequential", "steps", "dtype", "windows", "prefer")
+_OPTIONS = ("model", "interpolation_model", "sequential", "steps", "dtype", "windows", "prefer", "adapt")
 
 
 def make_method(name: str, options: dict[str, Any]) -> Method:
@@ -116,6 +116,7 @@ def _define_flags() -> None:
     flags.DEFINE_integer("steps", None, "Denoising steps of the method.", lower_bound=1)
     flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "In what the method's model computes.")
     flags.DEFINE_integer("windows", None, "Windows that the method samples at once; else one a device.", lower_bound=1)
+    flags.DEFINE_integer("adapt", None, "lite: steps learnt from each clip first; else none.", lower_bound=0)
     flags.DEFINE_enum("prefer", None, ["faithful", "sharp"], "lite: the least error, or grain besides; else sharp.")
     flags.DEFINE_integer("seed", 0, "First seed of the method.", lower_bound=0)
     flags.DEFINE_integer("seeds", 1, "So many seeds, one after the other; 3 or more give a deviation.", lower_bound=1)

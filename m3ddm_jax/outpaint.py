@@ -229,6 +229,8 @@ def main(source_path: str, target_path: str) -> None:
         "windows": values.windows,
         "propagate": values.propagate,
         "prefer": values.prefer,
+        "adapt": values.adapt,
+        "cache": (values.cache or None) if values.adapt else None,
     }
     method = values.method or default_method(values.model, values.preset, values.mask)
     rng = None
@@ -265,6 +267,10 @@ def _define_flags() -> None:
     )
     flags.DEFINE_string("model", None, "Model folder, or hf:OWNER/NAME; m3ddm has one that comes with it.")
     flags.DEFINE_enum("prefer", None, ["faithful", "sharp"], "lite: the least error, or grain besides; else sharp.")
+    flags.DEFINE_integer(
+        "adapt", None, "lite: first learns so many steps from the video itself, 60 are usual; else none.", lower_bound=0
+    )
+    flags.DEFINE_string("cache", "~/.cache/m3ddm_jax/adapted", "Folder of what --adapt has learnt; empty: not kept.")
     flags.DEFINE_string("interpolation_model", None, "Folder of globalpaint's second model; --model is its first.")
     flags.DEFINE_boolean("sequential", None, "globalpaint: clip after clip by --model alone, without key frames.")
     flags.DEFINE_enum("preset", None, ["official"], "Outpaint as M3DDM's released code does; else as the model says.")

@@ -343,23 +343,26 @@ def test_a_preview_that_cannot_be_written_is_told_before_anything_is_made(folder
 
 
 def test_the_method_is_lite_unless_a_model_or_a_mask_is_given(folder, tmp_path, monkeypatch):
-    asked = []
+    asked, adapted = [], []
 
     def note(method, **options):
         asked.append(method)
+        adapted.append((options["adapt"], options["cache"]))
         return OUTPAINTERS["edge"]()
 
     monkeypatch.setattr(outpaint_module, "make_outpainter", note)
     for given in (
         {},
-        {"prefer": "faithful"},
-        {"model": "folder"},
+        {"prefer": "faithful", "adapt": 3, "cache": "kept"},
+        {"model": "folder", "cache": "kept"},
         {"preset": "official"},
         {"method": "isvi", "model": "m"},
         {"mask": str(draw(tmp_path / "mask.png", 32, 40, HOLE))},
     ):
         run_main(monkeypatch, folder / "frames", tmp_path / "out", aspect="1:1", seed=0, **given)
     assert asked == ["lite", "lite", "m3ddm", "m3ddm", "isvi", "isvi"]
+    # Where nothing is learnt no place to keep it is named, which other methods would refuse.
+    assert adapted == [(None, None), (3, "kept"), *[(None, None)] * 4]
 
 
 def test_the_command_refuses_in_one_line(folder, tmp_path):

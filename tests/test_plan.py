@@ -88,6 +88,13 @@ def test_what_does_not_fit_says_by_how_much_and_what_would(program, monkeypatch)
         planning.plan(config, program, Refused("something else\nand more"))
 
 
+def test_what_lives_between_alone_is_too_large():
+    """A TPU's compiler then names it without the arguments."""
+    said = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (6.5M) exceeds "
+    assert planning._excess(said + "available HBM (5M).", 2**20) == (7.5 * 2**20, 5 * 2**20)
+    assert planning._excess("Used 6.5M of 5M hbm", 2**20) == (6.5 * 2**20, 5 * 2**20)
+
+
 def test_depth_is_of_the_network_alone():
     shallow = planning.with_depth(m3ddm.get_config(), 1)
     assert shallow.model.layers_per_block == 1 and shallow.model.block_out_channels == (320, 640, 1280, 1280)

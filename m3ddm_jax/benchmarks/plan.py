@@ -33,7 +33,9 @@ WHAT = ("train", "sample")
 # What large models reach on accelerators where all goes well: what a step might take.
 MFU = 0.4
 _FILES = ("shards", "videos", "latents")
+# What a TPU's compiler says of all that a program needs, or of what lives between its arguments and results alone.
 _EXCEEDED = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm")
+_EXCEEDED_BETWEEN = re.compile(r"temporaries \(([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])\)")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
@@ -137,7 +139,7 @@ def plan(config: ConfigDict, program: Program, lowered: Any) -> dict[str, Any]:
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        used, limit = _excess(str(error))
+        used, limit = _excess(str(error), sum(_bytes(argument) for argument in program.arguments))
         raise ValueError(_does_not_fit(config, program, used, limit)) from None
     result["compile seconds"] = time.perf_counter() - start
     memory = compiled.memory_analysis()
@@ -222,12 +224,19 @@ def _does_not_fit(config: ConfigDict, program: Program, used: int, limit: int) -
     )
 
 
-def _excess(message: str) -> tuple[int, int]:
-    """Bytes that a compiler found necessary and possible; raises ValueError with its message where it says neither."""
-    if not (found := _EXCEEDED.search(message)):
+def _excess(message: str, arguments: int) -> tuple[int, int]:
+    """Bytes that a compiler found necessary and possible; raises ValueError with its message where it says neither.
+
+    arguments: bytes of the program's.
+    """
+    found = _EXCEEDED.search(message)
+    besides = 0
+    if found is None:
+        found, besides = _EXCEEDED_BETWEEN.search(message), arguments
+    if found is None:
         raise ValueError(f"the compiler failed: {message.partition(chr(10))[0]}")
     used, unit, limit, limit_unit = found.groups()
-    return int(float(used) * _UNITS[unit]), int(float(limit) * _UNITS[limit_unit])
+    return int(float(used) * _UNITS[unit]) + besides, int(float(limit) * _UNITS[limit_unit])
 
 
 def divisors(number: int) -> list[int]:

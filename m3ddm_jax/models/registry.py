@@ -21,6 +21,7 @@ from m3ddm_jax.models.kl_autoencoder import AutoencoderKL
 from m3ddm_jax.models.lpips import LPIPS
 from m3ddm_jax.models.openclip import OpenCLIPVision
 from m3ddm_jax.models.raft import RAFT
+from m3ddm_jax.models.residual_unet import ResidualUNet
 from m3ddm_jax.models.tubes import Tubes
 from m3ddm_jax.models.unet3d import M3DDMUNet
 
@@ -91,6 +92,10 @@ def _i3d_example(module: I3D) -> tuple[tuple, dict]:
     return (jnp.zeros((1, 9, 224, 224, 3)),), {}
 
 
+def _residual_unet_example(module: ResidualUNet) -> tuple[tuple, dict]:
+    return (jnp.zeros((1, module.multiple, module.multiple, module.in_channels)),), {}
+
+
 def _lpips_example(module: LPIPS) -> tuple[tuple, dict]:
     images = jnp.zeros((1, 32, 32, 3))
     return (images, images), {}
@@ -110,6 +115,7 @@ _KINDS = {
     "openclip": _Entry(OpenCLIPVision, _openclip_example),
     "patch_codec": _Entry(PatchCodec, _codec_example),
     "raft": _Entry(RAFT, _raft_example),
+    "residual_unet": _Entry(ResidualUNet, _residual_unet_example),
     "style_discriminator": _Entry(StyleDiscriminator, _style_discriminator_example),
 }
 

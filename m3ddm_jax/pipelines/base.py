@@ -36,10 +36,12 @@ class OverModels(Protocol):
     models: Mapping[str, tuple[Path, Any]]
 
 
-def _lite(prefer: str = "sharp", settings: Mapping[str, Any] | None = None) -> Outpainter:
+def _lite(
+    prefer: str = "sharp", adapt: int = 0, cache: str | None = None, settings: Mapping[str, Any] | None = None
+) -> Outpainter:
     from m3ddm_jax.pipelines.lite import Lite  # brings jax, which the classical ones can do without
 
-    return Lite(prefer=prefer, settings=settings)
+    return Lite(prefer=prefer, adapt=adapt, cache=cache, settings=settings)
 
 
 def _m3ddm(

@@ -2,10 +2,13 @@
 
 `isvi` without networks, on few lines, carries what other frames have seen. Its pixels and a blur of the source err in
 ways of their own, so that their mean errs less than either; the less sure a pixel is, the more of the blur is in it.
-Where none was carried, grain may be laid over. A design of this project.
+Where none was carried, grain may be laid over. Adaptation to the source may correct all that. A design of this project.
 """
 
 import dataclasses
+import itertools
+import os
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -13,10 +16,12 @@ import cv2
 import numpy as np
 
 from m3ddm_jax.geometry import Canvas
+from m3ddm_jax.pipelines.adaptation import NEEDED, Adapter, Made
 from m3ddm_jax.pipelines.compositing import spread
 from m3ddm_jax.pipelines.grain import Grain
 from m3ddm_jax.pipelines.isvi import Isvi
 from m3ddm_jax.pipelines.options import CheckedSettings
+from m3ddm_jax.pipelines.shots import source_cuts
 from m3ddm_jax.types import FramesTHWC
 from m3ddm_jax.video import FrameSource
 
@@ -43,30 +48,54 @@ class Settings(CheckedSettings):
 class Lite:
     """The `lite` Outpainter.
 
-    prefer: the least error to be expected (faithful), or grain besides, where all is smooth (sharp). settings: those
-    that differ from `Settings`, by name. Raises ValueError for settings that do not fit.
+    prefer: the least error to be expected (faithful), or grain besides, where all is smooth (sharp). adapt: updates of
+    a small network on each shot of the source itself, before it is made; 0: none. cache: folder where such networks are
+    found again; None: they are not kept. settings: those that differ from `Settings`, by name. Raises ValueError for
+    settings that do not fit.
     """
 
-    def __init__(self, *, prefer: Literal["faithful", "sharp"] = "sharp", settings: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        *,
+        prefer: Literal["faithful", "sharp"] = "sharp",
+        adapt: int = 0,
+        cache: str | os.PathLike | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ):
         self._settings = Settings.make(settings or {})
         self._sharp = prefer == "sharp"
+        self._adapter = Adapter(self._make, adapt, cache, settings=self._settings) if adapt else None
 
     def __call__(self, source: FrameSource, canvas: Canvas, rng: None = None) -> Iterator[FramesTHWC]:
-        """Yields canvas frames, uint8 [n, H, W, 3], in time order; the caller pastes the source's own pixels."""
+        """Yields canvas frames, uint8 [n, H, W, 3], in time order; the caller pastes the source's own pixels. Says on
+        stderr if it was to adapt and could to no shot."""
+        mask = canvas.mask()
+        grain = Grain(canvas, self._settings.grain) if self._sharp else None
+        starts = [0, *source_cuts(source)] if self._adapter else []
+        shots = (range(*ends) for ends in itertools.pairwise([*starts, len(source)]))
+        correction, adapted = None, False
+        for index, made in enumerate(self._make(source, canvas)):
+            if index in starts:
+                correction = self._adapter(source, next(shots), canvas)
+                adapted = adapted or correction is not None
+            frame = made.frame if correction is None else made.frame + correction(made)
+            if grain is not None:
+                unknown = ((made.trust == 0) & (mask > 0)).astype(np.uint8)
+                frame = grain(frame, source[index : index + 1][0], unknown)
+            yield np.clip(np.rint(frame), 0, 255).astype(np.uint8)[None]
+        if self._adapter and not adapted:
+            print(f"lite: nothing to adapt to: {NEEDED}", file=sys.stderr)
+
+    def _make(self, source: FrameSource, canvas: Canvas) -> Iterator[Made]:
+        """Every frame before it is corrected and has grain."""
         settings, mask = self._settings, canvas.mask()
-        grain = Grain(canvas, settings.grain) if self._sharp else None
-        start = 0
-        for carried, confidence in Isvi(settings={"lines": settings.lines, "megabytes": _MEGABYTES}).carry(
-            source, canvas
-        ):
-            for frame, trust in zip(carried, confidence, strict=True):
-                shown = source[start : start + 1]
-                start += 1
-                blurred = spread(canvas.paste(frame[None], shown), mask)[0]
-                share = np.where(trust > 0, settings.doubt * (1 - trust), settings.made_up)
+        index = 0
+        for frames, trust in Isvi(settings={"lines": settings.lines, "megabytes": _MEGABYTES}).carry(source, canvas):
+            for frame, sure in zip(frames, trust, strict=True):
+                carried = canvas.paste(frame[None], source[index : index + 1]).astype(np.float32)
+                index += 1
+                blurred = spread(carried, mask)[0]
+                share = np.where(sure > 0, settings.doubt * (1 - sure), settings.made_up)
                 # No step where carrying ends.
                 share = cv2.GaussianBlur(share, (0, 0), _FEATHER * min(canvas.height, canvas.width))[..., None]
-                made = frame + share * (blurred - frame)
-                if grain is not None:
-                    made = grain(made, shown[0], ((trust == 0) & (mask > 0)).astype(np.uint8))
-                yield np.clip(np.rint(made), 0, 255).astype(np.uint8)[None]
+                yield Made(carried[0] + share * (blurred - carried[0]), carried[0], blurred, sure)
