@@ -18,9 +18,6 @@ def base() -> ConfigDict:
         # Batch that learning rate and warm-up are meant for: at another one both have a factor, the root of how many
         # times larger it is; 0: none.
         base_batch_size=0,
-        # Updates are skipped whose gradients' norm is not finite, or so many times its running mean; 0: none are.
-        spike_factor=0.0,
-        spike_patience=10,  # so many in a row: back to the newest checkpoint, and on with other clips
         # A clip loses what is known of it, or its global frames: the null conditions of guidance.
         drop_local=0.1,
         drop_global=0.1,
@@ -226,6 +223,9 @@ def train() -> ConfigDict:
             "accumulate": 1,  # micro-batches a batch is worked off in
             "learning_rate": 1e-4,
             "clip_norm": 1.0,
+            # Updates are skipped whose gradients' norm is not finite, or so many times its running mean; 0: none are.
+            "spike_factor": 0.0,
+            "spike_patience": 10,  # so many in a row: back to the newest checkpoint, and on with other clips
             "ema_decay": 0.9999,
             "log_every": 50,
             "save_every": 1000,

@@ -35,8 +35,10 @@ _LINKS = {
 _HOST_LINK = 8e9
 # Devices of a kind that is not known count as these: their seconds mean nothing, their order does.
 _YARDSTICK = "TPU v5 lite"
-# Modules whose results, and whose gradients of inputs, `tensor` sums between devices (parallel.rules).
-_SUMMED = re.compile(r"\b(to_out_0|net_2|temporal_conv)\b")
+# Modules whose results, and whose gradients of inputs, `tensor` sums between devices (parallel.rules); and of how many
+# products one of these sums is.
+_SUMMED = {"to_out_0": 1, "net_2": 1, "temporal_conv": 3}
+_IN_SUMMED = re.compile(rf"\b({'|'.join(_SUMMED)})\b")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,8 +182,8 @@ def _sums(eqn: JaxprEqn, parameters: set[tuple[int, ...]]) -> Iterator[tuple[str
         yield "products", factor
         yield "wide", factor if wide else 0.0
         activation = made.shape not in parameters and made.ndim > 2 and is_wide(made.shape[-1])
-        if activation and _SUMMED.search(str(eqn.source_info.name_stack)):
-            yield "tensor", _size(made)
+        if activation and (module := _IN_SUMMED.search(str(eqn.source_info.name_stack))):
+            yield "tensor", _size(made) / _SUMMED[module[1]]
     elif kind == "sharding_constraint":
         spec = eqn.params["sharding"].spec
         if len(spec) > 2 and spec[2] == "context":  # cells, where frames were split (parallel.constrain)

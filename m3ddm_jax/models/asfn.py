@@ -13,6 +13,7 @@ from einops import reduce
 from m3ddm_jax.models.discriminator import spectral_kernel
 from m3ddm_jax.models.gated import ConvBlock, ResidualBlock, UpsampledConv
 from m3ddm_jax.models.layers import Dtype
+from m3ddm_jax.models.products import convolve
 from m3ddm_jax.models.resampling import resize_bilinear
 
 _DOWNSCALE = 4  # of the feature maps
@@ -145,13 +146,7 @@ class _SpectralConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = spectral_kernel(self, (5, 5, x.shape[-1], self.features))
-        return jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            window_strides=(2, 2),
-            padding=((2, 2), (2, 2)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        return convolve(x.astype(self.dtype), kernel, stride=2, padding=((2, 2), (2, 2)))
 
 
 class StyleDiscriminator(nn.Module):

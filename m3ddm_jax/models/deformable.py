@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from m3ddm_jax.flow.warping import sample_bilinear, warp
-from m3ddm_jax.models.layers import Dtype
+from m3ddm_jax.models.layers import Conv, Dtype
+from m3ddm_jax.models.products import add_bias, matmul
 
 _TAPS = 3
 _LARGEST_OFFSET = 10.0  # pixels that an alignment may add to the flow
@@ -32,15 +33,14 @@ def deformable_conv(images: jax.Array, offsets: jax.Array, modulation: jax.Array
         "rows": rows + jnp.arange(height)[:, None],
         "columns": columns + jnp.arange(width),
         "modulation": rearrange(modulation, "n h w g k -> k (n g) h w 1").astype(images.dtype),
-        "kernel": rearrange(kernel, "p q (g c) o -> (p q) g c o", g=groups).astype(images.dtype),
+        "kernel": rearrange(kernel, "p q c o -> (p q) c o"),
     }
     images = jnp.pad(rearrange(images, "n h w (g c) -> (n g) h w c", g=groups), ((0, 0), (1, 1), (1, 1), (0, 0)))
 
     @jax.checkpoint
     def of_tap(images, tap):
         sampled = sample_bilinear(images, tap["rows"], tap["columns"], border=True) * tap["modulation"]
-        sampled = rearrange(sampled, "(n g) h w c -> n g h w c", n=batch)
-        return jnp.einsum("nghwc,gco->nhwo", sampled, tap["kernel"], preferred_element_type=jnp.float32)
+        return matmul(rearrange(sampled, "(n g) h w c -> n h w (g c)", n=batch), tap["kernel"], jnp.float32)
 
     def add_tap(total, tap):
         return total + of_tap(images, tap), None
@@ -73,10 +73,10 @@ class DeformableAlignment(nn.Module):
         condition = [warp(previous, flow), current, warp(before, flow_before), flow, flow_before]
         hidden = jnp.concatenate([x.astype(self.dtype) for x in condition], axis=-1)
         for layer in (0, 2, 4):
-            hidden = nn.Conv(self.features, (3, 3), dtype=self.dtype, name=f"conv_offset_{layer}")(hidden)
+            hidden = Conv(self.features, dtype=self.dtype, name=f"conv_offset_{layer}")(hidden)
             hidden = nn.leaky_relu(hidden, 0.1)
         # Starts as a plain convolution of what the flow finds, every tap at half its weight.
-        moves = nn.Conv(3 * _TAPS**2 * self.groups, (3, 3), kernel_init=nn.initializers.zeros, name="conv_offset_6")
+        moves = Conv(3 * _TAPS**2 * self.groups, kernel_init=nn.initializers.zeros, name="conv_offset_6")
         offsets, modulation = jnp.split(moves(hidden.astype(jnp.float32)), [2 * _TAPS**2 * self.groups], axis=-1)
         offsets = rearrange(
             _LARGEST_OFFSET * jnp.tanh(offsets), "n h w (half g k xy) -> n h w half g k xy", half=2, k=_TAPS**2, xy=2
@@ -89,4 +89,4 @@ class DeformableAlignment(nn.Module):
         kernel = self.param("kernel", kernel_init, (_TAPS, _TAPS, 2 * self.features, self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         both = jnp.concatenate([previous, before], axis=-1).astype(self.dtype)
-        return deformable_conv(both, offsets, modulation, kernel) + bias.astype(self.dtype)
+        return add_bias(deformable_conv(both, offsets, modulation, kernel), bias)

@@ -15,6 +15,7 @@ from einops import rearrange
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from m3ddm_jax.models.layers import Dtype
+from m3ddm_jax.models.products import add_bias, convolve
 from m3ddm_jax.models.tubes import Tubes, cut_tubes
 from m3ddm_jax.types import Variables
 
@@ -71,13 +72,8 @@ def _convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax
     frames = x.shape[1]
     padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
     stacked = jnp.concatenate([padded[:, tap : tap + frames] for tap in range(3)], axis=-1)
-    out = jax.lax.conv_general_dilated(
-        rearrange(stacked, "b t h w c -> (b t) h w c"),
-        rearrange(kernel, "t h w i o -> h w (t i) o"),
-        window_strides=(stride, stride),
-        padding=((padding, padding), (padding, padding)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    stacked, kernel = rearrange(stacked, "b t h w c -> (b t) h w c"), rearrange(kernel, "t h w i o -> h w (t i) o")
+    out = convolve(stacked, kernel, stride, ((padding, padding), (padding, padding)))
     return rearrange(out, "(b t) h w c -> b t h w c", t=frames)  # there may be no clips
 
 
@@ -99,10 +95,8 @@ class PatchConv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (3, self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = spectral_kernel(self, shape) if self.spectral else self.param("kernel", _INIT, shape)
-        x = _convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.padding)
-        if self.use_bias:
-            x += self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
-        return x
+        x = _convolve(x.astype(self.dtype), kernel, self.stride, self.padding)
+        return add_bias(x, self.param("bias", nn.initializers.zeros, (self.features,))) if self.use_bias else x
 
 
 class SpectralDense(nn.Module):

@@ -14,7 +14,8 @@ from einops import rearrange
 from m3ddm_jax.flow.warping import warp
 from m3ddm_jax.models.deformable import DeformableAlignment
 from m3ddm_jax.models.focal import STRIDE, FocalBlock, SoftComposition, SoftSplit
-from m3ddm_jax.models.layers import Dtype
+from m3ddm_jax.models.layers import Conv, Dense, Dtype
+from m3ddm_jax.models.products import add_bias, convolve
 from m3ddm_jax.models.remat import rematerialised
 from m3ddm_jax.models.resampling import resize_bilinear
 from m3ddm_jax.models.spynet import SPyNet
@@ -28,10 +29,6 @@ _SKIPPED_LAYER = 3
 
 Flows = tuple[jax.Array, jax.Array]
 """float32 [B, T-1, h, w, 2] each, (dx, dy) in pixels: from each frame to the next, and from the next back to it."""
-
-
-def _conv(features: int, dtype: Dtype, name: str | None = None, stride: int = 1) -> nn.Conv:
-    return nn.Conv(features, (3, 3), stride, ((1, 1), (1, 1)), dtype=dtype, name=name)
 
 
 class GroupedConv(nn.Module):
@@ -49,20 +46,14 @@ class GroupedConv(nn.Module):
         kernel_shape = (3, 3, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), kernel_shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        x, kernel, bias = (array.astype(self.dtype) for array in (x, kernel, bias))
-        together = functools.partial(_convolve, groups=self.groups)
-        return jax.lax.platform_dependent(x, kernel, cpu=self._apart, default=together) + bias
+        conv = functools.partial(convolve, stride=1, padding=((1, 1), (1, 1)))
 
-    @nn.nowrap
-    def _apart(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        parts = zip(*(jnp.split(array, self.groups, axis=-1) for array in (x, kernel)), strict=True)
-        return jnp.concatenate([_convolve(*part) for part in parts], axis=-1)
+        def apart(x: jax.Array, kernel: jax.Array) -> jax.Array:
+            parts = zip(*(jnp.split(array, self.groups, axis=-1) for array in (x, kernel)), strict=True)
+            return jnp.concatenate([conv(*part) for part in parts], axis=-1)
 
-
-def _convolve(x: jax.Array, kernel: jax.Array, groups: int = 1) -> jax.Array:
-    return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
-    )
+        together = functools.partial(conv, groups=self.groups)
+        return add_bias(jax.lax.platform_dependent(x.astype(self.dtype), kernel, cpu=apart, default=together), bias)
 
 
 class Encoder(nn.Module):
@@ -75,7 +66,7 @@ class Encoder(nn.Module):
     def __call__(self, images: jax.Array) -> jax.Array:
         x = images.astype(self.dtype)
         for layer, (factor, stride) in enumerate(_PLAIN_LAYERS):
-            x = _conv(factor * self.width, self.dtype, f"layers_{2 * layer}", stride=stride)(x)
+            x = Conv(factor * self.width, stride=stride, dtype=self.dtype, name=f"layers_{2 * layer}")(x)
             x = nn.leaky_relu(x, 0.2)
             if layer == _SKIPPED_LAYER:
                 skipped = x
@@ -95,10 +86,11 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = nn.leaky_relu(_conv(2 * self.width, self.dtype, "layers_0_conv")(_doubled(x)), 0.2)
-        x = nn.leaky_relu(_conv(self.width, self.dtype, "layers_2")(x), 0.2)
-        x = nn.leaky_relu(_conv(self.width, self.dtype, "layers_4_conv")(_doubled(x)), 0.2)
-        return jnp.tanh(_conv(3, self.dtype, "layers_6")(x).astype(jnp.float32))
+        conv = functools.partial(Conv, dtype=self.dtype)
+        x = nn.leaky_relu(conv(2 * self.width, name="layers_0_conv")(_doubled(x)), 0.2)
+        x = nn.leaky_relu(conv(self.width, name="layers_2")(x), 0.2)
+        x = nn.leaky_relu(conv(self.width, name="layers_4_conv")(_doubled(x)), 0.2)
+        return jnp.tanh(conv(3, name="layers_6")(x).astype(jnp.float32))
 
 
 def _doubled(x: jax.Array) -> jax.Array:
@@ -118,8 +110,8 @@ class PropagationPass(nn.Module):
 
     def setup(self):
         self.deform_align = DeformableAlignment(self.features, self.deform_groups, self.dtype)
-        self.backbone_0 = _conv(self.features, self.dtype)
-        self.backbone_2 = _conv(self.features, self.dtype)
+        self.backbone_0 = Conv(self.features, dtype=self.dtype)
+        self.backbone_2 = Conv(self.features, dtype=self.dtype)
 
     def __call__(self, inputs: jax.Array, flows: jax.Array) -> jax.Array:
         nothing = jnp.zeros((*inputs.shape[1:-1], self.features), inputs.dtype)
@@ -163,7 +155,7 @@ class FeaturePropagation(nn.Module):
         from_behind = backward(frames[::-1], forward_flows)[::-1]
         forward = PropagationPass(self.features, self.deform_groups, self.dtype, name="forward_")
         from_before = forward(jnp.concatenate([frames, from_behind], axis=-1), backward_flows)
-        fused = nn.Dense(self.features, dtype=self.dtype, name="fusion")
+        fused = Dense(self.features, dtype=self.dtype, name="fusion")
         joined = fused(jnp.concatenate([from_behind, from_before], axis=-1))
         return features + rearrange(joined, "t b h w c -> b t h w c")
 

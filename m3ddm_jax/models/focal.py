@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, repeat
 
-from m3ddm_jax.models.layers import Dtype
+from m3ddm_jax.models.layers import Conv, Dense, Dtype
 
 STRIDE = 3
 """Cells of a feature map from one patch to the next."""
@@ -53,7 +53,7 @@ class SoftSplit(nn.Module):
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
-        return nn.Dense(self.features, dtype=self.dtype, name="embedding")(unfold(features.astype(self.dtype)))
+        return Dense(self.features, dtype=self.dtype, name="embedding")(unfold(features.astype(self.dtype)))
 
 
 class SoftComposition(nn.Module):
@@ -64,8 +64,8 @@ class SoftComposition(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        patches = nn.Dense(PATCH**2 * self.features, dtype=self.dtype, name="embedding")(tokens)
-        return nn.Conv(self.features, (3, 3), dtype=self.dtype, name="bias_conv")(fold(patches))
+        patches = Dense(PATCH**2 * self.features, dtype=self.dtype, name="embedding")(tokens)
+        return Conv(self.features, dtype=self.dtype, name="bias_conv")(fold(patches))
 
 
 class FusionFeedForward(nn.Module):
@@ -79,11 +79,11 @@ class FusionFeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        patches = nn.Dense(PATCH**2 * self.channels, dtype=self.dtype, name="conv1_0")(tokens)
+        patches = Dense(PATCH**2 * self.channels, dtype=self.dtype, name="conv1_0")(tokens)
         covered = fold(jnp.ones((1, *tokens.shape[1:3], PATCH**2), self.dtype))
         # Before the patches are cut out again there are five times fewer numbers to go through; GELU(0) is 0.
         hidden = unfold(nn.gelu(fold(patches) / covered, approximate=False))
-        return nn.Dense(tokens.shape[-1], dtype=self.dtype, name="conv2_1")(hidden)
+        return Dense(tokens.shape[-1], dtype=self.dtype, name="conv2_1")(hidden)
 
 
 class FocalAttention(nn.Module):
@@ -103,7 +103,7 @@ class FocalAttention(nn.Module):
     def __call__(self, tokens: jax.Array, pooled: jax.Array) -> jax.Array:
         batch, frames, *grid, _ = pooled.shape
         sides = dict(zip("pq", self.window, strict=True))
-        qkv = nn.Dense(3 * self.features, dtype=self.dtype, name="qkv")
+        qkv = Dense(3 * self.features, dtype=self.dtype, name="qkv")
         query, *near = jnp.split(qkv(tokens), 3, axis=-1)
         _, *far = jnp.split(qkv(pooled), 3, axis=-1)
         query = rearrange(query, "b t (i p) (j q) (n d) -> (b i j) (t p q) n d", n=self.num_heads, **sides)
@@ -112,7 +112,7 @@ class FocalAttention(nn.Module):
         bias = repeat(jnp.log(context_counts(self.window, grid)), "w k -> (b w) 1 1 (t k)", b=batch, t=frames)
         out = jax.nn.dot_product_attention(query, key, value, bias)
         out = rearrange(out, "(b i j) (t p q) n d -> b t (i p) (j q) (n d)", b=batch, t=frames, i=grid[0], **sides)
-        return nn.Dense(self.features, dtype=self.dtype, name="proj")(out)
+        return Dense(self.features, dtype=self.dtype, name="proj")(out)
 
     def _context(self, near: jax.Array, far: jax.Array) -> jax.Array:
         """What each window attends to, [B i j, T k, heads, D], of maps of tokens and of pooled windows."""
@@ -164,7 +164,7 @@ class FocalBlock(nn.Module):
         features, (rows, columns) = tokens.shape[-1], self.window
         normed = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm1")(tokens)
         windows = rearrange(normed, "b t (i p) (j q) c -> b t i j c (p q)", p=rows, q=columns)
-        pooled = nn.Dense(1, dtype=self.dtype, name="pool_layers_0")(windows)[..., 0]
+        pooled = Dense(1, dtype=self.dtype, name="pool_layers_0")(windows)[..., 0]
         attention = FocalAttention(features, self.num_heads, self.window, self.dtype, name="attn")
         tokens = tokens + attention(normed, pooled)
 

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from m3ddm_jax.models.layers import Dtype
+from m3ddm_jax.models.layers import Conv, Dtype
 
 
 class ConvBlock(nn.Module):
@@ -36,15 +36,17 @@ class ConvBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         reach = self.dilation * (self.kernel_size // 2)
+        if self.reflect:
+            x = jnp.pad(x, ((0, 0), (reach, reach), (reach, reach), (0, 0)), mode="reflect")
         conv = partial(
-            nn.Conv,
+            Conv,
             self.features,
-            (self.kernel_size, self.kernel_size),
+            self.kernel_size,
             self.stride,
-            "REFLECT" if self.reflect else ((reach, reach), (reach, reach)),
-            kernel_dilation=self.dilation,
-            use_bias=self.use_bias,
-            dtype=self.dtype,
+            0 if self.reflect else reach,
+            self.use_bias,
+            self.dtype,
+            dilation=self.dilation,
         )
         out = conv(name="featureConv")(x)
         if self.activate:
@@ -71,7 +73,7 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        conv = partial(nn.Conv, x.shape[-1], (3, 3), dtype=self.dtype)
+        conv = partial(Conv, x.shape[-1], dtype=self.dtype)
         return x + conv(name="conv2")(nn.leaky_relu(conv(name="conv1")(x), 0.2))
 
 

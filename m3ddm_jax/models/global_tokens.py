@@ -103,7 +103,7 @@ class Resampler(nn.Module):
     @nn.compact
     def __call__(self, context: jax.Array, key_mask: jax.Array) -> jax.Array:
         queries = self.param("queries", nn.initializers.normal(self.width**-0.5), (self.num_queries, self.width))
-        latents = repeat(queries.astype(self.dtype), "n d -> b n d", b=len(context))
+        latents = repeat(queries, "n d -> b n d", b=len(context)).astype(self.dtype)
         for layer in range(self.depth):
             block = ResamplerBlock(self.width, self.num_heads, self.dtype, name=f"blocks_{layer}")
             latents = block(latents, context, key_mask)

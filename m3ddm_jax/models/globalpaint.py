@@ -69,8 +69,9 @@ class DecoupledAttention(Attention):
         if not isinstance(context.text, KeysValues):
             context = self.keys_values(context)
         query = self.split_heads(self.to_q(tokens))
-        gate = jnp.tanh(self.gate)[:, None].astype(self.dtype)
-        return self.project(self.attend(query, context.text) + gate * self.attend(query, context.video))
+        # Rounded behind the product: the gate's gradient is then summed over clips in float32.
+        video = (jnp.tanh(self.gate)[:, None] * self.attend(query, context.video)).astype(self.dtype)
+        return self.project(self.attend(query, context.text) + video)
 
 
 class VideoResnetBlock(nn.Module):
@@ -239,11 +240,11 @@ class GlobalPaintUNet(nn.Module):
             if evidence is not None:
                 raise ValueError("this network has no global guidance: it takes no evidence")
             return text
-        null_tokens = self.null_tokens[None].astype(self.dtype)
         if evidence is None:
-            return TextAndVideo(text, null_tokens)
+            return TextAndVideo(text, self.null_tokens[None].astype(self.dtype))
         dropped = False if drop_global is None else drop_global[:, None, None]
-        return TextAndVideo(text, jnp.where(dropped, null_tokens, self.global_extractor(evidence)))
+        video = jnp.where(dropped, self.null_tokens, self.global_extractor(evidence))
+        return TextAndVideo(text, video.astype(self.dtype))
 
     def __call__(
         self,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from m3ddm_jax.models.products import add_bias, convolve, matmul
+from m3ddm_jax.parallel.constrain import channel_parts, split_parts
 
 Dtype = jnp.dtype
 
@@ -103,6 +104,7 @@ class TemporalConv(nn.Module):
     """1-D convolution over frames, kernel 3, zero padding 1, on [B, T, H, W, C] -> [B, T, H, W, features].
 
     Three shifted matrix products: faster than a convolution on CPU, quick to compile everywhere. Starts as identity.
+    Where `tensor` splits the channels, a device adds up its share of all three before devices add up theirs.
     """
 
     features: int
@@ -113,8 +115,18 @@ class TemporalConv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (3, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        before, here, after = (matmul(x.astype(self.dtype), kernel[tap]) for tap in range(3))
-        return add_bias(here + _shifted(before, 1) + _shifted(after, -1), bias)
+        x, parts = x.astype(self.dtype), channel_parts(x.shape[-1], self.features)
+        if parts == 1:
+            return add_bias(_taps(x, kernel), bias)
+        x = split_parts(rearrange(x, "b t h w (p c) -> p b t h w c", p=parts))
+        shares = jax.vmap(_taps)(x, rearrange(kernel, "k (p c) o -> p k c o", p=parts))
+        return add_bias(jax.lax.reduce_sum(shares, [0]), bias)
+
+
+def _taps(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[B, T, H, W, C] and a kernel [3, C, O] -> the shifted products' sum [B, T, H, W, O]."""
+    before, here, after = (matmul(x, kernel[tap]) for tap in range(3))
+    return here + _shifted(before, 1) + _shifted(after, -1)
 
 
 def _shifted(x: jax.Array, frames: int) -> jax.Array:
@@ -134,11 +146,13 @@ class Conv(nn.Module):
     use_bias: bool = True
     dtype: Dtype = jnp.float32
     kernel_init: Callable = nn.initializers.lecun_normal()
+    dilation: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (self.size, self.size, x.shape[-1], self.features))
-        x = convolve(x.astype(self.dtype), kernel, self.stride, ((self.padding, self.padding),) * 2)
+        padding = ((self.padding, self.padding),) * 2
+        x = convolve(x.astype(self.dtype), kernel, self.stride, padding, self.dilation)
         return add_bias(x, self.param("bias", nn.initializers.zeros, (self.features,))) if self.use_bias else x
 
 

@@ -23,6 +23,7 @@ from m3ddm_jax.models.layers import (
     identity_kernel,
     sinusoidal_embedding,
 )
+from m3ddm_jax.models.products import add_bias
 from m3ddm_jax.models.remat import rematerialised
 from m3ddm_jax.models.stages import Conditions, Context, check_sides, make_blocks, walk
 from m3ddm_jax.parallel.constrain import cells_to_frames, frames_to_cells, join_frames, split_frames
@@ -86,7 +87,7 @@ class SpatioTemporalTransformer(SpatialTransformer):
         frame_embedding = self.temporal_position_embed_proj(frame_embedding)
         tokens = frames_to_cells(rearrange(split_frames(self.norm2(x)), "b f h w c -> b f (h w) c"))
         tokens = self.proj_in2(rearrange(tokens, "b f p c -> (b p) f c"))
-        tokens = self.transformer_blocks2_0(tokens + frame_embedding.astype(self.dtype))
+        tokens = self.transformer_blocks2_0(add_bias(tokens, frame_embedding))
         tokens = self.proj_out2(tokens)
         tokens = cells_to_frames(rearrange(tokens, "(b p) f c -> b f p c", b=batch))
         return x + split_frames(rearrange(tokens, "b f (h w) c -> b f h w c", h=height))

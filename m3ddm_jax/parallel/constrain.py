@@ -1,15 +1,18 @@
 """How activations lie on the mesh: what code inside a jitted function may call, models included."""
 
+import math
+
 import jax
 from jax.sharding import PartitionSpec as P
 
 BATCH_AXES = ("data", "fsdp")
 """The axes of the mesh that clips are split over."""
 
+WIDE = 1024
+"""Channels of a level from which splitting its products over `tensor` saves more than its sums between devices cost."""
+
 # The compiler decides, from what lies around.
 _ANY = P.UNCONSTRAINED
-# Channels of a level from which splitting its products over `tensor` saves more than its sums between devices cost.
-_WIDE = 1024
 
 
 def constrain(x: jax.Array, *spec: str | tuple[str, ...] | None) -> jax.Array:
@@ -17,6 +20,18 @@ def constrain(x: jax.Array, *spec: str | tuple[str, ...] | None) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, P(*spec))
+
+
+def split_clips(x: jax.Array) -> jax.Array:
+    """Clips, or their frames [clips * T, ...], split over the axes of the mesh that clips are split over.
+
+    Said beside every product with a weight that is split over `fsdp`: else the compiler may split the product as the
+    weight is, and give every device all clips for that. x itself where clips do not divide, or frames are split too.
+    """
+    parts = math.prod(map(_parts, BATCH_AXES))
+    if parts == 1 or _parts("context") > 1 or x.ndim < 2 or x.shape[0] % parts:
+        return x
+    return constrain(x, BATCH_AXES, *(_ANY,) * (x.ndim - 1))
 
 
 def split_frames(x: jax.Array) -> jax.Array:
@@ -44,12 +59,23 @@ def join_frames(x: jax.Array) -> jax.Array:
 
 def is_wide(features: int) -> bool:
     """Whether products of a level of so many channels are split over `tensor`."""
-    return features >= _WIDE
+    return features >= WIDE
 
 
 def split_features(kernel: jax.Array) -> jax.Array:
     """A kernel [C, ..., features] of a wide level, its features split over `tensor`."""
     return _split(kernel, kernel.ndim - 1, "tensor", others=None)
+
+
+def channel_parts(channels: int, features: int) -> int:
+    """Into how many parts `tensor` splits the channels of a product of a wide level, each device's share of a sum."""
+    parts = _parts("tensor")
+    return parts if is_wide(features) and channels % parts == 0 else 1
+
+
+def split_parts(x: jax.Array) -> jax.Array:
+    """Parts [parts, ...], one on each device of `tensor`."""
+    return _split(x, 0, "tensor")
 
 
 def _split(x: jax.Array, axis: int, name: str, others: object = _ANY) -> jax.Array:

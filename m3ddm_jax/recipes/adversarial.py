@@ -146,6 +146,7 @@ class AdversarialRecipe:
             self.optimizers,
             num_local=config.data.num_frames,
             settings=settings,
+            spike_patience=config.train.spike_patience,
         )
 
     def dataset(self, seed: int) -> grain.IterDataset:
@@ -220,8 +221,9 @@ def make_optimizers(config: ConfigDict) -> Optimizers:
             decay_at=decay_at,
             clip_norm=train.clip_norm,
             factors={_FLOW_NETWORK: section.flow_rate},
+            spike_factor=train.spike_factor,
         ),
-        make_gan_optimizer(section.learning_rate, decay_at=train.decay_at),
+        make_gan_optimizer(section.learning_rate, decay_at=train.decay_at, spike_factor=train.spike_factor),
     )
 
 

@@ -57,7 +57,7 @@ class Recipe(Protocol):
         """One update: a pure function for `jax.jit`, which may take the memory of the state.
 
         batch: without clip_id. Chance follows from the state's rng and step alone. Metrics: float32 scalars, one set of
-        names in all steps; one that is not finite ends the run, unless `skipped` is 1: the update was not made then,
+        names in all steps; one that is not finite ends the run, unless `skipped` is 1: an update was not made then,
         the step counts on. `stuck` is 1 where too many in a row were skipped: the run goes back (training.loop.run).
         """
 
@@ -74,7 +74,8 @@ def jit_step(recipe: Recipe, like: State, mesh: Mesh) -> Callable:
 
 
 def check_config(config: ConfigDict, expected: ConfigDict, built: Collection[str]) -> None:
-    """Raise ValueError where a config lacks a section or field that a recipe reads, or has a field that is not known.
+    """Raise ValueError where a config lacks a section or field that a recipe reads, has a field that is not known, or
+    in what all recipes have a value that is not accepted.
 
     expected: a config with all sections and fields. built: the sections that describe a network; what those hold is
     for the builders to say.
@@ -92,6 +93,8 @@ def check_config(config: ConfigDict, expected: ConfigDict, built: Collection[str
         raise ValueError(
             f"export_dtype {config.train.export_dtype!r} is unknown: {' and '.join(EXPORT_DTYPES)} are accepted"
         )
+    if config.train.spike_patience < 1:
+        raise ValueError(f"spike_patience is {config.train.spike_patience}: 1 or more is accepted")
 
 
 def check_clips(config: ConfigDict, multiple: int) -> None:

@@ -25,7 +25,7 @@ from m3ddm_jax.diffusion.solvers import make_solver
 from m3ddm_jax.models import registry
 from m3ddm_jax.models.globalpaint import GlobalPaintUNet
 from m3ddm_jax.models.openclip import OpenCLIPVision
-from m3ddm_jax.parallel.constrain import is_wide
+from m3ddm_jax.parallel.constrain import WIDE, is_wide
 from m3ddm_jax.pipelines.globalpaint import INTERPOLATION, KEY_FRAMES
 from m3ddm_jax.pipelines.sampler import Conditions, make_sampler
 from m3ddm_jax.recipes import base
@@ -286,7 +286,8 @@ def check_sizes(config: ConfigDict, model: nn.Module, encoders: Encoders) -> Non
 
 
 def check_mesh(sizes: Mapping[str, int], model: nn.Module, num_frames: int) -> None:
-    """Raise ValueError where a mesh splits a network into more equal parts than it has.
+    """Raise ValueError where a mesh splits a network into more equal parts than it has, or has devices for products
+    none of which is split.
 
     sizes: devices an axis; one that is -1 yet, the rest of them, splits nothing.
     """
@@ -296,6 +297,12 @@ def check_mesh(sizes: Mapping[str, int], model: nn.Module, num_frames: int) -> N
         raise ValueError(
             f"mesh.context is {context}, for {num_frames} frames of a model of kind {kind}: a divisor of the frames, "
             "and m3ddm, are accepted"
+        )
+    widest = max(*model.block_out_channels, *(features for features, _ in attentions(model)))
+    if tensor > 1 and not is_wide(widest):
+        raise ValueError(
+            f"mesh.tensor is {tensor}, for levels of {widest} channels at most: 1 is accepted, only levels of "
+            f"{WIDE} or more are split"
         )
     for features, heads in attentions(model) if tensor > 1 else ():
         if is_wide(features) and heads % tensor:

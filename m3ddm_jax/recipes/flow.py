@@ -54,7 +54,10 @@ class FlowRecipe:
         self._estimator, self.frozen, identity = load_estimator(config)
         self.fixed = {"model": base.described(self.model)} | identity
         self.optimizer = make_stepped_optimizer(
-            config.train.learning_rate, decay_every=config.train.decay_every, clip_norm=config.train.clip_norm
+            config.train.learning_rate,
+            decay_every=config.train.decay_every,
+            clip_norm=config.train.clip_norm,
+            spike_factor=config.train.spike_factor,
         )
         self._init = functools.partial(base.init_for_relu, self.model)
         self.step = make_flow_step(
@@ -62,6 +65,7 @@ class FlowRecipe:
             self.optimizer,
             weights=make_weights(config.flow.weights),
             ema_decay=config.train.ema_decay,
+            spike_patience=config.train.spike_patience,
             estimator=self._estimator,
             iterations=config.flow.iterations,
         )

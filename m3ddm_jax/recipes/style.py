@@ -41,7 +41,9 @@ class StyleRecipe:
         train, section = config.train, config.style
         self.optimizers = Optimizers(
             *(
-                make_stepped_optimizer(rate, decay_every=train.decay_every, clip_norm=train.clip_norm)
+                make_stepped_optimizer(
+                    rate, decay_every=train.decay_every, clip_norm=train.clip_norm, spike_factor=train.spike_factor
+                )
                 for rate in (train.learning_rate, section.learning_rate)
             )
         )
@@ -52,6 +54,7 @@ class StyleRecipe:
             reconstruction=section.reconstruction,
             adversarial=section.adversarial,
             ema_decay=train.ema_decay,
+            spike_patience=train.spike_patience,
         )
 
     def dataset(self, seed: int) -> grain.IterDataset:

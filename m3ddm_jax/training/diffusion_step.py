@@ -19,7 +19,7 @@ from m3ddm_jax.parallel.constrain import constrain
 from m3ddm_jax.parallel.mesh import BATCH_AXES
 from m3ddm_jax.training.ema import update_ema
 from m3ddm_jax.training.encoding import SAMPLED, Conditions, Encoders, LatentBatch, encode_batch, make_conditions
-from m3ddm_jax.training.optim import skipped_in_a_row
+from m3ddm_jax.training.optim import spike_metrics, unless_skipped
 from m3ddm_jax.training.state import TrainState
 from m3ddm_jax.types import Latents, Variables, VideoBatch
 
@@ -98,8 +98,6 @@ def make_diffusion_step(
     of an optimizer that skips updates, skipped, 1 where it has, and stuck, 1 where it has too often.
     Raises ValueError for numbers that mean nothing.
     """
-    if spike_patience < 1:
-        raise ValueError(f"spike_patience is {spike_patience}: 1 or more is accepted")
     for name, probability in {"drop_local": drop_local, "drop_global": drop_global}.items():
         if not 0 <= probability <= 1:
             raise ValueError(f"{name} is {probability}: a probability, 0 to 1, is accepted")
@@ -147,11 +145,8 @@ def make_diffusion_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = update_ema(state.ema_params, params, state.step, ema_decay)
-        if (in_a_row := skipped_in_a_row(opt_state)) is not None:
-            skipped = in_a_row > 0
-            ema_params = jax.tree.map(lambda old, new: jnp.where(skipped, old, new), state.ema_params, ema_params)
-            found = {"skipped": skipped, "stuck": in_a_row >= spike_patience}
-            metrics |= {name: value.astype(jnp.float32) for name, value in found.items()}
+        ema_params = unless_skipped(opt_state, ema_params, state.ema_params)
+        metrics |= spike_metrics(spike_patience, opt_state)
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema_params=ema_params), metrics
 
     return train_step

@@ -20,6 +20,7 @@ from m3ddm_jax.losses.adversarial import weighted_mean
 from m3ddm_jax.losses.flow import completion_terms
 from m3ddm_jax.models.igfc import IGFC
 from m3ddm_jax.training.ema import update_ema
+from m3ddm_jax.training.optim import spike_metrics, unless_skipped
 from m3ddm_jax.training.state import TrainState
 from m3ddm_jax.types import Variables, VideoBatch
 
@@ -118,15 +119,18 @@ def make_flow_step(
     *,
     weights: FlowWeights,
     ema_decay: float,
+    spike_patience: int,
     estimator: nn.Module | None = None,
     iterations: int = 20,
 ) -> Callable[[TrainState, VideoBatch, Variables], tuple[TrainState, Metrics]]:
     """The pure function (state, batch without clip_id, frozen variables) -> (state, metrics) for `jax.jit`.
 
     estimator: a `models.raft.RAFT`, whose flow after so many iterations counts as true; its variables are
-    {"estimator": ...}, and every other clip is seen from its end. None: batches have `flow`.
+    {"estimator": ...}, and every other clip is seen from its end. None: batches have `flow`. spike_patience: updates in
+    a row that the optimizer may skip (optim.skip_spikes).
     Metrics, float32: `loss` and each of its terms; `endpoint_error` and that of the membrane alone,
-    `endpoint_error_filled`, in pixels under the mask before the update; `grad_norm`, before clipping.
+    `endpoint_error_filled`, in pixels under the mask before the update; `grad_norm`, before clipping; those of
+    `optim.spike_metrics`.
     """
 
     def train_step(state: TrainState, batch: VideoBatch, frozen: Variables) -> tuple[TrainState, Metrics]:
@@ -148,6 +152,8 @@ def make_flow_step(
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = update_ema(state.ema_params, params, state.step, ema_decay)
+        ema_params = unless_skipped(opt_state, ema_params, state.ema_params)
+        metrics |= spike_metrics(spike_patience, opt_state)
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema_params=ema_params), metrics
 
     return train_step

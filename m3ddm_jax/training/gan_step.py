@@ -30,6 +30,7 @@ from m3ddm_jax.training.ema import update_ema
 from m3ddm_jax.training.encoding import to_unit_range
 from m3ddm_jax.training.gan_state import GanState, Optimizers
 from m3ddm_jax.training.generators import MakeGenerator
+from m3ddm_jax.training.optim import spike_metrics, unless_skipped
 from m3ddm_jax.types import Variables, VideoBatch
 
 Metrics = dict[str, jax.Array]
@@ -111,16 +112,19 @@ def make_gan_step(
     *,
     num_local: int,
     settings: AdversarialSettings,
+    spike_patience: int,
 ) -> Callable[[GanState, VideoBatch, Variables], tuple[GanState, Metrics]]:
     """The pure function (state, batch without clip_id, frozen variables) -> (state, metrics) for `jax.jit`.
 
     One forward pass of the generator serves both updates: first its own, then the discriminator's, which sees the same
     frames detached. discriminator: a `models.discriminator.HierarchicalDiscriminator`. num_local: the first frames of
     each clip, which follow one another in time; they are what is judged, while all frames are reconstructed.
+    spike_patience: updates in a row that either optimizer may skip (optim.skip_spikes).
 
     Metrics, float32: `loss` and each of its terms; `discriminator_loss` and its parts; those of `logit_metrics`;
     `grad_norm` and `discriminator_grad_norm`, before clipping; `feature_to_hole`, the norms' ratio of the gradients
-    that the weighted feature and hole terms have at the generated pixels; `ramp`; `discriminator_rate`.
+    that the weighted feature and hole terms have at the generated pixels; `ramp`; `discriminator_rate`; those of
+    `optim.spike_metrics`.
     Raises ValueError, when it is traced, for clips of fewer than num_local frames, and for frames that are smaller than
     a tube or that the generator does not take.
     """
@@ -156,13 +160,15 @@ def make_gan_step(
         )
         (gradients,) = pull_back((at_pixels, at_own_terms))
         metrics |= {"ramp": ramp, "grad_norm": optax.tree.norm(gradients)}
-        updated = _update_generator(state, gradients, optimizers.generator, settings)
+        updated, opt_state = _update_generator(state, gradients, optimizers.generator, settings)
 
         fake = jax.lax.stop_gradient(composite(made[:, :num_local], local_truth, local_mask))
         updated, discriminator_metrics = _update_discriminator(
             updated, judge, local_truth, fake, optimizers.discriminator, settings
         )
-        return updated.replace(step=state.step + 1), metrics | discriminator_metrics
+        metrics |= discriminator_metrics
+        metrics |= spike_metrics(spike_patience, opt_state, updated.discriminator_opt_state)
+        return updated.replace(step=state.step + 1), metrics
 
     return train_step
 
@@ -219,15 +225,17 @@ def _generator_gradients(
 
 def _update_generator(
     state: GanState, gradients: Any, optimizer: optax.GradientTransformation, settings: AdversarialSettings
-) -> GanState:
-    """The state with the generator, its optimizer and its average one update on; as it is in the warm-up."""
+) -> tuple[GanState, Any]:
+    """The state with the generator, its optimizer and its average one update on, as it is in the warm-up; and the
+    optimizer's state whatever the warm-up, which tells whether it has skipped."""
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     count = state.step - settings.discriminator_warmup
     ema_params = update_ema(state.ema_params, params, jnp.maximum(count, 0), settings.ema_decay)
+    ema_params = unless_skipped(opt_state, ema_params, state.ema_params)
     updated = {"params": params, "opt_state": opt_state, "ema_params": ema_params}
     kept = {name: getattr(state, name) for name in updated}
-    return state.replace(**jax.tree.map(lambda new, old: jnp.where(count >= 0, new, old), updated, kept))
+    return state.replace(**jax.tree.map(lambda new, old: jnp.where(count >= 0, new, old), updated, kept)), opt_state
 
 
 def _update_discriminator(
@@ -265,12 +273,15 @@ def _update_discriminator(
     rate, confident_steps = guarded_rate(state, metrics["local_accuracy"], settings.guard_steps)
     means = {name: metrics[name] for name in state.anchors}
     metrics |= {"discriminator_loss": loss, "discriminator_grad_norm": optax.tree.norm(gradients)}
+    beside = {
+        "spectral": spectral,
+        "discriminator_rate": rate,
+        "confident_steps": confident_steps,
+        "anchors": update_ema(state.anchors, means, state.step, _ANCHOR_DECAY),
+    }
     state = state.replace(
         discriminator_params=optax.apply_updates(state.discriminator_params, updates),
-        spectral=spectral,
         discriminator_opt_state=opt_state,
-        discriminator_rate=rate,
-        confident_steps=confident_steps,
-        anchors=update_ema(state.anchors, means, state.step, _ANCHOR_DECAY),
+        **unless_skipped(opt_state, beside, {name: getattr(state, name) for name in beside}),
     )
-    return state, metrics | {"discriminator_rate": rate}
+    return state, metrics | {"discriminator_rate": state.discriminator_rate}

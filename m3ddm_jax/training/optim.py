@@ -110,6 +110,22 @@ def skipped_in_a_row(opt_state: Any) -> jax.Array | None:
     return opt_state.in_a_row if isinstance(opt_state, SpikeState) else None
 
 
+def unless_skipped(opt_state: Any, new: Any, old: Any) -> Any:
+    """The new tree, or where the optimizer has skipped its last update the old one."""
+    in_a_row = skipped_in_a_row(opt_state)
+    return new if in_a_row is None else jax.tree.map(lambda new, old: jnp.where(in_a_row > 0, old, new), new, old)
+
+
+def spike_metrics(patience: int, *opt_states: Any) -> dict[str, jax.Array]:
+    """Of optimizers that skip updates: skipped, float32, 1 where one of them has skipped its last, and stuck, 1 where
+    one has skipped as many in a row as `patience` says; empty where they skip none."""
+    found = [in_a_row for state in opt_states if (in_a_row := skipped_in_a_row(state)) is not None]
+    if not found:
+        return {}
+    most = jnp.stack(found).max()
+    return {"skipped": (most > 0).astype(jnp.float32), "stuck": (most >= patience).astype(jnp.float32)}
+
+
 def staged_rate(pretrained_rate: float, frozen_steps: int) -> Rate:
     """The rates of GlobalPaint's parameters, new ones among those of an image network.
 
@@ -142,11 +158,14 @@ def _scale_by_rate(rate: Rate) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def make_stepped_optimizer(learning_rate: float, *, decay_every: int, clip_norm: float) -> optax.GradientTransformation:
+def make_stepped_optimizer(
+    learning_rate: float, *, decay_every: int, clip_norm: float, spike_factor: float = 0.0
+) -> optax.GradientTransformation:
     """Adam (betas 0.9 and 0.999) behind clipping by the global norm; after every `decay_every` updates a tenth of the
-    learning rate is left; 0: it stays."""
+    learning rate is left; 0: it stays. spike_factor: of `skip_spikes`; 0: no update is skipped."""
     rate = optax.exponential_decay(learning_rate, decay_every, 0.1, staircase=True) if decay_every else learning_rate
-    return optax.chain(optax.clip_by_global_norm(clip_norm), optax.adam(rate, b1=0.9, b2=0.999))
+    optimizer = optax.chain(optax.clip_by_global_norm(clip_norm), optax.adam(rate, b1=0.9, b2=0.999))
+    return skip_spikes(optimizer, spike_factor) if spike_factor else optimizer
 
 
 def make_gan_optimizer(
@@ -155,19 +174,20 @@ def make_gan_optimizer(
     decay_at: int = 0,
     clip_norm: float | None = None,
     factors: Mapping[str, float] = MappingProxyType({}),
+    spike_factor: float = 0.0,
 ) -> optax.GradientTransformation:
     """Adam as GANs for video inpainting have it: no first moment, no weight decay (betas 0 and 0.99).
 
     decay_at: updates after which a tenth of the learning rate is left; 0: never. clip_norm: gradients are clipped by
     their global norm; None: not. factors: of the learning rate of single parts, by their name at the top of the
-    parameters.
+    parameters. spike_factor: of `skip_spikes`; 0: no update is skipped.
     """
 
     def scaled(updates: Any, params: Any = None) -> Any:
         del params
         return {name: optax.tree.scale(factors.get(name, 1.0), part) for name, part in updates.items()}
 
-    return optax.chain(
+    optimizer = optax.chain(
         optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm),
         optax.scale_by_adam(b1=0.0, b2=0.99),
         optax.stateless(scaled),
@@ -175,3 +195,4 @@ def make_gan_optimizer(
             optax.piecewise_constant_schedule(learning_rate, {decay_at: 0.1} if decay_at else None)
         ),
     )
+    return skip_spikes(optimizer, spike_factor) if spike_factor else optimizer

@@ -20,6 +20,7 @@ from m3ddm_jax.models.discriminator import power_iteration
 from m3ddm_jax.training.ema import update_ema
 from m3ddm_jax.training.gan_state import GanState, Optimizers
 from m3ddm_jax.training.gan_step import composite
+from m3ddm_jax.training.optim import spike_metrics, unless_skipped
 from m3ddm_jax.types import Variables, VideoBatch
 
 Metrics = dict[str, jax.Array]
@@ -55,15 +56,17 @@ def make_style_step(
     reconstruction: float,
     adversarial: float,
     ema_decay: float,
+    spike_patience: int,
 ) -> Callable[[GanState, VideoBatch, Variables], tuple[GanState, Metrics]]:
     """The pure function (state, batch without clip_id, frozen variables) -> (state, metrics) for `jax.jit`.
 
     reconstruction, adversarial: weights of the errors, those in the hole and those outside alike, and of what the
     discriminator finds of gradients with the known ones pasted. It is updated after the network, on the same ones. The
-    state's guard and anchors stay as they begin.
+    state's guard and anchors stay as they begin. spike_patience: updates in a row that either optimizer may skip
+    (optim.skip_spikes).
     Metrics, float32: `loss`, its terms `hole`, `valid` and `adversarial`; `hole_lent`, the error of what was lent;
     `discriminator_loss`, and the mean logits `real` and `fake`; `grad_norm` and `discriminator_grad_norm`, before
-    clipping.
+    clipping; those of `optim.spike_metrics`.
     """
 
     def train_step(state: GanState, batch: VideoBatch, frozen: Variables) -> tuple[GanState, Metrics]:
@@ -89,9 +92,11 @@ def make_style_step(
         updates, opt_state = optimizers.generator.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = update_ema(state.ema_params, params, state.step, ema_decay)
+        ema_params = unless_skipped(opt_state, ema_params, state.ema_params)
         updated = state.replace(params=params, opt_state=opt_state, ema_params=ema_params)
         updated, found = _update_discriminator(updated, judge, task.truth, pasted, optimizers.discriminator)
-        return updated.replace(step=state.step + 1), metrics | found
+        metrics |= found | spike_metrics(spike_patience, updated.opt_state, updated.discriminator_opt_state)
+        return updated.replace(step=state.step + 1), metrics
 
     return train_step
 
@@ -116,7 +121,7 @@ def _update_discriminator(
     updates, opt_state = optimizer.update(gradients, state.discriminator_opt_state, params)
     state = state.replace(
         discriminator_params=optax.apply_updates(params, updates),
-        spectral=spectral,
+        spectral=unless_skipped(opt_state, spectral, state.spectral),
         discriminator_opt_state=opt_state,
     )
     return state, metrics | {"discriminator_grad_norm": optax.tree.norm(gradients)}

@@ -2,8 +2,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from m3ddm_jax.measure.collectives import find_collectives
 from m3ddm_jax.models import layers
+from m3ddm_jax.parallel import constrain
+from m3ddm_jax.parallel.mesh import make_mesh
 
 
 def test_group_norm_equals_torch_with_a_large_mean():
@@ -35,3 +40,27 @@ def test_temporal_conv_starts_as_identity_and_equals_a_convolution():
     padded = np.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
     expected = sum(padded[:, tap : tap + 5] @ kernel[tap] for tap in range(3))
     np.testing.assert_allclose(out, expected, atol=1e-5)
+
+
+def test_a_split_temporal_conv_sums_once_between_devices(monkeypatch, quick_compiles):
+    monkeypatch.setattr(constrain, "WIDE", 8)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 5, 2, 3, 8)).astype(np.float32)
+    params = {"kernel": rng.normal(size=(3, 8, 8)), "bias": rng.normal(size=8)}
+    params = jax.tree.map(lambda leaf: leaf.astype(np.float32), params)
+
+    def run(params, x):
+        out, backward = jax.vjp(lambda params, x: layers.TemporalConv(8).apply({"params": params}, x), params, x)
+        return out, *backward(jnp.sin(out))
+
+    mesh = make_mesh(data=2, tensor=4)
+    specs = {"kernel": P(None, "tensor"), "bias": P()}, P("data", None, None, None, "tensor")
+    given = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda leaf: isinstance(leaf, P))
+    made = (NamedSharding(mesh, P("data")), *given)
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(run, in_shardings=given, out_shardings=made).lower(params, x).compile()
+        found = compiled(*jax.device_put((params, x), given))
+    # Gradients need no sum between those who share a product, and what is gathered or moved would be an activation.
+    exchanged = [(one.kind, one.shapes) for one in find_collectives(compiled.as_text()) if one.devices == 4]
+    assert exchanged == [("all-reduce", ((1, 5, 2, 3, 8),))]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, jax.jit(run)(params, x))

@@ -3,11 +3,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from m3ddm_jax.models import products
+from m3ddm_jax.measure.live import walk
+from m3ddm_jax.models import products, registry
+from m3ddm_jax.models.spynet import SPyNet
 
 
 def draw(*shape, dtype=np.float32):
     return jnp.asarray(np.random.default_rng(len(shape)).normal(size=shape), dtype)
+
+
+def convolution(x, kernel, stride, padding, **options):
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"), **options
+    )
 
 
 def plain(name):
@@ -15,8 +23,10 @@ def plain(name):
     return {
         "matmul": lambda x, kernel: jnp.tensordot(x, kernel.astype(x.dtype), axes=1),
         "bias": lambda x, bias: x + bias.astype(x.dtype),
-        "convolve": lambda x, kernel: products._convolve(x, kernel, 1, ((1, 1), (1, 1))),
-        "strided": lambda x, kernel: products._convolve(x, kernel, 2, ((1, 1), (0, 1))),
+        "convolve": lambda x, kernel: convolution(x, kernel, 1, ((1, 1), (1, 1))),
+        "strided": lambda x, kernel: convolution(x, kernel, 2, ((1, 1), (0, 1))),
+        "dilated": lambda x, kernel: convolution(x, kernel, 2, ((3, 3), (2, 3)), rhs_dilation=(3, 3)),
+        "grouped": lambda x, kernel: convolution(x, kernel, 1, ((1, 1), (1, 1)), feature_group_count=2),
     }[name]
 
 
@@ -25,6 +35,12 @@ CASES = {
     "bias": (products.add_bias, (2, 3, 2, 5), (2, 5)),
     "convolve": (lambda x, kernel: products.convolve(x, kernel, 1, ((1, 1), (1, 1))), (2, 6, 5, 4), (3, 3, 4, 7)),
     "strided": (lambda x, kernel: products.convolve(x, kernel, 2, ((1, 1), (0, 1))), (2, 6, 7, 4), (3, 2, 4, 7)),
+    "dilated": (lambda x, kernel: products.convolve(x, kernel, 2, ((3, 3), (2, 3)), 3), (2, 8, 7, 4), (3, 2, 4, 7)),
+    "grouped": (
+        lambda x, kernel: products.convolve(x, kernel, 1, ((1, 1), (1, 1)), groups=2),
+        (2, 6, 5, 4),
+        (3, 3, 2, 6),
+    ),
 }
 
 
@@ -38,6 +54,18 @@ def test_values_and_gradients_are_those_of_plain_products(name):
     gradient = draw(*out.shape)
     for found, wanted in zip(backward(gradient), plain_backward(gradient), strict=True):
         np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_the_gradient_of_a_gradient_is_that_of_a_plain_convolution():
+    """As penalties on gradients have it, R1 for one."""
+    product, *shapes = CASES["strided"]
+    x, kernel = (draw(*shape) for shape in shapes)
+
+    def penalty(product, x, kernel):
+        return jnp.square(jax.grad(lambda x: jnp.sin(product(x, kernel)).sum())(x)).sum()
+
+    found, expected = (jax.grad(penalty, (1, 2))(one, x, kernel) for one in (product, plain("strided")))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -61,3 +89,89 @@ def test_the_gradient_of_a_weight_never_was_bfloat16(name):
     assert equation.primitive.name in ("dot_general", "conv_general_dilated", "reduce_sum")
     assert equation.outvars[0].aval.dtype == jnp.float32
     assert gradient(x, weight).dtype == jnp.float32
+
+
+CLIPS = 13  # no other axis has as many, or a multiple
+NETWORKS = {
+    "asfn": {"width": 4},
+    "discriminator": {"width": 4, "tube_size": 16},
+    "e2fgvi": {
+        "width": 4,
+        "flow_width": 4,
+        "hidden": 8,
+        "depth": 1,
+        "num_heads": 2,
+        "window": (2, 2),
+        "ffn_channels": 1,
+        "deform_groups": 2,
+    },
+    "globalpaint": {
+        "latent_channels": 4,
+        "block_out_channels": (16,),
+        "attention_levels": (False,),  # the middle block has it
+        "layers_per_block": 1,
+        "num_heads": (2,),
+        "norm_num_groups": 4,
+        "text_dim": 16,
+        "est_window": (2, 2, 2),
+        "num_global_tokens": 4,
+        "global_tokens_dim": 16,
+        "patch_width": 16,
+        "extractor_width": 16,
+        "extractor_heads": 2,
+        "frame_tokens": 2,
+        "extractor_depths": (1, 1),
+    },
+    "igfc": {"width": 4, "gated": True},
+    "m3ddm": {
+        "latent_channels": 4,
+        "block_out_channels": (8,),
+        "attention_levels": (False,),  # the middle block has it
+        "layers_per_block": 1,
+        "num_heads": 2,
+        "norm_num_groups": 4,
+        "cross_attention_dim": 16,
+        "global_widths": (4, 4, 4, 8, 8),
+        "frame_embedding_dim": 16,
+    },
+    "style_discriminator": {"width": 4},
+}
+
+
+def sums_over_clips(kind, penalised):
+    """[(operation, dtype)] of all sums over clips in the gradient of a network that computes in bfloat16; penalised:
+    of the gradient that its inputs have."""
+    module = registry.build(kind, **NETWORKS[kind], dtype=jnp.bfloat16)
+    arrays, tree = jax.tree.flatten(registry._KINDS[kind].example(module))
+    arrays = [jnp.repeat(x, CLIPS, axis=0) if np.ndim(x) else x for x in arrays]
+    (first, *others), options = jax.tree.unflatten(tree, arrays)
+    variables = dict(registry.abstract_variables(module))
+    params = variables.pop("params")
+
+    def total(first, params, variables):
+        made = module.apply({"params": params, **variables}, first, *others, **options)
+        return sum(x.astype(jnp.float32).sum() for x in jax.tree.leaves(made))
+
+    def penalty(*arguments):
+        return jnp.square(jax.grad(total)(*arguments)).sum()
+
+    found = []
+    gradient = jax.grad(penalty if penalised else total, argnums=1)
+    for equation, _ in walk(jax.make_jaxpr(gradient)(first, params, variables)):
+        axes = {
+            "dot_general": lambda params: params["dimension_numbers"][0][0],
+            "conv_general_dilated": lambda params: params["dimension_numbers"].lhs_spec[1:2],
+            "reduce_sum": lambda params: params["axes"],
+        }.get(equation.primitive.name, lambda params: ())(equation.params)
+        if any(equation.invars[0].aval.shape[axis] % CLIPS == 0 for axis in axes) and equation.outvars[0].aval.shape:
+            found.append((equation.primitive.name, str(equation.outvars[0].aval.dtype)))
+    return found
+
+
+@pytest.mark.parametrize("kind, penalised", [*((kind, False) for kind in NETWORKS), ("discriminator", True)])
+def test_networks_sum_gradients_over_clips_in_float32(kind, penalised, monkeypatch):
+    """What devices hold a part of the clips of, and add up, is a sum over clips."""
+    # E2FGVI's flow network is float32 throughout, and takes longest to trace.
+    monkeypatch.setattr(SPyNet, "__call__", lambda self, reference, other: (reference - other)[..., :2])
+    found = sums_over_clips(kind, penalised)
+    assert found and {dtype for _, dtype in found} == {"float32"}

@@ -111,7 +111,7 @@ def run(devices, sizes):
 def wide(quick_compiles):
     """The level of the middle block counts as one that is split over `tensor`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(constrain, "_WIDE", WIDE)
+        patch.setattr(constrain, "WIDE", WIDE)
         yield
 
 

@@ -172,6 +172,7 @@ def test_a_diffusion_model_is_fine_tuned_and_exported_as_one(tmp_path):
         (lambda c: c.discriminator.update(tube_size=32), r"bucket \(24, 24\) holds no tube of 32x32"),
         (lambda c: c.adversarial.update(zoomed_tubes=1), r"bucket \(24, 24\) holds no tube of 32x32"),
         (lambda c: c.train.update(accumulate=2), "accumulate is 2: .*1 is accepted"),
+        (lambda c: c.train.update(spike_factor=0.5), "spike_factor is 0.5: 0, which is off, or more than 1"),
         (lambda c: c.adversarial.weights.update(feet_local=1.0), "adversarial.weights are .*feet_local"),
         (lambda c: c.adversarial.update(surplus=1), "has surplus that is not known"),
         (lambda c: c.model.update(kind="lpips"), "model kind 'lpips' is not trained adversarially: e2fgvi, m3ddm"),

@@ -12,7 +12,12 @@ from m3ddm_jax.recipes import RECIPES, base, make_recipe
 from m3ddm_jax.weights import load_settings
 
 EXPECTED = ConfigDict(
-    {"recipe": "some", "model": {"kind": "m3ddm"}, "train": {"seed": 0, "export_dtype": "float32"}, "mesh": {"data": 1}}
+    {
+        "recipe": "some",
+        "model": {"kind": "m3ddm"},
+        "train": {"seed": 0, "export_dtype": "float32", "spike_patience": 1},
+        "mesh": {"data": 1},
+    }
 )
 
 
@@ -32,6 +37,7 @@ def codec():
         (lambda c: c.train.update(sed=1), "section train lacks nothing and has sed that is not known"),
         (lambda c: c.train.__delitem__("seed"), "section train lacks seed and has nothing that is not known"),
         (lambda c: c.train.update(export_dtype="int8"), "export_dtype 'int8' is unknown: float32 and float16"),
+        (lambda c: c.train.update(spike_patience=0), "spike_patience is 0: 1 or more"),
     ],
 )
 def test_sections_and_fields_are_those_that_a_recipe_reads(change, message):

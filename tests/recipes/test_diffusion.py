@@ -149,9 +149,12 @@ def test_the_codec_computes_as_the_model_does(tmp_path):
         (lambda c: c.diffusion.update(schedule="square"), "schedule 'square' is unknown"),
         (lambda c: c.sample.update(solver="guess"), "guess"),
         (lambda c: c.train.update(spike_factor=0.5), "spike_factor is 0.5: 0, which is off, or more than 1"),
-        (lambda c: c.train.update(spike_patience=0), "spike_patience is 0: 1 or more"),
         (lambda c: c.train.update(base_batch_size=-1), "base_batch_size is -1: 0 or more"),
         (lambda c: c.mesh.update(context=3), "mesh.context is 3, for 2 frames of a model of kind m3ddm: a divisor"),
+        (
+            lambda c: c.mesh.update(tensor=2),
+            "mesh.tensor is 2, for levels of 32 channels at most: 1 is accepted, only levels of 1024 or more are split",
+        ),
         (
             lambda c: (c.model.update(block_out_channels=(1024,)), c.mesh.update(tensor=4)),
             "mesh.tensor is 4, for attention of 2 heads on 1024 channels: a divisor of the heads is accepted",

@@ -130,6 +130,7 @@ def sources(*kinds):
         (lambda c: c.data.update(references=1), "data.references is 1"),
         (lambda c: c.data.update(buckets=((16, 20),)), r"bucket \(16, 20\): sides that are multiples of 8"),
         (lambda c: c.train.update(accumulate=2), "accumulate is 2"),
+        (lambda c: c.train.update(spike_factor=0.5), "spike_factor is 0.5: 0, which is off, or more than 1"),
         (lambda c: c.flow.weights.update(hole=-1.0), "'hole': -1.0.*0 or more is accepted"),
         (lambda c: c.flow.weights.update(holes=1.0), "flow.weights are .*holes.*: those of hole, valid"),
         (lambda c: c.flow.update(surplus=1), "has surplus that is not known"),

@@ -85,6 +85,7 @@ def test_pictures_are_of_both_fields(straight):
         (lambda c: c.data.update(references=1), "data.references is 1"),
         (lambda c: c.data.update(buckets=((16, 18),)), r"bucket \(16, 18\): sides that are multiples of 4"),
         (lambda c: c.train.update(accumulate=2), "accumulate is 2"),
+        (lambda c: c.train.update(spike_factor=0.5), "spike_factor is 0.5: 0, which is off, or more than 1"),
         (lambda c: c.style.update(surplus=1), "has surplus that is not known"),
         (lambda c: c.__setattr__("model", ConfigDict({"kind": "igfc"})), "kind 'igfc' .*: asfn is accepted here"),
         (

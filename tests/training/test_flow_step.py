@@ -51,8 +51,9 @@ def batch():
 
 @pytest.fixture(scope="module")
 def step(quick_compiles):
-    optimizer = make_stepped_optimizer(1e-2, decay_every=0, clip_norm=1.0)
-    return optimizer, jax.jit(make_flow_step(Shift(), optimizer, weights=FlowWeights(), ema_decay=0.9))
+    optimizer = make_stepped_optimizer(1e-2, decay_every=0, clip_norm=1.0, spike_factor=5.0)
+    make = make_flow_step(Shift(), optimizer, weights=FlowWeights(), ema_decay=0.9, spike_patience=2)
+    return optimizer, jax.jit(make)
 
 
 def test_tasks_are_flows_filled_smoothly_with_the_frames_between_which_the_middle_one_leads(batch):
@@ -130,6 +131,19 @@ def test_masks_without_a_hole_or_without_anything_known_are_finite(batch, step, 
     assert all(np.isfinite(found) for found in metrics.values()) and np.isfinite(after.params["shift"]).all()
     if value == 0:
         assert metrics["hole"] == metrics["ternary"] == metrics["endpoint_error"] == 0
+
+
+def test_a_skipped_update_changes_nothing_but_the_step(batch, step):
+    optimizer, update = step
+    before, metrics = update(create_state(VARIABLES, optimizer, jax.random.key(1)), batch, {})
+    assert (metrics["skipped"], metrics["stuck"]) == (0, 0)
+    after = before
+    for stuck in (0, 1):
+        after, metrics = update(after, batch | {"flow": np.full_like(batch["flow"], np.nan)}, {})
+        assert np.isnan(metrics["loss"]) and (metrics["skipped"], metrics["stuck"]) == (1, stuck)
+    assert after.step == 3
+    found, kept = ((s.params, s.ema_params, s.opt_state.inner) for s in (after, before))
+    jax.tree.map(np.testing.assert_array_equal, found, kept)
 
 
 def test_the_learning_rate_falls_in_steps():

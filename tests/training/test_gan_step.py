@@ -21,7 +21,9 @@ pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 FRAMES, LOCAL, SIDE = 3, 2, 32
 DISCRIMINATOR = HierarchicalDiscriminator(width=2, tube_size=16)
-OPTIMIZERS = Optimizers(make_gan_optimizer(1e-3, clip_norm=1.0), make_gan_optimizer(1e-3))
+OPTIMIZERS = Optimizers(
+    make_gan_optimizer(1e-3, clip_norm=1.0, spike_factor=5.0), make_gan_optimizer(1e-3, spike_factor=5.0)
+)
 WARMUP = 2
 SETTINGS = AdversarialSettings(
     weights=OutpaintingWeights(flow=0.0),
@@ -67,7 +69,8 @@ def create(key):
 
 def make_step(**changed):
     settings = dataclasses.replace(SETTINGS, **changed)
-    return make_gan_step(make_generator, DISCRIMINATOR, OPTIMIZERS, num_local=LOCAL, settings=settings)
+    options = {"num_local": LOCAL, "settings": settings, "spike_patience": 2}
+    return make_gan_step(make_generator, DISCRIMINATOR, OPTIMIZERS, **options)
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +231,28 @@ def test_the_generator_learns_to_fill_and_metrics_name_every_term(initial, step)
     for _ in range(30):
         state, last = step(state, batch, {})
     assert last["hole"] + last["valid"] < 0.9 * (first["hole"] + first["valid"])
+
+
+def test_each_side_skips_its_own_updates(initial, step):
+    start = at(initial, 6)
+    _, metrics = step(start, make_batch(), {})
+    assert (metrics["skipped"], metrics["stuck"]) == (0, 0)
+    # Frames that are not numbers are in both losses; two in a row are too many.
+    broken = start.replace(params=jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), start.params))
+    after = broken
+    for stuck in (0, 1):
+        after, metrics = step(after, make_batch(), {})
+        assert (metrics["skipped"], metrics["stuck"]) == (1, stuck)
+    assert after.step == 8
+    kept = "discriminator_params", "spectral", "discriminator_rate", "confident_steps", "anchors", *GENERATORS[::2]
+    for name in kept:
+        assert_equal(getattr(after, name), getattr(broken, name))
+    # A norm far above the generator's: the discriminator alone goes on.
+    settled = start.opt_state._replace(applied=jnp.int32(100), mean_norm=jnp.float32(1e-9))
+    after, metrics = step(start.replace(opt_state=settled), make_batch(), {})
+    assert np.isfinite(metrics["loss"]) and (metrics["skipped"], metrics["stuck"]) == (1, 0)
+    assert_equal(after.params, start.params)
+    assert all(differs(kernels(after.discriminator_params), kernels(start.discriminator_params)))
 
 
 def test_a_mesh_changes_nothing_but_where_things_lie(initial, step):

@@ -7,13 +7,14 @@ import pytest
 from m3ddm_jax.models import registry
 from m3ddm_jax.models.asfn import StyleDiscriminator
 from m3ddm_jax.training.gan_state import Optimizers, create_gan_state
+from m3ddm_jax.training.optim import skip_spikes
 from m3ddm_jax.training.style_step import StyleTask, hole_error, make_style_step, make_style_tasks
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 SIDE = 16
 DISCRIMINATOR = StyleDiscriminator(width=2)
-OPTIMIZERS = Optimizers(optax.sgd(1.0), optax.sgd(1e-2))
+OPTIMIZERS = Optimizers(*(skip_spikes(optax.sgd(rate), 5.0) for rate in (1.0, 1e-2)))
 
 
 class Gain:
@@ -42,8 +43,8 @@ def batch():
 
 @pytest.fixture(scope="module")
 def step(quick_compiles):
-    make = make_style_step(MODEL, DISCRIMINATOR, OPTIMIZERS, reconstruction=2.0, adversarial=0.5, ema_decay=0.9)
-    return jax.jit(make)
+    options = {"reconstruction": 2.0, "adversarial": 0.5, "ema_decay": 0.9, "spike_patience": 2}
+    return jax.jit(make_style_step(MODEL, DISCRIMINATOR, OPTIMIZERS, **options))
 
 
 def begin():
@@ -112,3 +113,21 @@ def test_masks_without_a_hole_or_without_anything_known_are_finite(batch, step, 
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((after.params, after.discriminator_params)))
     if value == 0:
         assert metrics["hole"] == metrics["hole_lent"] == 0
+
+
+def test_each_network_skips_its_own_updates(batch, step):
+    before, metrics = step(begin(), batch, {})
+    assert (metrics["skipped"], metrics["stuck"]) == (0, 0)
+    # What is lent goes through the network to its discriminator.
+    after, metrics = step(before, batch | {"lent": np.full_like(batch["lent"], np.nan)}, {})
+    assert (metrics["skipped"], metrics["stuck"], after.step) == (1, 0, 2)
+    for name in ("params", "ema_params", "discriminator_params", "spectral"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(before, name))
+    # A norm far above the discriminator's: the network alone goes on, and two in a row are too many.
+    settled = before.discriminator_opt_state._replace(
+        applied=jnp.int32(100), mean_norm=jnp.float32(1e-9), in_a_row=jnp.int32(1)
+    )
+    after, metrics = step(before.replace(discriminator_opt_state=settled), batch, {})
+    assert np.isfinite(metrics["loss"]) and (metrics["skipped"], metrics["stuck"]) == (1, 1)
+    assert after.params["gain"] != before.params["gain"]
+    jax.tree.map(np.testing.assert_array_equal, after.discriminator_params, before.discriminator_params)
