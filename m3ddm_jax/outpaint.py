@@ -11,6 +11,7 @@ import ast
 import contextlib
 import inspect
 import math
+import os
 import pathlib
 import re
 import sys
@@ -208,6 +209,13 @@ def _parse(pattern: str, text: str, kind: Callable, flag: str, accepted: str) ->
         raise ValueError(f"{flag} must be {accepted}, found {text!r}") from None
 
 
+def remember_programs() -> None:
+    """Has compiled programs kept, for the next video of the same size: in $JAX_COMPILATION_CACHE_DIR, or beside what
+    is kept otherwise. Must come before jax is imported."""
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/m3ddm_jax/programs"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+
 def main(source_path: str, target_path: str) -> None:
     values = flags.FLAGS
     source = FrameSource(source_path, values.fps)
@@ -283,5 +291,6 @@ def _define_flags() -> None:
 
 
 if __name__ == "__main__":
+    remember_programs()
     _define_flags()
     command.run("outpaint", main, "IN", "OUT")

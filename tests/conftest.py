@@ -1,9 +1,13 @@
-"""What every test shares: eight CPU devices, quick compilation, repeatable property tests, and the folder of reference
-outputs."""
+"""What every test shares: eight CPU devices, quick compilation, repeatable property tests, the folder of reference
+outputs, and commands that run without a process of their own."""
 
 import gc
 import os
 import pathlib
+import runpy
+import subprocess
+import sys
+import warnings
 
 # All must be set before the first import of jax.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -17,6 +21,8 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 import hypothesis
 import pytest
 import torch
+from absl import app, flags
+from absl.testing import flagsaver
 
 # torchvision's build for CUDA lacks its operators beside a torch for CPUs. The networks that diffusers and lpips take
 # from it need none, but their names must be known when it is imported.
@@ -65,3 +71,30 @@ def quick_compiles(tmp_path_factory):
     configure(optimize=False, folder=folder, least_seconds=0.0)
     yield folder
     configure(optimize=True, folder=None, least_seconds=1.0)
+
+
+@pytest.fixture
+def run_module(capfd, monkeypatch):
+    """Function (module, *arguments): runs `python -m module arguments` in this process; returns what a process would.
+
+    What absl sets up for a whole process is left out: handlers of logging and of faults.
+    """
+
+    def run(main, flags_parser=app.parse_flags_with_usage):
+        sys.exit(main(flags_parser(sys.argv)))
+
+    def run_module(module: str, *arguments: object) -> subprocess.CompletedProcess:
+        command = [module, *map(str, arguments)]
+        monkeypatch.setattr(app, "run", run)
+        monkeypatch.setattr(sys, "argv", command)
+        capfd.readouterr()
+        # Flags that it defines go when it ends.
+        with flagsaver.flagsaver(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.filterwarnings("ignore", "'.*' found in sys.modules", RuntimeWarning)
+            with pytest.raises(SystemExit) as stop:
+                runpy.run_module(module, run_name="__main__")
+        flags.FLAGS.unparse_flags()
+        return subprocess.CompletedProcess(command, stop.value.code or 0, *capfd.readouterr())
+
+    return run_module

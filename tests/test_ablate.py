@@ -7,6 +7,7 @@ import sys
 import types
 
 import jax
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -14,6 +15,9 @@ from configs import in2out_tiny
 from configs import test as test_config
 from m3ddm_jax import ablate
 from m3ddm_jax.ablate import Trained
+from m3ddm_jax.models import registry
+from m3ddm_jax.recipes.diffusion import DiffusionRecipe
+from m3ddm_jax.weights import save_model
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -27,9 +31,19 @@ def make_config(**train):
 
 
 @pytest.fixture(scope="module")
-def compared(quick_compiles, tmp_path_factory):
+def config(tmp_path_factory):
+    """A config that starts from weights for the variant `small`: random ones take long to compile."""
+    module = DiffusionRecipe(ablate.make_variants(make_config(), ["small"])["small"]).model
+    rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("start") / "model"
+    shapes = registry.abstract_variables(module)
+    save_model(folder, module, jax.tree.map(lambda leaf: rng.uniform(0.1, 0.2, leaf.shape).astype(np.float32), shapes))
+    return make_config(init_from=str(folder))
+
+
+@pytest.fixture(scope="module")
+def compared(quick_compiles, config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ablation")
-    return folder, ablate.ablate(make_config(), str(folder), ["small"], devices=jax.devices()[:1])
+    return folder, ablate.ablate(config, str(folder), ["small"], devices=jax.devices()[:1])
 
 
 def test_a_variant_is_trained_in_its_folder_and_told_of(compared):
@@ -47,9 +61,9 @@ def test_a_variant_is_trained_in_its_folder_and_told_of(compared):
     assert written["differs"] == {"model": {"block_out_channels": [8], "attention_levels": [False]}}
 
 
-def test_what_is_trained_is_only_read_again(compared):
+def test_what_is_trained_is_only_read_again(compared, config):
     folder, trained = compared
-    found = ablate.ablate(make_config(), str(folder), ["small"], devices=jax.devices()[:1])
+    found = ablate.ablate(config, str(folder), ["small"], devices=jax.devices()[:1])
     assert found == trained
 
 

@@ -1,3 +1,4 @@
+import functools
 import json
 import pathlib
 import subprocess
@@ -8,25 +9,26 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
-def run(*options) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "m3ddm_jax.bench", *map(str, options)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+@pytest.fixture
+def run(run_module, monkeypatch):
+    """Function (options): the command, in this process."""
+    monkeypatch.chdir(ROOT)
+    return functools.partial(run_module, "m3ddm_jax.bench")
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--what=nothing"], "forward"),
-        # Overrides meet the config that belongs to what is measured.
-        (["--what=generator", "--config.model.kind=m3ddm"], "kind m3ddm: e2fgvi is accepted"),
-    ],
-)
-def test_command_refuses_bad_input_with_one_line(options, message):
-    done = run(*options)
-    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+def test_a_process_of_its_own_refuses_bad_input_with_one_line():
+    command = [sys.executable, "-m", "m3ddm_jax.bench", "--what=nothing"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "forward" in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_the_report_is_what_is_printed_and_where_it_was_measured(tmp_path):
+def test_overrides_meet_the_config_that_belongs_to_what_is_measured(run):
+    done = run("--what=generator", "--config.model.kind=m3ddm")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "kind m3ddm: e2fgvi is accepted" in done.stderr
+
+
+def test_the_report_is_what_is_printed_and_where_it_was_measured(run, tmp_path):
     done = run("--what=flops", "--config=configs/test.py", f"--report={tmp_path / 'report.json'}")
     report = json.loads((tmp_path / "report.json").read_text())
     assert done.returncode == 0 and report["what"] == "flops" and "jax" in report["versions"]

@@ -21,20 +21,35 @@ from m3ddm_jax.video import FrameSink, FrameSource, MaskSource
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
-def call(*arguments, largest_file=None):
-    """Runs the command; returns exit code, lines of stdout, lines of stderr."""
-    limit = (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file,) * 2)) if largest_file else None
-    command = [sys.executable, "-m", "m3ddm_jax.outpaint", *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, preexec_fn=limit)
+def lines(done):
+    """Exit code, lines of stdout, lines of stderr."""
     return done.returncode, done.stdout.splitlines(), done.stderr.splitlines()
 
 
-def refused(*arguments, **keywords):
+def run_process(*arguments, largest_file=None):
+    """Runs the command in a process of its own."""
+    limit = (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file,) * 2)) if largest_file else None
+    command = [sys.executable, "-m", "m3ddm_jax.outpaint", *map(str, arguments)]
+    return lines(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, preexec_fn=limit))
+
+
+@pytest.fixture
+def call(run_module):
+    """Function (arguments): runs the command here."""
+    return lambda *arguments: lines(run_module("m3ddm_jax.outpaint", *arguments))
+
+
+def line_of(code, out, err):
     """The one line that the command says when it refuses."""
-    code, out, err = call(*arguments, **keywords)
     assert (code, out) == (2, []) and len(err) == 1, err
     assert err[0].startswith("outpaint: ")
     return err[0]
+
+
+@pytest.fixture
+def refused(call):
+    """Function (arguments): the one line that the command says when it refuses."""
+    return lambda *arguments: line_of(*call(*arguments))
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +63,18 @@ def folder(tmp_path_factory):
     return folder
 
 
+def test_a_process_of_its_own_says_one_line_whatever_comes(folder, tmp_path):
+    code, out, err = run_process(folder / "in.mp4", tmp_path / "out", "--aspect=16:9", "--method=mosaic")
+    assert (code, len(out), err) == (0, 1, [])
+    assert "even" in line_of(*run_process(folder / "in.mp4", tmp_path / "other", "--size=41x33", "--method=edge"))
+    (tmp_path / "cut.mp4").write_bytes((folder / "in.mp4").read_bytes()[:-800])
+    line = line_of(*run_process(tmp_path / "cut.mp4", tmp_path / "other", "--aspect=16:9", "--method=edge"))
+    assert "breaks off" in line and sorted(os.listdir(tmp_path)) == ["cut.mp4", "out"]
+
+
 @pytest.mark.parametrize("method", ["edge", "blur", "telea", "mosaic"])
 @pytest.mark.parametrize("name", ["in.mp4", "frames"])
-def test_known_pixels_are_exact(folder, tmp_path, method, name):
+def test_known_pixels_are_exact(call, folder, tmp_path, method, name):
     code, out, err = call(folder / name, tmp_path / "out", "--aspect=16:9", f"--method={method}")
     assert code == 0 and err == []
     rate = "10 fps" if name == "in.mp4" else "24 fps"
@@ -61,7 +85,7 @@ def test_known_pixels_are_exact(folder, tmp_path, method, name):
     assert os.listdir(tmp_path) == ["out"]
 
 
-def test_several_aspects_write_a_file_each(folder, tmp_path):
+def test_several_aspects_write_a_file_each(call, folder, tmp_path):
     code, out, err = call(folder / "in.mp4", tmp_path / "out.mkv", "--aspect=16:9,9:16,1:1", "--method=edge")
     assert code == 0 and err == [] and len(out) == 3
     sizes = {p.name: (FrameSource(p).width, FrameSource(p).height) for p in tmp_path.iterdir()}
@@ -69,7 +93,7 @@ def test_several_aspects_write_a_file_each(folder, tmp_path):
     assert all(FrameSource(path).fps == 10 and len(FrameSource(path)) == 6 for path in tmp_path.iterdir())
 
 
-def test_pad_anchor_and_fps(folder, tmp_path):
+def test_pad_anchor_and_fps(call, folder, tmp_path):
     assert call(folder / "frames", tmp_path / "a", "--pad=2,4,6,0", "--method=edge")[0] == 0
     assert call(folder / "frames", tmp_path / "b", "--size=50x40", "--anchor=1,0.25", "--method=edge")[0] == 0
     assert call(folder / "frames", tmp_path / "c.mp4", "--aspect=1:1", "--fps=12.5", "--method=edge")[0] == 0
@@ -79,7 +103,7 @@ def test_pad_anchor_and_fps(folder, tmp_path):
     assert FrameSource(tmp_path / "c.mp4").fps == 12.5
 
 
-def test_sound_that_is_lost_is_told(folder, tmp_path):
+def test_sound_that_is_lost_is_told(call, folder, tmp_path):
     with av.open(str(tmp_path / "sound.mkv"), "w") as container:
         video, sound = container.add_stream("libx264", rate=10), container.add_stream("aac", rate=48000, layout="mono")
         video.height = video.width = 32
@@ -122,7 +146,7 @@ def bad_inputs(folder):
     }
 
 
-def test_bad_inputs_are_refused(folder, tmp_path):
+def test_bad_inputs_are_refused(refused, folder, tmp_path):
     for name, words in bad_inputs(folder).items():
         line = refused(folder / name, tmp_path / "out.mp4", "--aspect=16:9", "--method=edge")
         assert name in line and words in line
@@ -365,7 +389,7 @@ def test_the_method_is_lite_unless_a_model_or_a_mask_is_given(folder, tmp_path, 
     assert adapted == [(None, None), (3, "kept"), *[(None, None)] * 4]
 
 
-def test_the_command_refuses_in_one_line(folder, tmp_path):
+def test_the_command_refuses_in_one_line(refused, folder, tmp_path):
     out = tmp_path / "out.mp4"
     assert "one of --aspect" in refused(folder / "in.mp4", out)
     assert "even" in refused(folder / "in.mp4", out, "--size=41x33", "--method=edge")
@@ -388,6 +412,7 @@ def test_the_command_refuses_in_one_line(folder, tmp_path):
 
 @pytest.mark.parametrize("name", ["out.mp4", "out.gif", "out"])
 def test_a_full_disk_leaves_nothing(folder, tmp_path, name):
-    line = refused(folder / "frames", tmp_path / name, "--size=64x64", "--method=edge", largest_file=2000)
+    arguments = (folder / "frames", tmp_path / name, "--size=64x64", "--method=edge")
+    line = line_of(*run_process(*arguments, largest_file=2000))
     assert f"cannot write {tmp_path / name}" in line
     assert os.listdir(tmp_path) == []

@@ -162,14 +162,21 @@ def test_sigterm_leaves_whole_shards_and_exits_0(quick_compiles, codec, tmp_path
     "out, options, said",
     [
         ("file/out", ["--examples=4"], "file"),
-        ("out", ["--examples=0"], "--examples"),
         ("out", ["--examples=4", "--config.data.sources=({'kind':'videos','path':'no','weight':1.0},)"], "no is not a"),
         ("out", ["--examples=4", "--config.data.buckets=((32,33),)"], "bucket (32, 33): both sides"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_2(codec, tmp_path, out, options, said):
+def test_bad_input_is_one_line_and_exit_2(run_module, codec, tmp_path, monkeypatch, out, options, said):
     (tmp_path / "file").touch()
-    done = subprocess.run(command(codec, tmp_path / out, *options), cwd=ROOT, capture_output=True, text=True)
+    monkeypatch.chdir(ROOT)
+    done = run_module(*command(codec, tmp_path / out, *options)[2:])
     assert done.returncode == 2
     assert said in done.stderr and len(done.stderr.splitlines()) == 1 and done.stderr.startswith("precompute: ")
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_process_of_its_own_exits_with_2(codec, tmp_path):
+    refused = command(codec, tmp_path / "out", "--examples=0")
+    done = subprocess.run(refused, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and not list(tmp_path.iterdir())
+    assert done.stderr.startswith("precompute: ") and "--examples" in done.stderr and done.stderr.count("\n") == 1

@@ -87,14 +87,21 @@ class Run(NamedTuple):
     state: State
 
 
+@pytest.fixture(scope="module")
+def pixels(quick_compiles, codec, tmp_path_factory):
+    """`straight` from random weights."""
+    workdir, config = tmp_path_factory.mktemp("pixels") / "run", make_config(codec, save_every=2)
+    return Run(config, workdir, run(config, workdir))
+
+
 @pytest.fixture(scope="module", params=["pixels, 1 device", "latents, 8 devices"])
-def straight(request, quick_compiles, codec, tmp_path_factory):
-    """4 updates in one run, with checkpoints after 2 and 4."""
-    workdir = tmp_path_factory.mktemp("straight") / "run"
+def straight(request, pixels, codec, tmp_path_factory):
+    """4 updates in one run, with checkpoints after 2 and 4; that of latents starts from what the other one exported."""
     if request.param == "pixels, 1 device":
-        config = make_config(codec, save_every=2)
-    else:
-        config = make_config(codec, 8, request.getfixturevalue("latents"), save_every=2)
+        return pixels
+    workdir = tmp_path_factory.mktemp("latents") / "run"
+    init_from = str(pixels.workdir / "model")
+    config = make_config(codec, 8, request.getfixturevalue("latents"), save_every=2, init_from=init_from)
     return Run(config, workdir, run(config, workdir))
 
 
@@ -172,12 +179,13 @@ def command(codec, workdir, *overrides):
     return [*command, *overrides]
 
 
-def test_sigterm_finishes_the_step_saves_exports_and_exits_0(quick_compiles, codec, latents, tmp_path):
+def test_sigterm_finishes_the_step_saves_exports_and_exits_0(quick_compiles, codec, latents, pixels, tmp_path):
     workdir = tmp_path / "run"
     sources = f"({{'kind': 'latents', 'path': '{latents}', 'weight': 1.0}},)"
+    init_from = f"--config.train.init_from={pixels.workdir / 'model'}"
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": quick_compiles, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     process = subprocess.Popen(
-        command(codec, workdir, f"--config.data.sources={sources}", "--config.train.steps=1000000"),
+        command(codec, workdir, f"--config.data.sources={sources}", "--config.train.steps=1000000", init_from),
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -199,17 +207,24 @@ def test_sigterm_finishes_the_step_saves_exports_and_exits_0(quick_compiles, cod
     "overrides, said",
     [
         (["--config.train.learning_rat=1"], "learning_rat"),
-        (["--config=configs/nowhere.py"], "there is no config file configs/nowhere.py"),
         (["--config.train.batch_size=6", "--config.train.accumulate=4"], "a batch of 6 clips does not divide"),
         (["--config.data.sources=({'kind':'latents','path':'nowhere','weight':1.0},)"], "nowhere holds no precomputed"),
     ],
 )
-def test_a_bad_config_is_one_line_and_exit_2(codec, tmp_path, overrides, said):
+def test_a_bad_config_is_one_line_and_exit_2(run_module, codec, tmp_path, monkeypatch, overrides, said):
     workdir = tmp_path / "run"
-    done = subprocess.run(command(codec, workdir, *overrides), cwd=ROOT, capture_output=True, text=True)
+    monkeypatch.chdir(ROOT)
+    done = run_module(*command(codec, workdir, *overrides)[2:])
     assert done.returncode == 2
     assert said in done.stderr and len(done.stderr.splitlines()) == 1
     assert not workdir.exists()
+
+
+def test_a_process_of_its_own_says_so_too(codec, tmp_path):
+    refused = command(codec, tmp_path / "run", "--config=configs/nowhere.py")
+    done = subprocess.run(refused, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "train: there is no config file configs/nowhere.py\n")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

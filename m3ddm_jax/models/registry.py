@@ -1,6 +1,7 @@
 """kind <-> module: the one table that builds a model from plain hyper-parameters (config.json, configs)."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -154,4 +155,9 @@ def init(module: nn.Module, key: jax.Array) -> Mapping[str, Any]:
 
 def abstract_variables(module: nn.Module) -> Mapping[str, Any]:
     """Shapes and dtypes of a module's variables; nothing is computed."""
+    return jax.tree.map(lambda leaf: leaf, _shapes(module))  # a tree of the caller's own
+
+
+@functools.cache
+def _shapes(module: nn.Module) -> Mapping[str, Any]:
     return jax.eval_shape(lambda: init(module, jax.random.key(0)))

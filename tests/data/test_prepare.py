@@ -145,14 +145,13 @@ def test_tensorflow_is_not_imported(raw, prepared, tmp_path):
     assert records(tmp_path / "out").keys() == records(prepared[0]).keys()
 
 
-def run(*arguments, **options):
-    return subprocess.run(
-        [sys.executable, "-m", "data.prepare", *map(str, arguments)], capture_output=True, text=True, **options
-    )
+def run_process(*arguments, **options):
+    command = [sys.executable, "-m", "data.prepare", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, **options)
 
 
 def test_the_command_reports_and_exits_0(raw, tmp_path):
-    done = run(raw, tmp_path / "deep" / "out", "--short-side=64")
+    done = run_process(raw, tmp_path / "deep" / "out", "--short-side=64")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[-1].startswith("6 clips, ") and "skipped still.mp4 frames 0..19: nothing moves" in lines
@@ -171,11 +170,11 @@ def test_the_command_reports_and_exits_0(raw, tmp_path):
         (lambda root: [root / "bad", root / "out", "--min-seconds=3"], "at least twice"),
     ],
 )
-def test_what_cannot_be_prepared_exits_2_with_one_line_and_leaves_nothing(tmp_path, make, message):
+def test_what_cannot_be_prepared_exits_2_with_one_line_and_leaves_nothing(run_module, tmp_path, make, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "clip.mp4").write_text("no video")
-    done = run(*make(tmp_path))
+    done = run_module("data.prepare", *make(tmp_path))
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 2 and last.startswith("data.prepare: ") and message in last
     assert "Traceback" not in done.stderr
@@ -187,6 +186,6 @@ def test_a_full_disk_exits_2_and_leaves_nothing(raw, tmp_path):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
-    done = run(raw, tmp_path / "out", "--short-side=64", preexec_fn=limit)
+    done = run_process(raw, tmp_path / "out", "--short-side=64", preexec_fn=limit)
     assert done.returncode == 2 and "data.prepare: cannot write" in done.stderr and "Traceback" not in done.stderr
     assert os.listdir(tmp_path) == []

@@ -85,14 +85,15 @@ def test_scenes_too_small_are_refused():
         synthetic.Scene(0, 8, 64)
 
 
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "data.synthetic", *map(str, arguments)], capture_output=True, text=True
-    )
+def run_process(*arguments):
+    command = [sys.executable, "-m", "data.synthetic", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
 
 
-def test_the_command_writes_a_video(tmp_path):
-    done = run(tmp_path / "scene.mp4", "--size=64x48", "--frames=5", "--seed=3")
+def test_the_command_writes_a_video_or_exits_with_2(tmp_path):
+    done = run_process(tmp_path / "x.avi")
+    assert done.returncode == 2 and done.stderr.startswith("data.synthetic: ") and done.stderr.count("\n") == 1
+    done = run_process(tmp_path / "scene.mp4", "--size=64x48", "--frames=5", "--seed=3")
     assert done.returncode == 0, done.stderr
     assert decode.probe(tmp_path / "scene.mp4")[:4] == (5, 24.0, 48, 64)
     frames = decode.decode_clip(tmp_path / "scene.mp4", range(5))
@@ -110,8 +111,8 @@ def test_the_command_writes_a_video(tmp_path):
         (["{}/missing/x.mp4", "--size=16x16", "--frames=1"], "No such file"),
     ],
 )
-def test_a_wrong_command_exits_2_with_one_line_and_leaves_nothing(tmp_path, arguments, message):
-    done = run(*(argument.format(tmp_path) for argument in arguments))
+def test_a_wrong_command_exits_2_with_one_line_and_leaves_nothing(run_module, tmp_path, arguments, message):
+    done = run_module("data.synthetic", *(argument.format(tmp_path) for argument in arguments))
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 2 and last.startswith("data.synthetic: ") and message in last
     assert "Traceback" not in done.stderr and list(tmp_path.iterdir()) == []

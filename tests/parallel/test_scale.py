@@ -14,16 +14,16 @@ from m3ddm_jax.diffusion.schedule import make_schedule
 from m3ddm_jax.diffusion.solvers import make_solver
 from m3ddm_jax.measure.collectives import find_collectives
 from m3ddm_jax.models import registry
-from m3ddm_jax.parallel import constrain
+from m3ddm_jax.parallel import constrain, rules
 from m3ddm_jax.parallel.mesh import make_mesh, put_batch, replicated
 from m3ddm_jax.parallel.rules import state_shardings
 from m3ddm_jax.pipelines.sampler import Conditions, make_sampler
 
-CLIPS, FRAMES, SIDE, CHANNELS, WIDE = 8, 8, 8, 4, 64
+CLIPS, FRAMES, SIDE, CHANNELS, WIDE = 8, 8, 8, 4, 32
 MODEL = registry.build(
     "m3ddm",
     latent_channels=CHANNELS,
-    block_out_channels=(16, WIDE),
+    block_out_channels=(8, WIDE),
     attention_levels=(False, False),  # the middle block has it
     layers_per_block=1,
     num_heads=2,
@@ -109,9 +109,10 @@ def run(devices, sizes):
 
 @pytest.fixture(scope="module")
 def wide(quick_compiles):
-    """The level of the middle block counts as one that is split over `tensor`."""
+    """The level of the middle block counts as one that is split over `tensor`, its kernels as worth splitting."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(constrain, "WIDE", WIDE)
+        patch.setattr(rules, "_MIN_SIZE", WIDE**2)
         yield
 
 
@@ -130,10 +131,19 @@ def test_eight_devices_compute_what_one_does(one, name):
     found, hlo, shardings = run(8, MESHES[name])
     for part, expected in zip(found, one, strict=True):
         assert_close(part, expected)
+    if name == "fsdp":
+        check_fsdp(hlo)
     if name == "tensor":
         check_tensor(shardings)
     if name == "context":
         check_context(hlo)
+
+
+def check_fsdp(hlo):
+    """Weights come to the clips: no device gets an activation, or a part of it, of all clips."""
+    shapes = [shape for one in find_collectives(hlo) for shape in one.shapes if len(shape) >= 4]
+    assert any(shape[:2] == (3, 3) for shape in shapes)
+    assert not [shape for shape in shapes if shape[0] in (CLIPS, CLIPS * FRAMES)]
 
 
 def check_tensor(shardings):

@@ -81,6 +81,11 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def outpainter(folder):
+    return M3DDM(folder)
+
+
 def video(num_frames, height=20, width=16):
     return Frames(np.random.default_rng(1).integers(0, 256, (num_frames, height, width, 3), np.uint8))
 
@@ -90,23 +95,23 @@ def outpaint(outpainter, source, canvas, seed=0):
 
 
 @pytest.mark.parametrize("num_frames", [1, 4, 23])
-def test_every_frame_comes_once_at_the_size_of_the_canvas(folder, num_frames):
+def test_every_frame_comes_once_at_the_size_of_the_canvas(outpainter, num_frames):
     canvas = Canvas.from_aspect(20, 16, 2.0)
-    frames = outpaint(M3DDM(folder), video(num_frames), canvas)
+    frames = outpaint(outpainter, video(num_frames), canvas)
     assert frames.shape == (num_frames, canvas.height, canvas.width, 3)
     assert frames.dtype == np.uint8
 
 
-def test_a_seed_repeats_and_another_differs(folder):
-    canvas, source, outpainter = Canvas.from_aspect(20, 16, 2.0), video(5), M3DDM(folder)
+def test_a_seed_repeats_and_another_differs(outpainter):
+    canvas, source = Canvas.from_aspect(20, 16, 2.0), video(5)
     first = outpaint(outpainter, source, canvas)
     np.testing.assert_array_equal(outpaint(outpainter, source, canvas), first)
     assert (outpaint(outpainter, source, canvas, seed=1) != first).any()
 
 
-def test_windows_sampled_together_equal_windows_sampled_alone(folder):
+def test_windows_sampled_together_equal_windows_sampled_alone(folder, outpainter):
     canvas, source = Canvas.from_aspect(20, 16, 2.0), video(11)
-    alone = outpaint(M3DDM(folder), source, canvas).astype(int)
+    alone = outpaint(outpainter, source, canvas).astype(int)
     together = outpaint(M3DDM(folder, windows=3), source, canvas).astype(int)
     # Other batch sizes sum in another order: a value on the edge may round the other way.
     assert np.abs(together - alone).max() <= 1
@@ -146,9 +151,9 @@ def test_what_is_carried_needs_the_canvas_of_the_target(folder):
         M3DDM(folder, preset="official", settings=SMALL, propagate=True)
 
 
-def test_one_colour_and_nothing_to_generate_are_finite(folder):
+def test_one_colour_and_nothing_to_generate_are_finite(outpainter):
     source = Frames(np.full((3, 16, 16, 3), 90, np.uint8))
-    assert outpaint(M3DDM(folder), source, Canvas(16, 16, 16, 16, 0, 0)).shape == (3, 16, 16, 3)
+    assert outpaint(outpainter, source, Canvas(16, 16, 16, 16, 0, 0)).shape == (3, 16, 16, 3)
 
 
 def test_settings_that_are_missing_are_named(folder, tmp_path):
@@ -167,37 +172,41 @@ def test_a_folder_of_another_kind_is_named(folder):
         M3DDM(folder / "autoencoder")
 
 
-def test_windows_that_fill_the_devices_lie_on_them_in_equal_parts(folder):
+def test_windows_that_fill_the_devices_lie_on_them_in_equal_parts(folder, outpainter):
     canvas, source = Canvas.from_aspect(20, 16, 2.0), video(11)
-    outpainter = M3DDM(folder, windows=2)
-    assert outpainter._devices.mesh.size == 2
-    alone = outpaint(M3DDM(folder), source, canvas).astype(int)
-    assert np.abs(outpaint(outpainter, source, canvas) - alone).max() <= 1
+    two = M3DDM(folder, windows=2)
+    assert two._devices.mesh.size == 2
+    alone = outpaint(outpainter, source, canvas).astype(int)
+    assert np.abs(outpaint(two, source, canvas) - alone).max() <= 1
 
 
 # Less work than the preset's own numbers, all else as it is.
 SMALL = {"lines": 32, "steps": 2, "global_frames": 2, "global_size": 24}
 
 
+@pytest.fixture(scope="module")
+def official(folder):
+    return M3DDM(folder, preset="official", settings=SMALL)
+
+
 @pytest.mark.parametrize("num_frames", [1, 17])
-def test_the_official_preset_shows_every_frame_once(folder, num_frames):
+def test_the_official_preset_shows_every_frame_once(official, num_frames):
     canvas = Canvas.from_aspect(20, 16, 2.0)
-    frames = outpaint(M3DDM(folder, preset="official", settings=SMALL), video(num_frames), canvas)
+    frames = outpaint(official, video(num_frames), canvas)
     assert frames.shape == (num_frames, canvas.height, canvas.width, 3)
 
 
-def test_windows_in_sequence_show_what_was_made_last(folder, monkeypatch):
+def test_windows_in_sequence_show_what_was_made_last(official, monkeypatch):
     canvas, source = Canvas.from_aspect(20, 16, 2.0), video(20)
-    outpainter = M3DDM(folder, preset="official", settings=SMALL)
     made = []
-    sample = outpainter._denoiser.sample
+    sample = official._denoiser.sample
 
     def numbered(*args):
         made.append(np.full_like(sample(*args), len(made) / 4 - 0.5))
         return made[-1]
 
-    monkeypatch.setattr(outpainter._denoiser, "sample", numbered)
-    frames = outpaint(outpainter, source, canvas)
+    monkeypatch.setattr(official._denoiser, "sample", numbered)
+    frames = outpaint(official, source, canvas)
     # Two windows of 16, which share frame 15: -0.5 and -0.25 of the codec's scale 2.
     shade = frames[:, 0, 0, 0]
     assert len(made) == 2
@@ -238,7 +247,7 @@ def test_unknown_presets_and_dtypes_are_named(folder):
         M3DDM(folder, dtype="float8")
 
 
-def test_bfloat16_differs_little(folder):
+def test_bfloat16_differs_little(folder, outpainter):
     canvas, source = Canvas.from_aspect(20, 16, 2.0), video(3)
     half = outpaint(M3DDM(folder, dtype="bfloat16"), source, canvas).astype(int)
-    assert np.abs(half - outpaint(M3DDM(folder), source, canvas)).mean() < 3
+    assert np.abs(half - outpaint(outpainter, source, canvas)).mean() < 3
