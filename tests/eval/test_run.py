@@ -1,4 +1,3 @@
-import functools
 import json
 import os
 import pathlib
@@ -7,10 +6,8 @@ import sys
 
 import numpy as np
 import pytest
-from absl import flags
 
 from eval import run
-from m3ddm_jax import command as program
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ERROR = -20 * np.log10(10 / 255)
@@ -21,25 +18,6 @@ def command(*arguments):
         [sys.executable, "-m", "eval.run", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
     )
     return done.returncode, done.stdout, done.stderr
-
-
-@pytest.fixture
-def in_process(monkeypatch):
-    """Function (arguments): runs the program here, with flags of its own."""
-    values = flags.FlagValues()
-    for define in ("string", "boolean", "integer", "enum", "multi_string"):
-        function = getattr(flags, f"DEFINE_{define}")
-        monkeypatch.setattr(flags, f"DEFINE_{define}", functools.partial(function, flag_values=values))
-    monkeypatch.setattr(flags, "mark_flag_as_required", lambda name: None)
-    monkeypatch.setattr(flags, "FLAGS", values)
-    run._define_flags()
-
-    def call(arguments):
-        with program.failing("eval.run", flags.Error):
-            _, *others = values(["eval.run", *arguments])
-        program.call("eval.run", run.main, (), others)
-
-    return call
 
 
 def test_existing_outputs_give_a_table_and_files(folders):
@@ -97,16 +75,14 @@ def test_what_is_said_of_a_model():
         (["--truth={}/truth", "--outputs={}/outputs", "--frames=0"], "frames"),
     ],
 )
-def test_bad_input_is_one_line_and_nothing_written(folders, arguments, message, in_process, capsys):
+def test_bad_input_is_one_line_and_nothing_written(folders, arguments, message, run_module):
     before = sorted(os.listdir(folders))
     arguments = [argument.format(folders) for argument in arguments]
     if not any(argument.startswith("--report") for argument in arguments):
         arguments.append(f"--report={folders}/report.json")
-    with pytest.raises(SystemExit) as exit_:
-        in_process(arguments)
-    out, err = capsys.readouterr()
-    assert exit_.value.code == 2 and not out
-    assert message in err and err.count("\n") == 1 and err.startswith("eval.run: ")
+    ended = run_module("eval.run", *arguments)
+    assert ended.returncode == 2 and not ended.stdout
+    assert message in ended.stderr and ended.stderr.count("\n") == 1 and ended.stderr.startswith("eval.run: ")
     assert sorted(os.listdir(folders)) == before
 
 
