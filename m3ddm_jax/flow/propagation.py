@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from m3ddm_jax.flow.warping import round_trip, targets
+from m3ddm_jax.flow.warping import sample_bilinear
 
 _SHARPNESS = 0.1  # pixels of error over which the weight of a direction falls to 1 / e
 _LEAST = 1e-30  # confidence; less is none
@@ -26,7 +26,7 @@ class Propagated(NamedTuple):
 
 
 class _Trails(NamedTuple):
-    """Where the pixels of a frame come from: a position in another frame, if they were found in one. [H, W] each."""
+    """Where pixels of a frame come from: a position in another frame, if they were found in one. [K] each."""
 
     found: jax.Array
     frame: jax.Array
@@ -44,6 +44,7 @@ def propagate(
     flow_backward: jax.Array,
     max_error: float = jnp.inf,
     confidence: jax.Array | None = None,
+    places: jax.Array | None = None,
 ) -> Propagated:
     """Fills what is unknown with what flow leads to in earlier and in later frames, over any number of frames.
 
@@ -52,6 +53,7 @@ def propagate(
     flow_backward: [B, T-1, H, W, 2], (dx, dy) in pixels, from each frame to the next and from the next back, complete:
     a flow that is no number leads nowhere. max_error: pixels by which flow there and back may stray in a step.
     confidence: [B, T, H, W, 1] in 0..1, of what is known, 1 by default; what is carried from there is no surer.
+    places: int [K], the pixels, counted row by row, that may be unknown in any frame; all by default. Time goes with K.
     Where both directions find something, they are weighted by exp(-error / 0.1 pixels).
     Raises ValueError for fewer than two frames, and for flows that do not lie between them.
     """
@@ -61,21 +63,27 @@ def propagate(
         raise ValueError(f"two frames or more are needed, with both flows {between}: found {found}")
     shape = (*values.shape[:-1], 1)
     confidence = jnp.ones(shape) if confidence is None else confidence.astype(jnp.float32)
-    one_clip = jax.vmap(_propagate_clip, in_axes=(0, 0, 0, 0, 0, None))
+    places = jnp.arange(shape[2] * shape[3]) if places is None else places
+    one_clip = jax.vmap(_propagate_clip, in_axes=(0, 0, 0, 0, 0, None, None))
     unknown = jnp.broadcast_to(mask > 0, shape)
-    return one_clip(values, unknown, confidence, flow_forward, flow_backward, max_error)
+    return one_clip(values, unknown, confidence, flow_forward, flow_backward, max_error, places)
 
 
-def _propagate_clip(values, unknown, confidence, flow_forward, flow_backward, max_error) -> Propagated:
+def _propagate_clip(values, unknown, confidence, flow_forward, flow_backward, max_error, places) -> Propagated:
+    shape, size = unknown.shape, unknown.shape[1:3]
+    values, unknown, confidence = (x.reshape(*x.shape[:1], -1, *x.shape[3:]) for x in (values, unknown, confidence))
     unknown, confidence = unknown[..., 0], confidence[..., 0]
     frames = jnp.arange(len(values))
     doubt = -jnp.log(jnp.maximum(confidence, _LEAST))
-    from_earlier = (frames[1:], frames[:-1], unknown[1:], unknown[:-1], doubt[:-1], flow_backward, flow_forward)
-    from_later = (frames[:-1], frames[1:], unknown[:-1], unknown[1:], doubt[1:], flow_forward, flow_backward)
-    earlier, found, error = _carry(values, from_earlier, max_error, reverse=False)
-    found_earlier, error_earlier = (jnp.pad(x, ((1, 0), (0, 0), (0, 0))) for x in (found, error))
-    later, found, error = _carry(values, from_later, max_error, reverse=True)
-    found_later, error_later = (jnp.pad(x, ((0, 1), (0, 0), (0, 0))) for x in (found, error))
+    there = unknown[:, places]
+    flow_forward, flow_backward = (x.astype(jnp.float32) for x in (flow_forward, flow_backward))
+    forward, backward = (x.reshape(len(x), -1, 2)[:, places] for x in (flow_forward, flow_backward))
+    from_earlier = (frames[1:], frames[:-1], there[1:], unknown[:-1], doubt[:-1], backward, flow_forward)
+    from_later = (frames[:-1], frames[1:], there[:-1], unknown[1:], doubt[1:], forward, flow_backward)
+    earlier, found, error = _carry(values, from_earlier, max_error, places, size, reverse=False)
+    found_earlier, error_earlier = (jnp.pad(x, ((1, 0), (0, 0))) for x in (found, error))
+    later, found, error = _carry(values, from_later, max_error, places, size, reverse=True)
+    found_later, error_later = (jnp.pad(x, ((0, 1), (0, 0))) for x in (found, error))
 
     # The share of one direction against the other; no error is so large that both weights vanish.
     share = jax.nn.sigmoid((error_later - error_earlier) / _SHARPNESS)
@@ -85,32 +93,41 @@ def _propagate_clip(values, unknown, confidence, flow_forward, flow_backward, ma
     error = share * error_earlier + (1 - share) * error_later
     reached = jnp.exp(-error)
     reached = jnp.where(found & (reached > 2 * _LEAST), reached, 0)
-    confidence = jnp.where(unknown, reached, confidence)
-    values = jnp.where((unknown & found)[..., None], fused.astype(values.dtype), values)
-    return Propagated(values, (unknown & ~found)[..., None], confidence[..., None])
+    kept = values[:, places]
+    fused = jnp.where((there & found)[..., None], fused.astype(values.dtype), kept)
+    return Propagated(
+        values.at[:, places].set(fused).reshape(*shape[:3], -1),
+        unknown.at[:, places].set(there & ~found).reshape(shape),
+        confidence.at[:, places].set(jnp.where(there, reached, confidence[:, places])).reshape(shape),
+    )
 
 
-def _carry(values: jax.Array, steps: tuple, max_error: jax.Array, reverse: bool):
-    """In one direction: the values [T, H, W, C] filled, and of the T-1 steps what was found and its error [H, W].
+def _carry(
+    values: jax.Array, steps: tuple, max_error: jax.Array, places: jax.Array, size: tuple[int, int], reverse: bool
+):
+    """In one direction: the values [T, K, C] of the places, filled, and of the T-1 steps what was found and its error,
+    [K].
 
-    steps: of each, the frame that is filled, the one beside it that was before, what is unknown in them, the errors
-    that the latter starts with, the flow from the former to the latter, and the one back.
+    values: [T, H * W, C]. steps: of each, the frame that is filled, the one beside it that was before, what is unknown
+    in them (of the former, [K]), the errors that the latter starts with, the flow from the former, [K, 2], to the
+    latter, and the one back.
     """
-    height, width = values.shape[1:3]
+    num_pixels = size[0] * size[1]
+    slots = jnp.zeros(num_pixels, jnp.int32).at[places].set(jnp.arange(len(places)))
 
     def step(carried, now):
         values, trails = carried
         frame, source, *masks, doubt, flow, opposite = now
-        trails = _follow(trails, source, *masks, doubt, flow, opposite, max_error)
-        pixels = _read(values, trails)
-        filled = jnp.where(trails.found[..., None], pixels, values[frame])
+        trails = _follow(trails, source, *masks, doubt, flow, opposite, max_error, places, slots)
+        pixels = _read(values, trails, size)
+        filled = jnp.where(trails.found[..., None], pixels, values[frame, places])
         error = jnp.hypot(trails.error_row, trails.error_column)
-        return (values.at[frame].set(filled), trails), (trails.found, error)
+        return (values.at[frame, places].set(filled), trails), (trails.found, error)
 
-    nothing = jnp.zeros((height, width))
+    nothing = jnp.zeros(len(places))
     trails = _Trails(nothing > 0, nothing.astype(jnp.int32), *[nothing] * 4)
     (values, _), (found, error) = jax.lax.scan(step, (values, trails), steps, reverse=reverse)
-    return values, found, error
+    return values[:, places], found, error
 
 
 def _follow(
@@ -122,19 +139,22 @@ def _follow(
     flow: jax.Array,
     opposite: jax.Array,
     max_error: jax.Array,
+    places: jax.Array,
+    slots: jax.Array,
 ) -> _Trails:
-    """The trails of a frame, from those of the frame `source` beside it."""
-    height, width = unknown.shape
-    row, column = (x[0] for x in targets(flow[None]))
-    strayed = round_trip(flow[None], opposite[None])[0]
+    """The trails of a frame, from those of the frame `source` beside it. slots: which of the places a pixel is."""
+    height, width, _ = opposite.shape
+    row, column = places // width + flow[:, 1], places % width + flow[:, 0]
+    strayed = flow + sample_bilinear(opposite[None], row[None], column[None])[0]
     # Comparisons with what is no number fail.
-    usable = unknown & (jnp.hypot(strayed[..., 0], strayed[..., 1]) < max_error) & _within(row, column, height, width)
+    usable = unknown & (jnp.hypot(strayed[:, 0], strayed[:, 1]) < max_error) & _within(row, column, height, width)
     row, column = jnp.where(usable, row, 0), jnp.where(usable, column, 0)
-    error_column, error_row = (jnp.where(usable, jnp.abs(strayed[..., i]), 0) for i in range(2))
+    error_column, error_row = (jnp.where(usable, jnp.abs(strayed[:, i]), 0) for i in range(2))
 
     nearest_row, nearest_column = jnp.round(row), jnp.round(column)
-    index = (nearest_row.astype(jnp.int32), nearest_column.astype(jnp.int32))
-    there = jax.tree.map(lambda x: x[index], trails)
+    index = nearest_row.astype(jnp.int32) * width + nearest_column.astype(jnp.int32)
+    # Of pixels that are no places, the trail of one is read that does not count: they are known.
+    there = jax.tree.map(lambda x: x[slots[index]], trails)
     farther_row = there.row + (row - nearest_row)
     farther_column = there.column + (column - nearest_column)
     direct = usable & ~unknown_in_source[index]
@@ -155,9 +175,9 @@ def _within(row: jax.Array, column: jax.Array, height: int, width: int) -> jax.A
     return (row >= 0) & (row < height - 1) & (column >= 0) & (column < width - 1)
 
 
-def _read(values: jax.Array, trails: _Trails) -> jax.Array:
-    """Values [T, H, W, C] where trails lead, bilinear, zero outside: [H, W, C]."""
-    _, height, width, _ = values.shape
+def _read(values: jax.Array, trails: _Trails, size: tuple[int, int]) -> jax.Array:
+    """Values [T, H * W, C] where trails lead, bilinear, zero outside: [K, C]."""
+    width = size[1]
     top, left = jnp.floor(trails.row), jnp.floor(trails.column)
     total = 0.0
     for down in (0, 1):
@@ -167,5 +187,5 @@ def _read(values: jax.Array, trails: _Trails) -> jax.Array:
             # A position lies at most half a pixel beyond the first row and column, never beyond the last ones.
             share = jnp.where((row >= 0) & (column >= 0), share, 0)[..., None]
             row, column = (jnp.maximum(x, 0).astype(jnp.int32) for x in (row, column))
-            total += share * values[trails.frame, row, column]
+            total += share * values[trails.frame, row * width + column]
     return total

@@ -28,15 +28,11 @@ class CarriedPixels:
     def __init__(self, source: FrameSource, canvas: Canvas):
         self._shape = (canvas.height, canvas.width, 3)
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed with this object)
-        start = 0
         with tqdm(total=len(source), desc="propagation", unit="frame", leave=False, disable=None) as progress:
-            for frames, confidence in Isvi().carry(source, canvas):
-                shown = canvas.paste(frames, source[start : start + len(frames)])
-                start += len(frames)
-                for frame, trust in zip(shown, confidence, strict=True):
-                    self._file.write(frame)
-                    self._file.write(np.packbits(_unknown(trust, canvas)))
-                progress.update(len(frames))
+            for frame, trust in Isvi().carry(source, canvas):
+                self._file.write(frame)
+                self._file.write(np.packbits(_unknown(trust, canvas)))
+                progress.update()
 
     def __getitem__(self, indices: Sequence[int]) -> tuple[FramesTHWC, np.ndarray]:
         height, width, channels = self._shape

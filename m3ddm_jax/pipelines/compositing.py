@@ -7,6 +7,7 @@ from m3ddm_jax.geometry import Canvas
 
 REACH = 1 / 8  # of the canvas's short side: over this distance the colour correction falls to 1 / e
 COARSEST = 4  # pixels on the short side of the widest blur
+_FINE = 4.0  # pixels of a Gaussian; what a wider one leaves is coarse enough for a reduced image
 
 
 def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -36,14 +37,45 @@ def spread(frames: np.ndarray, mask: np.ndarray) -> np.ndarray:
     frames: [T,H,W,3]. mask: uint8 [H,W,1], 1 = unknown; what frames hold there is not looked at, unless all is unknown.
     Returns float32 [T,H,W,3] in the range of the frames, known pixels unchanged.
     """
-    frames = frames.astype(np.float32)
-    if mask.all() or not mask.any():
-        return frames
-    rows, columns, distance = _nearest_known(mask)
-    continued = np.empty_like(frames)
-    for target, frame in zip(continued, frames, strict=True):
-        target[...] = _fade_into_blur(frame[rows, columns], distance)
-    return continued
+    continue_known = Spread(mask)
+    spread_ = np.empty(frames.shape, np.float32)
+    for target, frame in zip(spread_, frames, strict=True):
+        target[...] = continue_known(frame)
+    return spread_
+
+
+class Spread:
+    """`spread` for frames that come one by one and lack the same: which known pixels are nearest is found once."""
+
+    def __init__(self, mask: np.ndarray):
+        self._nearest, self._shares = None, []
+        if mask.all() or not mask.any():
+            return
+        rows, columns, distance = _nearest_known(mask)
+        self._nearest = columns.astype(np.float32), rows.astype(np.float32)
+        height, width = distance.shape
+        while min(height, width) > 2 * COARSEST:
+            # A level is blurred over about 2 ** depth pixels: the next takes over where that is little to the distance.
+            there = cv2.resize(distance, (width, height), interpolation=cv2.INTER_AREA)[..., None]
+            share = np.clip(there / 2.0 ** (len(self._shares) + 1) - 0.5, 0, 1)
+            self._shares.append(share * share * (3 - 2 * share))
+            height, width = -(-height // 2), -(-width // 2)
+
+    def __call__(self, frame: np.ndarray) -> np.ndarray:
+        """A frame [H,W,3] as `spread` makes it, float32. A Gaussian pyramid, collapsed by shares of its levels."""
+        frame = frame.astype(np.float32)
+        if self._nearest is None:
+            return frame
+        levels = [cv2.remap(frame, *self._nearest, cv2.INTER_NEAREST)]
+        for _ in self._shares:
+            levels.append(cv2.pyrDown(levels[-1], borderType=cv2.BORDER_REPLICATE))
+        blurred = levels.pop()
+        for level, share in zip(reversed(levels), reversed(self._shares), strict=True):
+            blurred = cv2.pyrUp(blurred, dstsize=level.shape[1::-1])
+            blurred -= level
+            blurred *= share
+            blurred += level
+        return blurred
 
 
 def match_seam(
@@ -71,12 +103,34 @@ def match_known(generated: np.ndarray, known: np.ndarray, masks: np.ndarray) -> 
     Returns uint8 [T,H,W,3]; pixels outside of the masks are not changed.
     """
     matched = np.empty(generated.shape, np.uint8)
-    fades = [mask * np.exp(-_steps_outside(mask) / (REACH * min(mask.shape[:2]))) for mask in masks]
     for index, (target, frame, source) in enumerate(zip(matched, generated, known, strict=True)):
-        mask, fade = masks[index % len(masks)], fades[index % len(masks)]
-        difference = np.where(mask > 0, 0, source.astype(np.float32) - frame)
-        target[...] = np.clip(np.rint(frame + fade * spread(difference[None], mask)[0]), 0, 255)
+        if index < len(masks):
+            match = Matcher(masks[index])
+        target[...] = match(frame, source)
     return matched
+
+
+class Matcher:
+    """`match_known` for frames that come one by one and have the same mask."""
+
+    def __init__(self, mask: np.ndarray):
+        self._mask, self._spread = mask, Spread(mask)
+        self._fade = mask * np.exp(-_steps_outside(mask) / (REACH * min(mask.shape[:2])))
+
+    def __call__(self, generated: np.ndarray, known: np.ndarray) -> np.ndarray:
+        """uint8 [H,W,3] of a generated and a known frame, both [H,W,3]."""
+        difference = np.where(self._mask, 0, known.astype(np.float32) - generated)
+        return np.clip(np.rint(generated + self._fade * self._spread(difference)), 0, 255).astype(np.uint8)
+
+
+def soften(image: np.ndarray, sigma: float) -> np.ndarray:
+    """A Gaussian blur by `sigma` pixels of float32 [H,W], to within two hundredths of its range; its cost does not grow
+    with sigma."""
+    height, width = image.shape
+    factor = max(1, int(sigma / _FINE))
+    reduced = cv2.resize(image, (-(-width // factor), -(-height // factor)), interpolation=cv2.INTER_AREA)
+    blurred = cv2.GaussianBlur(reduced, (0, 0), sigma / factor)
+    return cv2.resize(blurred, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
 def _steps_outside(mask: np.ndarray) -> np.ndarray:
@@ -92,20 +146,3 @@ def _nearest_known(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
     place[:, labels[known]] = known
     rows, columns = place[:, labels]
     return rows, columns, distance
-
-
-def _fade_into_blur(frame: np.ndarray, distance: np.ndarray) -> np.ndarray:
-    """Blurs float32 [H,W,3] the more, the greater the distance [H,W] is: a Gaussian pyramid, collapsed by levels."""
-    levels = [frame]
-    while min(levels[-1].shape[:2]) > 2 * COARSEST:
-        levels.append(cv2.pyrDown(levels[-1], borderType=cv2.BORDER_REPLICATE))
-    blurred = levels[-1]
-    for depth in reversed(range(len(levels) - 1)):
-        level = levels[depth]
-        height, width = level.shape[:2]
-        upsampled = cv2.pyrUp(blurred, dstsize=(width, height))
-        # a level is blurred over about 2 ** depth pixels: the next one takes over where that is little to the distance
-        there = cv2.resize(distance, (width, height), interpolation=cv2.INTER_AREA)[..., None]
-        share = np.clip(there / 2.0 ** (depth + 1) - 0.5, 0, 1)
-        blurred = level + share * share * (3 - 2 * share) * (upsampled - level)
-    return blurred

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 
 from m3ddm_jax.geometry import Canvas
+from m3ddm_jax.pipelines.compositing import soften
 
 # Lengths are parts of the canvas's short side.
 _GRAIN = 1 / 320  # blur of the noise
@@ -37,7 +38,7 @@ class Grain:
         mirrored = cv2.copyMakeBorder(
             np.minimum(texture, _STRONGEST), canvas.top, bottom, canvas.left, right, cv2.BORDER_REFLECT_101
         )
-        strength = self._gain * cv2.GaussianBlur(mirrored, (0, 0), self._short * _AROUND)
+        strength = self._gain * soften(mirrored, self._short * _AROUND)
         distance = cv2.distanceTransform(unknown, cv2.DIST_L2, 5)
         strength *= np.minimum(distance / (self._short * _REACH), 1)
         return frame + (strength * self._noise)[..., None]

@@ -5,9 +5,11 @@ DIS for RAFT, the camera's motion and a membrane for IGFC, no style fusion for A
 """
 
 import dataclasses
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import jax
 import numpy as np
 
 from m3ddm_jax.geometry import Canvas, Masks
-from m3ddm_jax.pipelines.compositing import match_seam
+from m3ddm_jax.pipelines.compositing import Matcher
 from m3ddm_jax.pipelines.denoiser import load_kind
 from m3ddm_jax.pipelines.optical_flow import CameraMotion, Dis, Igfc, Raft
 from m3ddm_jax.pipelines.options import CheckedSettings
@@ -74,19 +76,18 @@ class Isvi:
     def __call__(self, source: FrameSource, canvas: Canvas, rng: None = None) -> Iterator[FramesTHWC]:
         """Yields canvas frames, uint8 [n, H, W, 3], in time order; the caller pastes the source's own pixels. Says on
         stderr if no pixel was found anywhere."""
-        start, hidden, found = 0, 0, 0
-        for frames, confidence in self.carry(source, canvas):
-            generated = self._masks(canvas, slice(start, start + len(frames))) > 0
-            start += len(frames)
-            hidden += np.broadcast_to(generated, confidence.shape).sum()
+        hidden, found = 0, 0
+        for index, (frame, confidence) in enumerate(self.carry(source, canvas)):
+            generated = self._hidden(canvas, index) > 0
+            hidden += np.count_nonzero(generated)
             found += np.count_nonzero(generated & (confidence > 0))
-            yield frames
+            yield frame[None]
         if found < _LITTLE * hidden:
             print("isvi: no frame shows what another lacks (does the camera stand still?): made up", file=sys.stderr)
 
-    def carry(self, source: FrameSource, canvas: Canvas) -> Iterator[tuple[FramesTHWC, np.ndarray]]:
-        """Yields canvas frames, uint8 [n, H, W, 3], and how far each pixel is a real one, float32 [n, H, W, 1] in 0..1
-        (1 known, 0 made up), in time order.
+    def carry(self, source: FrameSource, canvas: Canvas) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields canvas frames that show the source, uint8 [H, W, 3], and how far each pixel is a real one, float32
+        [H, W, 1] in 0..1 (1 known, 0 made up), in time order.
 
         Raises ValueError where nothing of the source is left on the work canvas, or RAFT cannot take its frames.
         """
@@ -94,19 +95,36 @@ class Isvi:
         work = WorkCanvas(canvas, settings.lines, multiple=2)
         window = max(3, (settings.megabytes << 20) // (work.height * work.width * BYTES_PER_PIXEL))
         limits = Limits(window, settings.max_error, settings.key_frames)
-        clip = WorkClip(source, work, self._mask, keep=window + 1)
-        start = 0
-        for frames, confidence in propagate(clip, source_cuts(source), self._parts, limits):
-            shown = slice(start, start + len(frames))
-            start = shown.stop
-            originals, masks = source[shown], self._masks(canvas, shown)
-            trust = np.where(masks > 0, np.clip(work.to_canvas(confidence, originals), 0, 1), 1)
-            yield match_seam(work.to_canvas(frames, originals), originals, canvas, masks), trust
+        ahead = source.again()
+        clip = WorkClip(ahead, work, self._mask, keep=window + 1)
+        windows = propagate(clip, source_cuts(ahead), self._parts, limits)
+        match = None
+        if self._mask is None:  # masks cannot be read from two places at once
+            windows, match = _one_ahead(windows), Matcher(canvas.mask())
+        blank = np.zeros((1, canvas.height, canvas.width, 3), np.uint8)
+        filled = itertools.chain.from_iterable(zip(*window, strict=True) for window in windows)
+        for index, (frame, confidence) in enumerate(filled):
+            originals, mask = source[index : index + 1], self._hidden(canvas, index)
+            match = match if self._mask is None else Matcher(mask)
+            known = canvas.paste(blank, originals)
+            matched = match(work.to_canvas(frame[None], originals)[0], known[0])
+            trust = np.clip(work.to_canvas(confidence[None], originals)[0], 0, 1)
+            yield np.where(mask, matched, known[0]), np.where(mask, trust, 1)
 
-    def _masks(self, canvas: Canvas, frames: slice) -> np.ndarray:
-        """What is generated of frames, uint8 [n or 1, H, W, 1]."""
-        border = canvas.mask()[None]
-        return border if self._mask is None else np.maximum(self._mask[frames], border)
+    def _hidden(self, canvas: Canvas, index: int) -> np.ndarray:
+        """What is generated of a frame, uint8 [H, W, 1]."""
+        border = canvas.mask()
+        return border if self._mask is None else np.maximum(self._mask[index : index + 1][0], border)
+
+
+def _one_ahead(items: Iterator[Any]) -> Iterator[Any]:
+    """The same items, each made by another thread while the one before is used."""
+    end = object()
+    with ThreadPoolExecutor(1) as worker:
+        following = worker.submit(next, items, end)
+        while (item := following.result()) is not end:
+            following = worker.submit(next, items, end)
+            yield item
 
 
 def _load_parts(folder: Path | None) -> Parts:

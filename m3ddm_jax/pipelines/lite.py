@@ -12,12 +12,11 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 
 from m3ddm_jax.geometry import Canvas
 from m3ddm_jax.pipelines.adaptation import NEEDED, Adapter, Made
-from m3ddm_jax.pipelines.compositing import spread
+from m3ddm_jax.pipelines.compositing import Spread, soften
 from m3ddm_jax.pipelines.grain import Grain
 from m3ddm_jax.pipelines.isvi import Isvi
 from m3ddm_jax.pipelines.options import CheckedSettings
@@ -81,21 +80,19 @@ class Lite:
             frame = made.frame if correction is None else made.frame + correction(made)
             if grain is not None:
                 unknown = ((made.trust == 0) & (mask > 0)).astype(np.uint8)
-                frame = grain(frame, source[index : index + 1][0], unknown)
+                frame = grain(frame, made.carried[canvas.box].astype(np.uint8), unknown)
             yield np.clip(np.rint(frame), 0, 255).astype(np.uint8)[None]
         if self._adapter and not adapted:
             print(f"lite: nothing to adapt to: {NEEDED}", file=sys.stderr)
 
     def _make(self, source: FrameSource, canvas: Canvas) -> Iterator[Made]:
         """Every frame before it is corrected and has grain."""
-        settings, mask = self._settings, canvas.mask()
-        index = 0
-        for frames, trust in Isvi(settings={"lines": settings.lines, "megabytes": _MEGABYTES}).carry(source, canvas):
-            for frame, sure in zip(frames, trust, strict=True):
-                carried = canvas.paste(frame[None], source[index : index + 1]).astype(np.float32)
-                index += 1
-                blurred = spread(carried, mask)[0]
-                share = np.where(sure > 0, settings.doubt * (1 - sure), settings.made_up)
-                # No step where carrying ends.
-                share = cv2.GaussianBlur(share, (0, 0), _FEATHER * min(canvas.height, canvas.width))[..., None]
-                yield Made(carried[0] + share * (blurred - carried[0]), carried[0], blurred, sure)
+        settings, blur = self._settings, Spread(canvas.mask())
+        isvi = Isvi(settings={"lines": settings.lines, "megabytes": _MEGABYTES})
+        for carried, trust in isvi.carry(source, canvas):
+            carried = carried.astype(np.float32)
+            blurred = blur(carried)
+            share = np.where(trust > 0, settings.doubt * (1 - trust), settings.made_up)
+            # No step where carrying ends.
+            share = soften(share[..., 0], _FEATHER * min(canvas.height, canvas.width))[..., None]
+            yield Made(carried + share * (blurred - carried), carried, blurred, trust)

@@ -9,12 +9,10 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 
 from m3ddm_jax.flow import propagation
-from m3ddm_jax.flow.least_squares import Edges, differences
+from m3ddm_jax.flow.least_squares import Edges
 from m3ddm_jax.flow.poisson import blend, gradient_mask, unresolved
 from m3ddm_jax.pipelines.compositing import spread
 from m3ddm_jax.pipelines.optical_flow import Completer, Estimator, ShotFlows
@@ -26,7 +24,9 @@ BYTES_PER_PIXEL = 7 * 4
 _AT_A_TIME = 4  # frames that are blended together
 _TOLERANCE = 1e-4  # of blending: fractions of a grey level
 _SPECK = 1e-3  # of a frame; what is left of one is not made up but spread from around it, if it is less
-_LENGTH = 8  # of which windows have a multiple of frames: few shapes, few compiles
+# Few shapes, few compiles:
+_LENGTH = 8  # of which windows have a multiple of frames
+_STEPS = 16  # in which the pixels that are carried to may grow to all of a frame's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,15 +122,18 @@ class _Window:
             self._hole[0] = last[1] == 0
         empty = len(frames) < 2 or not self._hole.any()
         self._flows = None if empty else flows.between(frames)
+        self._near = clip.near
 
     def fill(self, made: range) -> tuple[np.ndarray, np.ndarray]:
         """Frames and confidence, as `propagate` yields them, of those that are made."""
         wanted = slice(made.start - self._first, made.stop - self._first)
         if not self._hole[wanted].any():
             return self._frames[wanted], self._confidence[wanted]
-        carried = self._carry(_gradients(self._frames), gradient_mask(self._hole), self._confidence)
+        missing = np.asarray(gradient_mask(self._hole))
+        places = _places(missing)
+        carried = self._carry(_gradients(self._frames), missing, self._confidence, places)
         if self._parts.hallucinate:
-            carried = self._hallucinate(carried)
+            carried = self._hallucinate(carried, places)
         frames, confidence = np.empty_like(self._frames[wanted]), np.empty_like(self._confidence[wanted])
         for start in range(0, len(frames), _AT_A_TIME):
             # The last few are moved back rather than cut short.
@@ -140,9 +143,10 @@ class _Window:
             frames[chunk], confidence[chunk] = self._finish(there, carried)
         return frames, confidence
 
-    def _carry(self, gradients: np.ndarray, missing: np.ndarray, confidence: np.ndarray) -> _Carried:
+    def _carry(
+        self, gradients: np.ndarray, missing: np.ndarray, confidence: np.ndarray, places: np.ndarray
+    ) -> _Carried:
         """Gradients and confidence with what flow leads to, and what is missing still."""
-        missing = np.asarray(missing)
         if self._flows is None:
             return _Carried(gradients, missing, confidence)
         length = len(gradients)
@@ -151,7 +155,7 @@ class _Window:
         # Flow that is no number leads nowhere.
         flows = (np.pad(flow, fill, constant_values=np.nan)[None] for flow in self._flows)
         values, mask, known = (np.pad(x, fill)[None] for x in (gradients, missing, confidence))
-        done = propagation.propagate(values, mask, *flows, self._limits.max_error, known)
+        done = propagation.propagate(values, mask, *flows, self._limits.max_error, known, places)
         carried = _Carried(*(np.array(x[0, :length]) for x in (done.values, done.unknown, done.confidence)))
         # Differences end at the last row and column, so that none come there: those beside them stand for them.
         for last, beside in ((np.s_[:, -1], np.s_[:, -2]), (np.s_[:, :, -1], np.s_[:, :, -2])):
@@ -160,7 +164,7 @@ class _Window:
             carried.missing[last] &= carried.missing[beside]
         return carried
 
-    def _hallucinate(self, carried: _Carried) -> _Carried:
+    def _hallucinate(self, carried: _Carried, places: np.ndarray) -> _Carried:
         """Makes up what is left of the frame that lacks most, carries it to the others, and so on."""
         mask = self._hole
         for count in range(self._limits.key_frames):
@@ -175,13 +179,14 @@ class _Window:
             carried.gradients[key] = _gradients(frame[None])[0]
             carried.confidence[key] *= ~mask[key]
             mask[key] = False
-            carried = self._carry(carried.gradients, gradient_mask(mask), carried.confidence)
+            carried = self._carry(carried.gradients, np.asarray(gradient_mask(mask)), carried.confidence, places)
         return carried
 
     def _make_up(self, key: int, carried: _Carried) -> np.ndarray:
         """A whole frame: what was carried to it, and what is made up of the rest."""
         there = slice(key, key + 1)
-        blended, lost = _blend(self._frames[there], self._hole[there], carried.gradients[there], carried.missing[there])
+        known = self._frames[there], self._hole[there]
+        blended, lost = _blend(*known, carried.gradients[there], carried.missing[there], self._near)
         return self._parts.hallucinate(blended[0], lost[0])
 
     def _finish(self, there: slice, carried: _Carried) -> tuple[np.ndarray, np.ndarray]:
@@ -189,22 +194,44 @@ class _Window:
         if self._parts.fuse:
             fused = [self._parts.fuse(gradients[..., i : i + 3], hole.astype(np.float32)) for i in (0, 3)]
             gradients = np.where(hole, np.concatenate(fused, -1), gradients)
-        blended, lost = _blend(frames, hole, gradients, carried.missing[there])
+        blended, lost = _blend(frames, hole, gradients, carried.missing[there], self._near)
         filled = [spread(frame[None], holes.astype(np.uint8))[0] for frame, holes in zip(blended, lost, strict=True)]
         return np.stack(filled), np.where(hole, carried.confidence[there] * ~lost, 1)
 
 
 def _gradients(frames: np.ndarray) -> np.ndarray:
-    """Differences of frames [T, h, w, 3] to the right and down: [T, h, w, 6]."""
-    return np.asarray(rearrange(jnp.stack(differences(frames)), "way t h w c -> t h w (way c)"))
+    """Differences of frames [T, h, w, 3] to the right and down, 0 at the end: [T, h, w, 6]."""
+    gradients = np.zeros((*frames.shape[:3], 6), np.float32)
+    np.subtract(frames[:, :, 1:], frames[:, :, :-1], out=gradients[:, :, :-1, :3])
+    np.subtract(frames[:, 1:], frames[:, :-1], out=gradients[:, :-1, :, 3:])
+    return gradients
+
+
+def _places(missing: np.ndarray) -> np.ndarray:
+    """The pixels, counted row by row, that any frame lacks, bool [T, h, w, 1]; some twice, so that numbers are few."""
+    lacking = missing.any(0).ravel()
+    places = np.flatnonzero(lacking).astype(np.int32)
+    return np.pad(places, (0, -len(places) % -(-lacking.size // _STEPS)), "edge")
 
 
 def _blend(
-    frames: np.ndarray, hole: np.ndarray, gradients: np.ndarray, missing: np.ndarray
+    frames: np.ndarray,
+    hole: np.ndarray,
+    gradients: np.ndarray,
+    missing: np.ndarray,
+    near: tuple[np.ndarray, np.ndarray],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Frames with the gradients in the hole, and where these do not lead from what is known: bool [n, h, w, 1]."""
+    """Frames with the gradients in the hole, and where these do not lead from what is known: bool [n, h, w, 1].
+
+    near: rows and columns with a part in it; those that are known, and so are those beside them, have none.
+    """
+    blended, lost = frames.copy(), np.zeros_like(hole)
+    cells = np.ix_(range(len(frames)), *near)
+    frames, hole, gradients, missing = (x[cells] for x in (frames, hole, gradients, missing))
     # What is lost is left out, as nothing holds it fast: such islands cost many times what the rest does.
     missing = missing | gradient_mask(unresolved(hole, missing))
-    blended = blend(frames, hole, Edges(gradients[..., :3], gradients[..., 3:]), missing, _TOLERANCE)
+    wanted = Edges(gradients[..., :3], gradients[..., 3:])
+    blended[cells] = np.clip(blend(frames, hole, wanted, missing, _TOLERANCE), 0, 255)
     # With it go the differences beside it, and what only they held.
-    return np.clip(blended, 0, 255), np.asarray(unresolved(hole, missing))
+    lost[cells] = unresolved(hole, missing)
+    return blended, lost

@@ -24,13 +24,15 @@ class WorkClip:
     """The frames of a source as a work canvas holds them; the last `keep` that were asked for are kept.
 
     masks: of the size of the canvas that the work canvas stands for, or None where its border alone is to be generated.
-    box: rows and columns that hold nothing but the source's pixels.
+    box: rows and columns that hold nothing but the source's pixels. near: rows and columns, int [m] and [n], that
+    something hidden may lie in or beside; all of them where masks may hide anything.
     Raises ValueError where nothing of the source is left on the work canvas.
     """
 
     def __init__(self, source: FrameSource, work: WorkCanvas, masks: Masks | None, keep: int):
         self._source, self._work, self._masks = source, work, masks
         self.box = known_box(work).box
+        self.near = _lines_near(work.mask if masks is None else np.ones_like(work.mask))
         self.frame = functools.lru_cache(maxsize=keep)(self._read)
 
     def __len__(self) -> int:
@@ -45,3 +47,9 @@ class WorkClip:
             return WorkFrame(seen, seen, mask)
         continued = spread(np.where(mask > 0, 0, seen)[None], mask)[0]
         return WorkFrame(seen, np.clip(np.rint(continued), 0, 255).astype(np.uint8), mask)
+
+
+def _lines_near(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns that a mask [h, w, 1] lies in or beside."""
+    lines = (mask[..., 0].any(axis) for axis in (1, 0))
+    return tuple(np.flatnonzero(np.convolve(line, [1, 1, 1], "same")) for line in lines)

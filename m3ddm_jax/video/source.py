@@ -2,6 +2,7 @@
 
 import abc
 import collections
+import copy
 import math
 import pathlib
 import re
@@ -72,6 +73,12 @@ class FrameSource:
         self._shown = np.maximum(0, np.searchsorted(self.timestamps, ticks + 1e-6, "right") - 1).tolist()
         self.fps, self.timestamps = fps, ticks
 
+    def again(self) -> "FrameSource":
+        """The same frames, read independently: for another thread, or from another place on."""
+        other = copy.copy(self)
+        other._reader = self._reader.again()
+        return other
+
     def __len__(self) -> int:
         return len(self._shown)
 
@@ -98,6 +105,10 @@ class _Reader(abc.ABC):
     @abc.abstractmethod
     def read(self, index: int) -> np.ndarray:
         """uint8 [h,w,3] of the frame of that index in the file."""
+
+    def again(self) -> "_Reader":
+        """One that reads the same, and shares nothing with this one that reading changes."""
+        return self
 
 
 class _ArrayReader(_Reader):
@@ -188,6 +199,13 @@ class _VideoReader(_Reader):
             self._order(times, keys, container.format.name)
             rates = [float(rate) for rate in (stream.average_rate, stream.guessed_rate) if rate]
             self._set_times(rates, float(stream.time_base))
+
+    def again(self) -> "_VideoReader":
+        other = copy.copy(self)
+        other._container, other._reformatter, other._cache = None, VideoReformatter(), collections.OrderedDict()
+        with told_as(f"{self._path} cannot be decoded"):
+            other._restart()
+        return other
 
     def _order(self, times: list[int | None], keys: list[bool], container_format: str) -> None:
         # without timestamps, or with the same ones twice as in joined files, frames are counted

@@ -136,6 +136,17 @@ def test_clips_of_a_batch_are_apart():
     assert done.unknown[1].sum() == (mask > 0).sum()
 
 
+def test_places_that_are_known_in_all_frames_may_be_left_out():
+    frames, forward, backward = pan(5, 2.6)
+    mask = sides(6, 5)
+    places = np.flatnonzero(mask[0].any(0))
+    hidden = np.where(mask > 0, 0, frames)
+    arguments = (hidden, mask, forward + 0.01, backward, 2.0, 1 - 0.5 * mask)
+    some = propagate(*arguments, np.pad(places, (0, 7), "edge"))
+    for ours, all_places in zip(some, propagate(*arguments), strict=True):
+        np.testing.assert_array_equal(ours, all_places)
+
+
 def test_wrong_shapes_are_named():
     frames, forward, backward = pan(3, 2.0)
     mask = sides(3, 3)

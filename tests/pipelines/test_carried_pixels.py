@@ -12,13 +12,14 @@ class Carrying:
     """An `Isvi` that has found a block on the left and a speck on the right, more or less surely."""
 
     def carry(self, source, canvas):
-        for start in range(0, len(source), 2):
-            frames = np.full((2, canvas.height, canvas.width, 3), 7 + start, np.uint8)
-            confidence = np.zeros((2, canvas.height, canvas.width, 1), np.float32)
-            confidence[:, *canvas.box] = 1
-            confidence[:, 2:18, :10] = np.float32([0.9, 0.7])[:, None, None, None]
-            confidence[:, 5:8, 38:41] = 1
-            yield frames, confidence
+        for index, original in enumerate(source[:]):
+            frame = np.full((canvas.height, canvas.width, 3), 7 + index, np.uint8)
+            frame[canvas.box] = original
+            confidence = np.zeros((canvas.height, canvas.width, 1), np.float32)
+            confidence[canvas.box] = 1
+            confidence[2:18, :10] = 0.7 if index % 2 else 0.9
+            confidence[5:8, 38:41] = 1
+            yield frame, confidence
 
 
 def test_what_is_sure_is_known_and_the_rest_is_not(monkeypatch):
@@ -28,7 +29,7 @@ def test_what_is_sure_is_known_and_the_rest_is_not(monkeypatch):
     frames, masks = carried[(5, 2)]
     assert frames.dtype == masks.dtype == np.uint8 and masks.shape == (2, 20, 44, 1)
     np.testing.assert_array_equal(frames[:, *CANVAS.box], source[[5, 2]])
-    assert (frames[0][:, :10] == 11).all() and (frames[1][:, :10] == 9).all()
+    assert (frames[0][:, :10] == 12).all() and (frames[1][:, :10] == 9).all()
     np.testing.assert_array_equal(masks[0], CANVAS.mask())
     expected = CANVAS.mask()
     expected[2:18, :10] = 0

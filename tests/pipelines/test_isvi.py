@@ -26,7 +26,7 @@ def run(outpainter, frames, canvas):
 def carry(frames, canvas):
     """Frames and confidence."""
     frames, confidence = zip(*Isvi().carry(FrameSource.from_array(frames), canvas), strict=True)
-    return np.concatenate(frames), np.concatenate(confidence)
+    return np.stack(frames), np.stack(confidence)
 
 
 def cut(frames, side):
@@ -77,9 +77,22 @@ def test_frames_too_small_for_flow_and_a_canvas_that_adds_nothing(size, pad):
 
 def test_a_canvas_of_fewer_lines_is_scaled_up():
     known, canvas = cut(pan(8, 4, height=96, width=192), 24)
-    frames, confidence = next(Isvi(settings={"lines": 48}).carry(FrameSource.from_array(known), canvas))
-    assert frames.shape == (8, 96, 192, 3) and confidence.shape == (8, 96, 192, 1)
-    assert (confidence[:, *canvas.box] == 1).all() and confidence.min() >= 0 and confidence.max() <= 1
+    frame, confidence = next(Isvi(settings={"lines": 48}).carry(FrameSource.from_array(known), canvas))
+    assert frame.shape == (96, 192, 3) and confidence.shape == (96, 192, 1)
+    np.testing.assert_array_equal(frame[canvas.box], known[0])
+    assert (confidence[canvas.box] == 1).all() and confidence.min() >= 0 and confidence.max() <= 1
+
+
+def test_what_breaks_while_frames_are_made_ahead_is_told(monkeypatch):
+    def breaks(clip, *_):
+        yield np.zeros((2, 48, 96, 3), np.float32), np.zeros((2, 48, 96, 1), np.float32)
+        raise ValueError("the third frame cannot be decoded")
+
+    monkeypatch.setattr(isvi, "propagate", breaks)
+    made = Isvi().carry(FrameSource.from_array(pan(4, 4)[:, :, 12:-12]), Canvas.from_pad(48, 72, 12, 0, 12, 0))
+    assert len([next(made), next(made)]) == 2
+    with pytest.raises(ValueError, match="third frame"):
+        next(made)
 
 
 def test_a_still_camera_is_told_once(capsys):

@@ -22,12 +22,12 @@ class Carrying:
         assert settings["lines"] == 24
 
     def carry(self, source, canvas):
-        for start in range(0, len(source), 2):
-            count = min(2, len(source) - start)
-            confidence = np.ones((count, canvas.height, canvas.width, 1), np.float32)
-            confidence[:, :, 56:] = 0.25
-            confidence[:, :8, :16] = 0
-            yield np.full((count, canvas.height, canvas.width, 3), 200, np.uint8), confidence
+        frames = canvas.paste(np.full((len(source), canvas.height, canvas.width, 3), 200, np.uint8), source[:])
+        confidence = np.ones((canvas.height, canvas.width, 1), np.float32)
+        confidence[:, 56:] = 0.25
+        confidence[:8, :16] = 0
+        for frame in frames:
+            yield frame, confidence
 
 
 @pytest.fixture

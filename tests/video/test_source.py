@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import av
@@ -47,6 +48,18 @@ def test_sequential_reading_decodes_each_frame_once(video, monkeypatch):
     for start in range(0, 70, 16):
         source[max(0, start - 4) : start + 16]  # windows may overlap a little
     assert len(decoded) == 70
+
+
+def test_two_read_the_same_file_from_places_of_their_own(video):
+    path, frames = video
+    source = FrameSource(path)
+    ahead = source.again()
+    assert (len(ahead), ahead.fps, ahead.path) == (70, source.fps, path)
+    with ThreadPoolExecutor(1) as thread:
+        for start in range(0, 70, 10):
+            later = thread.submit(ahead.__getitem__, slice(start, start + 40))
+            np.testing.assert_array_equal(source[start : start + 10], frames[start : start + 10])
+            np.testing.assert_array_equal(later.result(), frames[start : start + 40])
 
 
 def test_few_frames_are_kept(video):
