@@ -34,6 +34,14 @@ class Edges(NamedTuple):
     down: jax.Array
 
 
+class Anchors(NamedTuple):
+    """Colours that pixels should be near to: values [N, H, W, C], and how much that counts, not negative,
+    [N or 1, H, W, 1]."""
+
+    values: jax.Array
+    weights: jax.Array
+
+
 class _Level(NamedTuple):
     """A symmetric system over unknown cells, [N, 1, H, W] each: what a cell has itself, and its four neighbours.
 
@@ -55,9 +63,15 @@ def differences(images: jax.Array) -> Edges:
 
 @jax.jit
 def solve(
-    images: jax.Array, mask: jax.Array, gradients: Edges, weights: Edges, tolerance: float = TOLERANCE
+    images: jax.Array,
+    mask: jax.Array,
+    gradients: Edges,
+    weights: Edges,
+    tolerance: float = TOLERANCE,
+    anchors: Anchors | None = None,
 ) -> jax.Array:
-    """Images whose pixels under the mask minimize the weighted squares of (difference - gradient) over all edges.
+    """Images whose pixels under the mask minimize the weighted squares of (difference - gradient) over all edges, and
+    with anchors those of (pixel - value) too.
 
     images: [N, H, W, C]; what is under the mask is not looked at. mask: [N or 1, H, W, 1], 1 = unknown. gradients: the
     differences wanted, [N, H, W, C] each. weights: of the edges, not negative, [N or 1, H, W, 1] each. tolerance: of
@@ -72,6 +86,10 @@ def solve(
     to_right, to_down = right * lacking_right, down * lacking_down
     pull = unknown * (_before(to_right, _COLUMNS) - to_right + _before(to_down, _ROWS) - to_down)
     system = _among_unknown(unknown, right, down)
+    if anchors is not None:
+        values, held = (_inner(x).astype(jnp.float32) for x in anchors)
+        system = system._replace(diagonal=system.diagonal + unknown * held)
+        pull += unknown * held * values
     solved = _solve(system, pull, tolerance)
     return start + rearrange(solved, "n c h w -> n h w c")
 

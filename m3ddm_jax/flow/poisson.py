@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from m3ddm_jax.flow.least_squares import TOLERANCE, Edges, solve
+from m3ddm_jax.flow.least_squares import TOLERANCE, Anchors, Edges, solve
 
 
 def gradient_mask(mask: jax.Array) -> jax.Array:
@@ -25,14 +25,15 @@ def blend(
     gradients: Edges,
     missing: jax.Array | None = None,
     tolerance: float = TOLERANCE,
+    anchors: Anchors | None = None,
 ) -> jax.Array:
     """Images whose pixels under the mask follow gradients as nearly as they can, and join the known ones seamlessly.
 
     images: [N, H, W, C]; what is under the mask is not looked at. mask: [N or 1, H, W, 1], 1 = unknown. gradients:
     differences to the right and down, [N, H, W, C] each. missing: [N or 1, H, W, 1], 1 where neither is known.
-    tolerance: as in `solve`. Returns float32 [N, H, W, C] that may leave the images' range, known pixels unchanged;
-    unknown ones that no gradient ties to known ones are as near to zero as their gradients allow. Differentiable in
-    reverse.
+    tolerance, anchors: as in `solve`. Returns float32 [N, H, W, C] that may leave the images' range, known pixels
+    unchanged; unknown ones that no gradient ties to known ones are as near to zero as their gradients allow.
+    Differentiable in reverse.
 
     Edges between two unknown pixels count twice, as in the released code, which states them once from either end.
     """
@@ -41,7 +42,7 @@ def blend(
     right = jnp.pad(unknown[:, :, 1:], ((0, 0), (0, 0), (0, 1), (0, 0)))
     below = jnp.pad(unknown[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
     weights = Edges((unknown + right) * known_edge, (unknown + below) * known_edge)
-    return solve(images, mask, gradients, weights, tolerance)
+    return solve(images, mask, gradients, weights, tolerance, anchors)
 
 
 @jax.jit

@@ -48,12 +48,15 @@ class Settings(CheckedSettings):
       process holds about seven times as many.
     max_error: pixels by which flow there and back may stray in a step from one frame to the next.
     key_frames: of a window, whose unknown rest DeepFill makes up at most; the others follow them.
+    anchor: how much the colour of a carried pixel counts, beside its differences to its neighbours, where these would
+      lead it far from that colour; at 0 they alone are carried, as published.
     """
 
     lines: int = 480
     megabytes: int = 384
     max_error: float = 2.0
     key_frames: int = 8
+    anchor: float = 0.0
 
 
 class Isvi:
@@ -94,7 +97,7 @@ class Isvi:
         settings = self._settings
         work = WorkCanvas(canvas, settings.lines, multiple=2)
         window = max(3, (settings.megabytes << 20) // (work.height * work.width * BYTES_PER_PIXEL))
-        limits = Limits(window, settings.max_error, settings.key_frames)
+        limits = Limits(window, settings.max_error, settings.key_frames, settings.anchor)
         ahead = source.again()
         clip = WorkClip(ahead, work, self._mask, keep=window + 1)
         windows = propagate(clip, source_cuts(ahead), self._parts, limits)

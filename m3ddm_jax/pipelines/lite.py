@@ -33,12 +33,14 @@ class Settings(CheckedSettings):
     """How a video is outpainted.
 
     lines: shorter side, in pixels, at which real pixels are carried; a smaller canvas keeps its size.
+    anchor: how much the colour of a carried pixel counts where the blend would lead it far from that.
     doubt: share of the blur in a carried pixel of confidence 0, which falls to none at 1.
     made_up: share of the blur where nothing was carried.
     grain: strength of the grain where `prefer` is sharp; 1 is that of the source's own texture.
     """
 
     lines: int = 240
+    anchor: float = 0.05
     doubt: float = 0.5
     made_up: float = 0.25
     grain: float = 0.4
@@ -88,7 +90,7 @@ class Lite:
     def _make(self, source: FrameSource, canvas: Canvas) -> Iterator[Made]:
         """Every frame before it is corrected and has grain."""
         settings, blur = self._settings, Spread(canvas.mask())
-        isvi = Isvi(settings={"lines": settings.lines, "megabytes": _MEGABYTES})
+        isvi = Isvi(settings={"lines": settings.lines, "megabytes": _MEGABYTES, "anchor": settings.anchor})
         for carried, trust in isvi.carry(source, canvas):
             carried = carried.astype(np.float32)
             blurred = blur(carried)

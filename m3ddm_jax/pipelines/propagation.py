@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from m3ddm_jax.flow import propagation
-from m3ddm_jax.flow.least_squares import Edges
+from m3ddm_jax.flow.least_squares import Anchors, Edges
 from m3ddm_jax.flow.poisson import blend, gradient_mask, unresolved
 from m3ddm_jax.pipelines.compositing import spread
 from m3ddm_jax.pipelines.optical_flow import Completer, Estimator, ShotFlows
@@ -23,6 +23,10 @@ BYTES_PER_PIXEL = 7 * 4
 
 _AT_A_TIME = 4  # frames that are blended together
 _TOLERANCE = 1e-4  # of blending: fractions of a grey level
+_DRIFT = (
+    32.0,
+    64.0,
+)  # levels between a pixel's colour and the one that was carried: from where on and at what it is held
 _SPECK = 1e-3  # of a frame; what is left of one is not made up but spread from around it, if it is less
 # Few shapes, few compiles:
 _LENGTH = 8  # of which windows have a multiple of frames
@@ -48,11 +52,13 @@ class Parts:
 @dataclasses.dataclass(frozen=True)
 class Limits:
     """window: frames that are seen at once, 3 or more. max_error: pixels by which flow there and back may stray in a
-    step. key_frames: of a window, that are hallucinated at most."""
+    step. key_frames: of a window, that are hallucinated at most. anchor: how much the colour of a pixel counts that was
+    carried surely and drifts, beside its differences to its neighbours; at 0 these alone are carried."""
 
     window: int
     max_error: float
     key_frames: int
+    anchor: float = 0.0
 
 
 def propagate(
@@ -90,10 +96,10 @@ def plan_windows(shot: range, size: int) -> Iterator[tuple[range, range]]:
 
 
 class _Carried(NamedTuple):
-    """Of the frames of a window: gradients [T, h, w, 6], to the right and down; which are missing, bool [T, h, w, 1];
-    how far each is a real one, [T, h, w, 1]."""
+    """Of the frames of a window: gradients, to the right and down, and maybe colours, [T, h, w, 6 or 9]; which
+    are missing, bool [T, h, w, 1]; how far each is a real one, [T, h, w, 1]."""
 
-    gradients: np.ndarray
+    values: np.ndarray
     missing: np.ndarray
     confidence: np.ndarray
 
@@ -131,7 +137,7 @@ class _Window:
             return self._frames[wanted], self._confidence[wanted]
         missing = np.asarray(gradient_mask(self._hole))
         places = _places(missing)
-        carried = self._carry(_gradients(self._frames), missing, self._confidence, places)
+        carried = self._carry(self._values(self._frames), missing, self._confidence, places)
         if self._parts.hallucinate:
             carried = self._hallucinate(carried, places)
         frames, confidence = np.empty_like(self._frames[wanted]), np.empty_like(self._confidence[wanted])
@@ -143,23 +149,26 @@ class _Window:
             frames[chunk], confidence[chunk] = self._finish(there, carried)
         return frames, confidence
 
-    def _carry(
-        self, gradients: np.ndarray, missing: np.ndarray, confidence: np.ndarray, places: np.ndarray
-    ) -> _Carried:
-        """Gradients and confidence with what flow leads to, and what is missing still."""
+    def _values(self, frames: np.ndarray) -> np.ndarray:
+        """What is carried of frames."""
+        gradients = _gradients(frames)
+        return np.concatenate([gradients, frames], -1) if self._limits.anchor else gradients
+
+    def _carry(self, values: np.ndarray, missing: np.ndarray, confidence: np.ndarray, places: np.ndarray) -> _Carried:
+        """Values and confidence with what flow leads to, and what is missing still."""
         if self._flows is None:
-            return _Carried(gradients, missing, confidence)
-        length = len(gradients)
+            return _Carried(values, missing, confidence)
+        length = len(values)
         beyond = -length % _LENGTH
         fill = [(0, beyond), (0, 0), (0, 0), (0, 0)]
         # Flow that is no number leads nowhere.
         flows = (np.pad(flow, fill, constant_values=np.nan)[None] for flow in self._flows)
-        values, mask, known = (np.pad(x, fill)[None] for x in (gradients, missing, confidence))
+        values, mask, known = (np.pad(x, fill)[None] for x in (values, missing, confidence))
         done = propagation.propagate(values, mask, *flows, self._limits.max_error, known, places)
         carried = _Carried(*(np.array(x[0, :length]) for x in (done.values, done.unknown, done.confidence)))
         # Differences end at the last row and column, so that none come there: those beside them stand for them.
         for last, beside in ((np.s_[:, -1], np.s_[:, -2]), (np.s_[:, :, -1], np.s_[:, :, -2])):
-            for part in (carried.gradients, carried.confidence):
+            for part in (carried.values, carried.confidence):
                 part[last] = np.where(carried.missing[last], part[beside], part[last])
             carried.missing[last] &= carried.missing[beside]
         return carried
@@ -176,27 +185,31 @@ class _Window:
             goes_on = count == 0 and self._goes_on and lacking[0] > 0
             key = 0 if goes_on else int(np.argmax(lacking))
             frame = self._frames[0] if goes_on else self._make_up(key, carried)
-            carried.gradients[key] = _gradients(frame[None])[0]
+            carried.values[key] = self._values(frame[None])[0]
             carried.confidence[key] *= ~mask[key]
             mask[key] = False
-            carried = self._carry(carried.gradients, np.asarray(gradient_mask(mask)), carried.confidence, places)
+            carried = self._carry(carried.values, np.asarray(gradient_mask(mask)), carried.confidence, places)
         return carried
 
     def _make_up(self, key: int, carried: _Carried) -> np.ndarray:
         """A whole frame: what was carried to it, and what is made up of the rest."""
         there = slice(key, key + 1)
-        known = self._frames[there], self._hole[there]
-        blended, lost = _blend(*known, carried.gradients[there], carried.missing[there], self._near)
+        blended, lost = self._blend(there, carried, carried.values[there])
         return self._parts.hallucinate(blended[0], lost[0])
 
     def _finish(self, there: slice, carried: _Carried) -> tuple[np.ndarray, np.ndarray]:
-        frames, hole, gradients = self._frames[there], self._hole[there], carried.gradients[there]
+        hole, values = self._hole[there], carried.values[there]
         if self._parts.fuse:
-            fused = [self._parts.fuse(gradients[..., i : i + 3], hole.astype(np.float32)) for i in (0, 3)]
-            gradients = np.where(hole, np.concatenate(fused, -1), gradients)
-        blended, lost = _blend(frames, hole, gradients, carried.missing[there], self._near)
+            fused = [self._parts.fuse(values[..., i : i + 3], hole.astype(np.float32)) for i in (0, 3)]
+            values = np.where(hole, np.concatenate([*fused, values[..., 6:]], -1), values)
+        blended, lost = self._blend(there, carried, values)
         filled = [spread(frame[None], holes.astype(np.uint8))[0] for frame, holes in zip(blended, lost, strict=True)]
         return np.stack(filled), np.where(hole, carried.confidence[there] * ~lost, 1)
+
+    def _blend(self, there: slice, carried: _Carried, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As `_blend`, of the frames that are there."""
+        held = self._limits.anchor * carried.confidence[there]
+        return _blend(self._frames[there], self._hole[there], values, carried.missing[there], held, self._near)
 
 
 def _gradients(frames: np.ndarray) -> np.ndarray:
@@ -217,21 +230,31 @@ def _places(missing: np.ndarray) -> np.ndarray:
 def _blend(
     frames: np.ndarray,
     hole: np.ndarray,
-    gradients: np.ndarray,
+    values: np.ndarray,
     missing: np.ndarray,
+    held: np.ndarray,
     near: tuple[np.ndarray, np.ndarray],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Frames with the gradients in the hole, and where these do not lead from what is known: bool [n, h, w, 1].
 
-    near: rows and columns with a part in it; those that are known, and so are those beside them, have none.
+    values: gradients, and maybe colours, by which pixels are held that would drift far from them. held: how much,
+    [n, h, w, 1]. near: rows and columns with a part in it; what is known, and all beside it, needs none.
     """
     blended, lost = frames.copy(), np.zeros_like(hole)
     cells = np.ix_(range(len(frames)), *near)
-    frames, hole, gradients, missing = (x[cells] for x in (frames, hole, gradients, missing))
+    frames, hole, values, missing, held = (x[cells] for x in (frames, hole, values, missing, held))
     # What is lost is left out, as nothing holds it fast: such islands cost many times what the rest does.
     missing = missing | gradient_mask(unresolved(hole, missing))
-    wanted = Edges(gradients[..., :3], gradients[..., 3:])
-    blended[cells] = np.clip(blend(frames, hole, wanted, missing, _TOLERANCE), 0, 255)
+    right, down, colours = np.split(values, (3, 6), -1)
+    wanted = frames, hole, Edges(right, down), missing, _TOLERANCE
+    if colours.size:
+        free = np.asarray(blend(*wanted, Anchors(colours, np.zeros_like(held))))
+        drift = (np.abs(free - colours).max(-1, keepdims=True) - _DRIFT[0]) / (_DRIFT[1] - _DRIFT[0])
+        held = held * ~missing * np.clip(drift, 0, 1)
+        made = blend(*wanted, Anchors(colours, held)) if held.any() else free
+    else:
+        made = blend(*wanted)
+    blended[cells] = np.clip(made, 0, 255)
     # With it go the differences beside it, and what only they held.
     lost[cells] = unresolved(hole, missing)
     return blended, lost

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from m3ddm_jax.flow.least_squares import Edges, differences, solve
+from m3ddm_jax.flow.least_squares import Anchors, Edges, differences, solve
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -18,7 +18,7 @@ def draw(channels=2, seed=0):
     return rng.uniform(size=(1, HEIGHT, WIDTH, channels)).astype(np.float32)
 
 
-def exact(images, mask, gradients, weights):
+def exact(images, mask, gradients, weights, anchors=None):
     """The least-squares solution of least norm, by numpy in float64."""
     index = np.full((HEIGHT, WIDTH), -1)
     index[mask[0, ..., 0]] = np.arange(mask.sum())
@@ -34,6 +34,10 @@ def exact(images, mask, gradients, weights):
                     value = value - sign * images[0][place]
             matrix.append(np.sqrt(weight[0, y, x, 0]) * row)
             wanted.append(np.sqrt(weight[0, y, x, 0]) * value)
+    for place in zip(*np.nonzero(mask[0, ..., 0]), strict=True) if anchors else ():
+        share = np.sqrt(anchors.weights[0][place])
+        matrix.append(share * np.eye(mask.sum())[index[place]])
+        wanted.append(share * np.float64(anchors.values[0][place]))
     solved = images.astype(np.float64)
     solved[0][mask[0, ..., 0]] = np.linalg.lstsq(np.array(matrix), np.array(wanted), rcond=1e-10)[0]
     return solved
@@ -49,6 +53,20 @@ def test_finds_what_numpy_finds(mask, right, down, farther):
     # 1e-6 of the residual, times the condition of a region of 99 pixels whose edges differ up to 100 times.
     np.testing.assert_allclose(found, exact(images, mask, gradients, weights), atol=3e-4 if farther > 1 else 5e-5)
     np.testing.assert_array_equal(np.asarray(found)[~mask[..., 0]], images[~mask[..., 0]])
+
+
+@settings(max_examples=10)
+@given(BITS, BITS, BITS, BITS)
+def test_anchors_draw_colours_to_them(mask, right, down, held):
+    """Also where no edge leads to what is known, and no more where they weigh nothing."""
+    images, gradients = draw(), Edges(draw(seed=1) - 0.5, draw(seed=2) - 0.5)
+    weights = Edges(np.float32(right), np.float32(down))
+    anchors = Anchors(draw(seed=3), 0.3 * held.astype(np.float32))
+    found = solve(images, mask, gradients, weights, anchors=anchors)
+    np.testing.assert_allclose(found, exact(images, mask, gradients, weights, anchors), atol=5e-5)
+    nothing = anchors._replace(weights=0 * anchors.weights)
+    without = solve(images, mask, gradients, weights)
+    np.testing.assert_allclose(solve(images, mask, gradients, weights, anchors=nothing), without, atol=1e-6)
 
 
 def test_nothing_is_known():

@@ -119,5 +119,5 @@ def test_a_still_camera_one_frame_and_one_colour_are_continued():
 def test_settings_that_do_not_fit_are_told():
     with pytest.raises(ValueError, match="lines is 0: a whole number above 0"):
         Lite(settings={"lines": 0})
-    with pytest.raises(ValueError, match="no setting steps: lines, doubt, made_up, grain"):
+    with pytest.raises(ValueError, match="no setting steps: lines, anchor, doubt, made_up, grain"):
         Lite(settings={"steps": 3})

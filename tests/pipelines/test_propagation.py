@@ -186,6 +186,22 @@ def test_styles_are_fused_where_gradients_were_carried():
     )
 
 
+@pytest.mark.parametrize(("step", "expected"), [(20, 180), (80, 200)])
+def test_colours_that_drift_far_are_held(step, expected):
+    """One wrong difference beside the border lowers all beyond it; held colours are far from there what was carried."""
+    frames = np.full((4, 24, 48, 3), 200, np.float32)
+    hole = np.zeros((4, 24, 48, 1), bool)
+    hole[:, :, :36] = True
+    values = np.zeros((4, 24, 48, 9), np.float32)
+    values[:, :, 35, :3], values[..., 6:] = step, 200
+    nothing, near = np.zeros_like(hole), (np.arange(24), np.arange(48))
+    blended, _ = propagation._blend(frames, hole, values, nothing, 0.05 * hole, near)
+    np.testing.assert_allclose(blended[:, :, 0], expected, atol=1)
+    np.testing.assert_array_equal(blended[:, :, 36:], 200)
+    drifted, _ = propagation._blend(frames, hole, values[..., :6], nothing, 0.05 * hole, near)
+    np.testing.assert_allclose(drifted[:, :, :36], 200 - step, atol=0.1)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_what_nothing_holds_is_lost_and_never_black(seed):
     rng = np.random.default_rng(seed)
@@ -193,7 +209,7 @@ def test_what_nothing_holds_is_lost_and_never_black(seed):
     hole = np.zeros((4, 24, 32, 1), bool)
     hole[:, :, :12] = True
     missing = (rng.random(hole.shape) < 0.3) & hole
-    level = np.zeros((4, 24, 32, 6), np.float32)
-    blended, lost = propagation._blend(frames, hole, level, missing, (np.arange(24), np.arange(32)))
+    level, held = np.zeros((4, 24, 32, 6), np.float32), np.zeros(hole.shape)
+    blended, lost = propagation._blend(frames, hole, level, missing, held, (np.arange(24), np.arange(32)))
     assert 0 < lost.mean() < hole.mean()
     np.testing.assert_allclose(blended[~lost[..., 0]], 200, atol=0.1)
