@@ -1,5 +1,6 @@
 """The clips of a folder, the lists of names that splits are, and true frames at the size a protocol wants."""
 
+import copy
 import dataclasses
 import hashlib
 import os
@@ -98,6 +99,12 @@ class View:
     def __init__(self, source, num_frames: int, height: int, width: int, transform: Callable[[np.ndarray], np.ndarray]):
         self.source, self.height, self.width, self.fps = source, height, width, source.fps
         self.transform, self._num_frames = transform, num_frames
+
+    def again(self) -> "View":
+        """The same frames, read independently, as `FrameSource.again`."""
+        other = copy.copy(self)
+        other.source = self.source.again()
+        return other
 
     def __len__(self) -> int:
         return self._num_frames

@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval import clips
-from eval.clips import Fit
+from eval.clips import Fit, View
 from m3ddm_jax.geometry import Canvas
+from m3ddm_jax.pipelines.isvi import Isvi
 from m3ddm_jax.video import FrameSource
 
 
@@ -76,6 +77,11 @@ def test_views_take_slices_and_lists_and_end_where_they_end():
     assert len(view) == 4
     assert view[2:9][:, 0, 0, 2].tolist() == [2, 3]
     assert view[[3, 0, -1]][:, 0, 0, 2].tolist() == [3, 0, 3]
+    inner = View(view, 4, 20, 20, lambda frames: frames[:, :20, :20])
+    assert inner.again()[1:3][:, 0, 0, 2].tolist() == [1, 2] and inner.again().source is not inner.source
+    # All that the default outpainter asks of a source.
+    made = [frame for frame, _ in Isvi().carry(inner, Canvas.from_size(20, 20, 20, 24))]
+    assert [frame[0, 2, 2] for frame in made] == [0, 1, 2, 3]
     with pytest.raises(IndexError):
         view[[4]]
     assert len(Fit("native").view(source(6))) == len(Fit("native").view(source(6), 9)) == 6
