@@ -1,7 +1,9 @@
-"""How a command of ours runs: flags are read, and whatever is wrong is one line on stderr and exit status 2."""
+"""How a command of ours runs: flags are read, and whatever is wrong is one line on stderr and exit status 2, or 130
+where somebody interrupted it."""
 
 import contextlib
 import pathlib
+import signal
 import sys
 from collections.abc import Callable, Iterator
 
@@ -25,7 +27,11 @@ def call(name: str, main: Callable[..., None], arguments: tuple[str, ...], value
         if len(values) != len(arguments):
             expected, found = (" ".join(words) or "no argument" for words in (arguments, values))
             raise ValueError(f"{expected} expected, found {found}")
-        main(*values)
+        try:
+            main(*values)
+        except KeyboardInterrupt:
+            print(f"{name}: interrupted", file=sys.stderr)
+            sys.exit(128 + signal.SIGINT)
 
 
 @contextlib.contextmanager

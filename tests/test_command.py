@@ -30,6 +30,10 @@ def test_failures_are_one_line_and_status_2(capsys, error, line):
     assert ended(capsys, raiser(error)) == (2, [line])
 
 
+def test_an_interrupted_command_says_so(capsys):
+    assert ended(capsys, raiser(KeyboardInterrupt())) == (130, ["name: interrupted"])
+
+
 def test_other_errors_keep_their_trace():
     with pytest.raises(KeyError):
         command.call("name", raiser(KeyError("bug")), (), [])

@@ -1,5 +1,6 @@
 """The outpaint command as a user runs it."""
 
+import os
 import pathlib
 import sys
 import tempfile
@@ -25,14 +26,19 @@ def measure(model: str | None) -> dict[str, Any]:
         ]:
             run_module("data.synthetic", scene, f"--size={side}x{side}", f"--frames={frames}")
             limit = ["--steps=1"] if model and frames > 16 else []
-            run = run_module("m3ddm_jax.outpaint", scene, wide, "--aspect=16:9", *options, *limit)
+            # Programs that were compiled before must not be found again.
+            programs = str(pathlib.Path(folder, f"programs-{side}-{frames}"))
+            command = ["m3ddm_jax.outpaint", scene, wide, "--aspect=16:9", *options, *limit]
+            run = run_module(*command, JAX_COMPILATION_CACHE_DIR=programs)
             result |= {f"{name}: seconds": run.seconds, f"{name}: peak MiB": run.peak_bytes / MIB}
     return result
 
 
-def run_module(module: str, *arguments) -> memory.ChildRun:
-    """Runs one of our entry points in a process of its own; raises ValueError with its last line where it fails."""
-    run = memory.run_child([sys.executable, "-m", module, *map(str, arguments)], cwd=ROOT)
+def run_module(module: str, *arguments, **environment: str) -> memory.ChildRun:
+    """Runs one of our entry points in a process of its own, with some of the environment different; raises ValueError
+    with its last line where it fails."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    run = memory.run_child(command, cwd=ROOT, env=os.environ | environment)
     if run.returncode:
         raise ValueError(f"{module} failed: {(run.stderr.strip().splitlines() or ['no message'])[-1]}")
     return run
