@@ -40,10 +40,14 @@ def test_equals_the_official_unet(golden, case):
         # The official branches: (null, null), (local, null), (null, global), (local, global).
         null = np.zeros_like(global_latents)
         global_latents = np.concatenate([null, null, global_latents, global_latents])
-    tokens = jax.jit(partial(module.apply, method="context_tokens"))(variables, global_latents)
+
+    @jax.jit
+    def encode(variables, latents):
+        return [module.apply(variables, latents, method=name) for name in ("context_tokens", "encode_context")]
+
+    tokens, context = encode(variables, global_latents)
     expected = channels_last(outputs["global_img_encoder"])
     np.testing.assert_allclose(tokens.reshape(expected.shape), expected, **TOLERANCE)
-    context = jax.jit(partial(module.apply, method="encode_context"))(variables, global_latents)
     apply = jax.jit(partial(module.apply, timestep=inputs["timestep"], fps=inputs["fps"]))
     out = apply(variables, sample[..., :4], sample[..., 8:], sample[..., 4:8], context=context)
     np.testing.assert_allclose(out, channels_last(outputs["sample"]), **TOLERANCE)
@@ -177,7 +181,7 @@ def test_context_computed_once_equals_global_latents(tiny):
 
 def test_keys_and_values_are_not_computed_again(tiny):
     module, variables, apply = tiny
-    args, kwargs = tiny_inputs()
+    args, kwargs = tiny_inputs(batch=2)  # compiled above
     encode_context = jax.jit(partial(module.apply, method="encode_context"))
     context = encode_context(variables, kwargs.pop("global_latents"))
     variables = jax.tree_util.tree_map_with_path(

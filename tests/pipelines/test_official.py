@@ -1,5 +1,7 @@
 """The official code's sampling of one window, from frames to frames, on its own outputs."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -55,7 +57,7 @@ def test_a_window_equals_the_official_one(goldens, network, case):
     for frame, latents in zip(golden["guide_index"].astype(int), golden["guide_latents"], strict=True):
         masked_latents[frame], mask[frame], guides[frame] = np.moveaxis(latents, 0, -1), 0, True
     global_latents = encode(np.moveaxis(golden["global_frames"], 1, -1))[None]
-    encode_context = jax.jit(lambda latents: module.apply(variables, latents, method="encode_context"))
+    encode_context = functools.partial(jax.jit(functools.partial(module.apply, method="encode_context")), variables)
     conditions = Conditions(
         mask=mask[None],
         masked_latents=masked_latents[None],
