@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from m3ddm_jax.flow.warping import sample_bilinear
+from m3ddm_jax.flow.warping import round_trip
 
 _SHARPNESS = 0.1  # pixels of error over which the weight of a direction falls to 1 / e
 _LEAST = 1e-30  # confidence; less is none
@@ -145,7 +145,7 @@ def _follow(
     """The trails of a frame, from those of the frame `source` beside it. slots: which of the places a pixel is."""
     height, width, _ = opposite.shape
     row, column = places // width + flow[:, 1], places % width + flow[:, 0]
-    strayed = flow + sample_bilinear(opposite[None], row[None], column[None])[0]
+    strayed = round_trip(flow[None], opposite[None], row[None], column[None])[0]
     # Comparisons with what is no number fail.
     usable = unknown & (jnp.hypot(strayed[:, 0], strayed[:, 1]) < max_error) & _within(row, column, height, width)
     row, column = jnp.where(usable, row, 0), jnp.where(usable, column, 0)

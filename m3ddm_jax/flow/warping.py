@@ -115,13 +115,13 @@ def splat(images: jax.Array, flow: jax.Array) -> jax.Array:
     return total.reshape(images.shape).astype(images.dtype)
 
 
-def round_trip(flow: jax.Array, opposite: jax.Array) -> jax.Array:
-    """How far from its start a pixel ends that follows a flow and then the opposite one: [N, H, W, 2] in pixels.
+def round_trip(flow: jax.Array, opposite: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """How far from its start a pixel ends that follows a flow and then the opposite one: [N, ..., 2] in pixels.
 
-    flow, opposite: [N, H, W, 2], (dx, dy), from one frame to another and back. Zero where they agree; beyond the image
-    the opposite flow counts as zero.
+    flow: [N, ..., 2], (dx, dy), of some pixels of a frame or of all. rows, columns: [N, ...], where it takes them.
+    opposite: [N, H, W, 2], from there back. Zero where they agree; beyond the image the opposite flow counts as zero.
     """
-    return flow + warp(opposite, flow)
+    return flow + sample_bilinear(opposite, rows, columns)
 
 
 def targets(flow: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -38,10 +38,10 @@ def spread(frames: np.ndarray, mask: np.ndarray) -> np.ndarray:
     Returns float32 [T,H,W,3] in the range of the frames, known pixels unchanged.
     """
     continue_known = Spread(mask)
-    spread_ = np.empty(frames.shape, np.float32)
-    for target, frame in zip(spread_, frames, strict=True):
+    continued = np.empty(frames.shape, np.float32)
+    for target, frame in zip(continued, frames, strict=True):
         target[...] = continue_known(frame)
-    return spread_
+    return continued
 
 
 class Spread:
