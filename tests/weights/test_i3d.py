@@ -100,7 +100,12 @@ def test_a_pickle_is_read_as_one(rows, tmp_path):
     [
         (
             "params.Conv3d_1a_7x7.conv.kernel",
-            ("Conv3d_1a_7x7/conv_3d/w", "Conv3d_1a_7x7.conv3d.weight", "conv3d_1a_7x7.conv3d.weight"),
+            (
+                "Conv3d_1a_7x7/conv_3d/w",
+                "Conv3d_1a_7x7.conv3d.weight",
+                "conv3d_1a_7x7.conv3d.weight",
+                "params/Conv3d_1a_7x7/Conv_0/kernel",
+            ),
         ),
         (
             "batch_stats.Mixed_5b.Branch_2.Conv3d_0b_3x3.bn.var",
@@ -108,6 +113,7 @@ def test_a_pickle_is_read_as_one(rows, tmp_path):
                 "Mixed_5b/Branch_2/Conv3d_0a_3x3/batch_norm/moving_variance",
                 "Mixed_5b.b2b.bn.running_var",
                 "mixed_5b.branch_2.1.batch3d.running_var",
+                "batch_stats/Mixed_5b/Branch_2/Conv3d_0b_3x3/BatchNorm_0/var",
             ),
         ),
         (
@@ -116,6 +122,7 @@ def test_a_pickle_is_read_as_one(rows, tmp_path):
                 "Mixed_3b/Branch_0/Conv3d_0a_1x1/batch_norm/gamma",
                 "Mixed_3b.b0.bn.weight",
                 "mixed_3b.branch_0.batch3d.weight",
+                "params/Mixed_3b/Branch_0/Conv3d_0a_1x1/BatchNorm_0/scale",
             ),
         ),
         (
@@ -124,11 +131,17 @@ def test_a_pickle_is_read_as_one(rows, tmp_path):
                 "Mixed_3b/Branch_3/Conv3d_0b_1x1/batch_norm/beta",
                 "Mixed_3b.b3b.bn.bias",
                 "mixed_3b.branch_3.1.batch3d.bias",
+                "params/Mixed_3b/Branch_3/Conv3d_0b_1x1/BatchNorm_0/bias",
             ),
         ),
         (
             "params.Logits.Conv3d_0c_1x1.conv.bias",
-            ("Logits/Conv3d_0c_1x1/conv_3d/b", "logits.conv3d.bias", "conv3d_0c_1x1.conv3d.bias"),
+            (
+                "Logits/Conv3d_0c_1x1/conv_3d/b",
+                "logits.conv3d.bias",
+                "conv3d_0c_1x1.conv3d.bias",
+                "params/Logits/Conv3d_0c_1x1/Conv_0/bias",
+            ),
         ),
     ],
 )
