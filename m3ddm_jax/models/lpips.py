@@ -79,6 +79,13 @@ class LPIPS(nn.Module):
 
     net: str = "alex"
 
+    @property
+    def smallest_side(self) -> int:
+        """Pixels that images must have on a side. Raises ValueError for an unknown net."""
+        if self.net not in _BACKBONES:
+            raise ValueError(f"LPIPS net {self.net!r} is unknown: one of {', '.join(_BACKBONES)} is accepted")
+        return _BACKBONES[self.net].smallest_side
+
     @nn.compact
     def layer_distances(self, a: jax.Array, b: jax.Array) -> list[jax.Array]:
         """Distance at each cell of each of the five depths.
@@ -86,9 +93,8 @@ class LPIPS(nn.Module):
         a, b: RGB [N, H, W, 3] in [-1, 1], H and W at least 31 (alex) or 16 (vgg) -> five maps float32 [N, h, w].
         Raises ValueError for another net, other shapes and smaller images.
         """
-        if self.net not in _BACKBONES:
-            raise ValueError(f"LPIPS net {self.net!r} is unknown: one of {', '.join(_BACKBONES)} is accepted")
-        smallest_side, stages = _BACKBONES[self.net]
+        smallest_side = self.smallest_side
+        stages = _BACKBONES[self.net].stages
         if a.shape != b.shape or a.ndim != 4 or a.shape[-1] != 3:
             raise ValueError(f"LPIPS compares two [N, H, W, 3] of one shape, not {list(a.shape)} and {list(b.shape)}")
         if min(a.shape[1:3]) < smallest_side:

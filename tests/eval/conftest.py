@@ -24,6 +24,7 @@ class _Absolute(nn.Module):
     """Stands for LPIPS: absolute difference, summed over channels, at five equal depths."""
 
     net: str = "alex"
+    smallest_side: int = 16
 
     def layer_distances(self, a, b):
         return [jnp.abs(a - b).sum(axis=-1) / 5] * 5

