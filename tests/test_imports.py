@@ -19,6 +19,7 @@ ROOMS = {
     "m3ddm_jax.video": set(),
     "m3ddm_jax.measure": set(),
     "m3ddm_jax.flow": set(),
+    "m3ddm_jax.completion": set(),
     "m3ddm_jax.models": {"m3ddm_jax.flow", "m3ddm_jax.parallel.constrain"},
     "m3ddm_jax.losses": {"m3ddm_jax.models", "m3ddm_jax.flow"},
     "m3ddm_jax.weights": {"m3ddm_jax.models"},

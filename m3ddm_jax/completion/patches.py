@@ -1,0 +1,245 @@
+"""Completes an image by copying patches of what is known: sharp, without trained weights.
+
+Sources: energy, scales and votes of Wexler et al. (PAMI 2007) and Newson et al. (SIAM J. Imaging Sciences 2014); search
+of PatchMatch (Barnes et al., SIGGRAPH 2009). The start from a smooth continuation, the certainties within a patch and
+the cost of rows and columns passed are this project's.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from m3ddm_jax.completion import kernels
+from m3ddm_jax.completion.scales import (
+    Source,
+    enlarge,
+    nearest,
+    reduce_known,
+    reduce_source,
+    stack,
+    target_centres,
+    usable_centres,
+)
+
+_BANDS = 4  # of an image, searched side by side; part of the result, unlike the number of threads
+_EXHAUSTIVE = 1_000_000  # comparisons of patches at the coarsest scale, at most
+_SMALLEST = 1e-20  # weight of a patch, so that no pixel is without a vote
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The energy and the search.
+
+    coarsest: pixels of the short side at the coarsest scale, at least. rounds: of search and vote at each scale from
+    the coarsest on; the last stands for all scales that follow. sweeps: of a search. fade: factor by which certainty
+    falls per pixel away from the known, until `far` pixels. layering: squared grey levels that it costs, per value, to
+    copy from a row (left and right of the known) or column (above and below) as far off as the short side. match: grey
+    levels, root mean square, at which confidence has fallen to exp(-1/2).
+    """
+
+    coarsest: int = 30
+    rounds: tuple[int, ...] = (8, 6, 4, 3)
+    sweeps: int = 4
+    fade: float = 1.7
+    far: float = 16.0
+    layering: float = 1800.0
+    match: float = 16.0
+
+
+class Completion(NamedTuple):
+    """image: float32 [h, w, 3] in the range of the input, known pixels unchanged. confidence: float32 [h, w, 1] in
+    0..1, 1 where known: how well patches match, and how near the known is; a share for blending with other images."""
+
+    image: np.ndarray
+    confidence: np.ndarray
+
+
+def complete(
+    image: np.ndarray,
+    mask: np.ndarray,
+    *,
+    smooth: np.ndarray,
+    seed: int,
+    allowed: np.ndarray | None = None,
+    sources: Sequence[Source] = (),
+    settings: Settings | None = None,
+) -> Completion:
+    """Returns the image with its unknown pixels composed of patches. Deterministic.
+
+    image: [h, w, 3] in 0..255; values under the mask are ignored. mask: uint8 or bool [h, w, 1], 1 = unknown. smooth:
+    float32 [h, w, 3], a smooth continuation of the known pixels; the search starts from it, and it is returned with
+    confidence 0 where nothing can be copied. allowed: bool [h, w], known pixels that may be copied; None: all known.
+    sources: further images to copy from.
+    """
+    settings = settings or Settings()
+    known = np.asarray(mask)[..., 0] == 0
+    image = np.where(known[..., None], image, 0).astype(np.float32)
+    own = Source(image, known if allowed is None else known & allowed)
+    others = [Source(s.image.astype(np.float32), np.asarray(s.allowed, bool), s.row, s.column) for s in sources]
+    scales = _scales(image, known, [own, *others], settings)
+    if not scales:
+        kept = np.where(known[..., None], image, smooth).astype(np.float32)
+        return Completion(kept, known[..., None].astype(np.float32))
+    rng = np.random.default_rng(seed)
+    with concurrent.futures.ThreadPoolExecutor(min(_BANDS, os.cpu_count() or 1)) as pool:
+        coarse = None
+        for depth, scale in enumerate(reversed(scales)):
+            search = _Search(scale, settings, rng, pool.map)
+            search.start(smooth) if coarse is None else search.start_from(coarse)
+            for _ in range(settings.rounds[min(depth, len(settings.rounds) - 1)]):
+                search.improve()
+            coarse = search
+        confidence = search.confidence()
+    made = np.clip(search.image(), *_range_of(scales[0].sources))
+    return Completion(np.where(known[..., None], image, made), confidence)
+
+
+class _Scale(NamedTuple):
+    """image: float32 [h, w, 3]; known: bool [h, w]; sources: what patches are copied from."""
+
+    image: np.ndarray
+    known: np.ndarray
+    sources: list[Source]
+
+
+def _scales(image: np.ndarray, known: np.ndarray, sources: list[Source], settings: Settings) -> list[_Scale]:
+    """Scales from fine to coarse, at each of which something is unknown and may be copied; none if there is nothing."""
+    scales = [_Scale(image, known, sources)]
+    while min(scales[-1].known.shape) // 2 >= settings.coarsest:
+        scale = scales[-1]
+        scales.append(_Scale(*reduce_known(*scale[:2]), [reduce_source(source) for source in scale.sources]))
+    possible = [_is_possible(scale) for scale in scales]
+    return scales[: possible.index(False)] if False in possible else scales
+
+
+def _is_possible(scale: _Scale) -> bool:
+    fits = min(scale.known.shape) >= kernels.SIZE
+    return fits and not scale.known.all() and any(usable_centres(source.allowed).any() for source in scale.sources)
+
+
+def _range_of(sources: list[Source]) -> tuple[np.ndarray, np.ndarray]:
+    """Least and greatest value of each channel that may be copied; bounds the rounding of means."""
+    colours = [source.image[source.allowed] for source in sources if source.allowed.any()]
+    return np.min([c.min(0) for c in colours], 0), np.max([c.max(0) for c in colours], 0)
+
+
+class _Search:
+    """The estimate of one scale. compute: `map` that may run on several threads."""
+
+    def __init__(self, scale: _Scale, settings: Settings, rng: np.random.Generator, compute: Callable):
+        self._scale, self._settings, self._rng, self._compute = scale, settings, rng, compute
+        height, width = scale.known.shape
+        self.atlas = stack(scale.sources)
+        near_rows, near_columns, distance = nearest(scale.known) if scale.known.any() else _far(height, width)
+        certainty = np.float32(settings.fade) ** -np.minimum(distance, np.float32(settings.far))
+        self.is_target = target_centres(~scale.known)
+        total = cv2.boxFilter(certainty, -1, (kernels.SIZE,) * 2, normalize=False, borderType=cv2.BORDER_CONSTANT)
+        self._certainty = certainty
+        self._level = kernels.Level(
+            scale.image.reshape(height, -1).copy(),
+            np.repeat(certainty, 3, 1),
+            1 / (3 * np.maximum(total, certainty)),
+            _layering(scale.known, near_rows, near_columns, settings.layering),
+            *self.atlas[:5],
+        )
+        self._targets = np.argwhere(self.is_target).astype(np.int32)
+        self._target_bands = _bands(self._targets)
+        self._unknown_bands = _bands(np.argwhere(~scale.known).astype(np.int32))
+        self.field = np.zeros((height, width, 2), np.int32)
+        self.weight = np.zeros((height, width), np.float32)
+        self._cost = np.full((height, width), kernels.NO_TARGET, np.float32)
+
+    def start(self, smooth: np.ndarray):
+        """Starts from a smooth continuation of any size."""
+        height, width = self._scale.known.shape
+        reduced = cv2.resize(smooth, (width, height), interpolation=cv2.INTER_AREA).reshape(height, -1)
+        unknown = np.repeat(~self._scale.known, 3, 1)
+        self._level.image[unknown] = reduced[unknown]
+        centres = np.argwhere(self.atlas.usable).astype(np.int32)
+        most = max(1, _EXHAUSTIVE // len(self._targets))
+        if len(centres) > most:
+            centres = centres[np.sort(self._rng.choice(len(centres), most, replace=False))]
+        self._each(lambda band: kernels.exhaust(self._level, band, centres, self.field, self._cost))
+
+    def start_from(self, coarse: "_Search"):
+        """Starts from the field and weights of half as fine a scale."""
+        there = tuple(self._targets.T)
+        places, parents = enlarge(coarse.field, coarse.is_target, coarse.atlas, self.atlas, self._targets)
+        self.field[there], self.weight[there] = places, coarse.weight[parents]
+        self._vote()
+
+    def improve(self):
+        """One round: search, then vote."""
+        self._each(lambda band: kernels.evaluate(self._level, band, self.field, self._cost))
+        widest = max(self._scale.known.shape)
+        for sweep in range(self._settings.sweeps):
+            arguments = self.field.copy(), self.field, self._cost, widest, 1 if sweep % 2 else -1
+            states = self._rng.integers(1, 2**63, (len(self._target_bands), 1), np.uint64)
+            run = functools.partial(_sweep, self._level, arguments)
+            self._each(run, states)
+        there = tuple(self._targets.T)
+        cost = self._cost[there]
+        spread = max(2 * np.percentile(cost, 75), np.float32(1e-3))
+        self.weight[there] = np.maximum(self._certainty[there] * np.exp(-cost / spread), _SMALLEST)
+        self._vote()
+
+    def image(self) -> np.ndarray:
+        """The estimate, float32 [h, w, 3]."""
+        return self._level.image.reshape(*self._scale.known.shape, 3)
+
+    def confidence(self) -> np.ndarray:
+        """float32 [h, w, 1] in 0..1: how well the patches over a pixel match; 1 where it is known."""
+        colours = self._level._replace(layering=np.zeros_like(self._level.layering))
+        cost = np.zeros_like(self._cost)
+        self._each(lambda band: kernels.evaluate(colours, band, self.field, cost))
+        size, targets = (kernels.SIZE,) * 2, self.is_target.astype(np.float32)
+        count, total = (cv2.blur(x, size, borderType=cv2.BORDER_CONSTANT) for x in (targets, cost))
+        matches = np.exp(-total / np.maximum(count, _SMALLEST) / (2 * self._settings.match**2))
+        return np.where(self._scale.known, 1, np.minimum(matches, 1)).astype(np.float32)[..., None]
+
+    def _vote(self):
+        vote = functools.partial(_vote, self._level, self.field, self.weight)
+        list(self._compute(vote, self._unknown_bands))
+
+    def _each(self, function: Callable, *arguments):
+        """Calls a function with each band of targets."""
+        list(self._compute(function, self._target_bands, *arguments))
+
+
+def _sweep(level: kernels.Level, arguments: tuple, band: np.ndarray, state: np.ndarray):
+    kernels.search(level, band, *arguments, state)
+
+
+def _vote(level: kernels.Level, field: np.ndarray, weight: np.ndarray, band: np.ndarray):
+    kernels.vote(level, band, field, weight)
+
+
+def _far(height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As `nearest` where nothing is known: every pixel its own nearest one, at no distance."""
+    rows, columns = np.mgrid[:height, :width]
+    return rows, columns, np.zeros((height, width), np.float32)
+
+
+def _layering(known: np.ndarray, near_rows: np.ndarray, near_columns: np.ndarray, strength: float) -> np.ndarray:
+    """Cost of a squared row and column passed, float32 [h, w, 2], 0 where known.
+
+    It is that of rows where the nearest known pixel lies to the side, of columns where it lies above or below.
+    """
+    rows, columns = np.mgrid[: known.shape[0], : known.shape[1]]
+    squared = np.stack([near_columns - columns, near_rows - rows], -1).astype(np.float32) ** 2
+    share = squared / np.maximum(squared.sum(-1, keepdims=True), 1)
+    return share * np.float32(strength / min(known.shape) ** 2)
+
+
+def _bands(places: np.ndarray) -> list[np.ndarray]:
+    """Parts of int32 [n, 2] in reading order, of whole rows and about as many places each; none is empty."""
+    rows = places[:, 0]
+    wanted = rows[np.arange(1, _BANDS) * len(rows) // _BANDS]
+    stops = np.unique(np.searchsorted(rows, wanted))
+    return [band for band in np.split(places, stops) if len(band)]
