@@ -43,11 +43,11 @@ class Settings:
     levels, root mean square, at which confidence has fallen to exp(-1/2).
     """
 
-    coarsest: int = 30
+    coarsest: int = 60
     rounds: tuple[int, ...] = (8, 6, 4, 3)
     sweeps: int = 4
     fade: float = 1.7
-    far: float = 16.0
+    far: float = 30.0
     layering: float = 1800.0
     match: float = 16.0
 
@@ -82,7 +82,7 @@ def complete(
     image = np.where(known[..., None], image, 0).astype(np.float32)
     own = Source(image, known if allowed is None else known & allowed)
     others = [Source(s.image.astype(np.float32), np.asarray(s.allowed, bool), s.row, s.column) for s in sources]
-    scales = _scales(image, known, [own, *others], settings)
+    scales = _scales(_Scale(image, known, own.allowed, [own, *others]), settings.coarsest)
     if not scales:
         kept = np.where(known[..., None], image, smooth).astype(np.float32)
         return Completion(kept, known[..., None].astype(np.float32))
@@ -101,19 +101,26 @@ def complete(
 
 
 class _Scale(NamedTuple):
-    """image: float32 [h, w, 3]; known: bool [h, w]; sources: what patches are copied from."""
+    """image: float32 [h, w, 3]. known, trusted: bool [h, w], trusted are the known pixels that may be copied. sources:
+    what patches are copied from."""
 
     image: np.ndarray
     known: np.ndarray
+    trusted: np.ndarray
     sources: list[Source]
 
+    def halve(self) -> "_Scale":
+        image, known = reduce_known(self.image, self.known)
+        trusted_image, trusted = reduce_known(self.image, self.trusted)
+        image = np.where(trusted[..., None], trusted_image, image)
+        return _Scale(image, known, trusted, [reduce_source(source) for source in self.sources])
 
-def _scales(image: np.ndarray, known: np.ndarray, sources: list[Source], settings: Settings) -> list[_Scale]:
+
+def _scales(finest: _Scale, coarsest: int) -> list[_Scale]:
     """Scales from fine to coarse, at each of which something is unknown and may be copied; none if there is nothing."""
-    scales = [_Scale(image, known, sources)]
-    while min(scales[-1].known.shape) // 2 >= settings.coarsest:
-        scale = scales[-1]
-        scales.append(_Scale(*reduce_known(*scale[:2]), [reduce_source(source) for source in scale.sources]))
+    scales = [finest]
+    while min(scales[-1].known.shape) // 2 >= coarsest:
+        scales.append(scales[-1].halve())
     possible = [_is_possible(scale) for scale in scales]
     return scales[: possible.index(False)] if False in possible else scales
 
@@ -136,7 +143,10 @@ class _Search:
         self._scale, self._settings, self._rng, self._compute = scale, settings, rng, compute
         height, width = scale.known.shape
         self.atlas = stack(scale.sources)
-        near_rows, near_columns, distance = nearest(scale.known) if scale.known.any() else _far(height, width)
+        near_rows, near_columns, distance = nearest(scale.known)
+        if scale.trusted.any():
+            # What may not be copied is not to be continued either.
+            distance = nearest(scale.trusted)[2]
         certainty = np.float32(settings.fade) ** -np.minimum(distance, np.float32(settings.far))
         self.is_target = target_centres(~scale.known)
         total = cv2.boxFilter(certainty, -1, (kernels.SIZE,) * 2, normalize=False, borderType=cv2.BORDER_CONSTANT)
@@ -218,12 +228,6 @@ def _sweep(level: kernels.Level, arguments: tuple, band: np.ndarray, state: np.n
 
 def _vote(level: kernels.Level, field: np.ndarray, weight: np.ndarray, band: np.ndarray):
     kernels.vote(level, band, field, weight)
-
-
-def _far(height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """As `nearest` where nothing is known: every pixel its own nearest one, at no distance."""
-    rows, columns = np.mgrid[:height, :width]
-    return rows, columns, np.zeros((height, width), np.float32)
 
 
 def _layering(known: np.ndarray, near_rows: np.ndarray, near_columns: np.ndarray, strength: float) -> np.ndarray:

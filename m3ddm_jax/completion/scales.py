@@ -88,10 +88,14 @@ def stack(sources: list[Source]) -> Atlas:
 
 
 def nearest(there: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row and column of the nearest true pixel of bool [h, w], int [h, w], and its distance, float32 [h, w]."""
-    distance, labels = cv2.distanceTransformWithLabels(
-        (~there).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
-    )
+    """Row and column of the nearest true pixel of bool [h, w], int [h, w], and its distance, float32 [h, w].
+
+    Where no pixel is true, each is its own nearest one.
+    """
+    if not there.any():
+        return *np.indices(there.shape), np.zeros(there.shape, np.float32)
+    away = (~there).astype(np.uint8)
+    distance, labels = cv2.distanceTransformWithLabels(away, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
     places = np.nonzero(there)
     lookup = np.empty((2, labels.max() + 1), np.intp)
     lookup[:, labels[places]] = places
