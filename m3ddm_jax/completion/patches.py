@@ -28,7 +28,9 @@ from m3ddm_jax.completion.scales import (
 )
 
 _BANDS = 4  # of an image, searched side by side; part of the result, unlike the number of threads
-_EXHAUSTIVE = 1_000_000  # comparisons of patches at the coarsest scale, at most
+_REACH = 32  # pixels of the widest random jump
+_COMPARISONS = 1_000_000  # of patches at the coarsest scale
+_CANDIDATES = 64  # of each patch there, at least
 _SMALLEST = 1e-20  # weight of a patch, so that no pixel is without a vote
 
 
@@ -37,24 +39,26 @@ class Settings:
     """The energy and the search.
 
     coarsest: pixels of the short side at the coarsest scale, at least. rounds: of search and vote at each scale from
-    the coarsest on; the last stands for all scales that follow. sweeps: of a search. fade: factor by which certainty
-    falls per pixel away from the known, until `far` pixels. layering: squared grey levels that it costs, per value, to
-    copy from a row (left and right of the known) or column (above and below) as far off as the short side. match: grey
-    levels, root mean square, at which confidence has fallen to exp(-1/2).
+    the coarsest on; the last stands for all scales that follow. fade: factor by which certainty falls per pixel away
+    from what may be copied, until `far` pixels. layering: squared grey levels that it costs, per value, to copy from a
+    row (left and right of the known) or column (above and below) as far off as the short side. match: grey levels, root
+    mean square, at which confidence has fallen to exp(-1/2). detour: parts of the short side by which what may be
+    copied is farther than the nearest known pixel where confidence has fallen to 1 / e.
     """
 
     coarsest: int = 60
-    rounds: tuple[int, ...] = (8, 6, 4, 3)
-    sweeps: int = 4
+    rounds: tuple[int, ...] = (24, 12, 4)
     fade: float = 1.7
     far: float = 30.0
     layering: float = 1800.0
-    match: float = 16.0
+    match: float = 12.0
+    detour: float = 0.25
 
 
 class Completion(NamedTuple):
     """image: float32 [h, w, 3] in the range of the input, known pixels unchanged. confidence: float32 [h, w, 1] in
-    0..1, 1 where known: how well patches match, and how near the known is; a share for blending with other images."""
+    0..1, 1 where known, lower where patches match poorly or a known pixel nearby may not be copied. It is a share for
+    blending with the smooth continuation."""
 
     image: np.ndarray
     confidence: np.ndarray
@@ -143,10 +147,10 @@ class _Search:
         self._scale, self._settings, self._rng, self._compute = scale, settings, rng, compute
         height, width = scale.known.shape
         self.atlas = stack(scale.sources)
-        near_rows, near_columns, distance = nearest(scale.known)
-        if scale.trusted.any():
-            # What may not be copied is not to be continued either.
-            distance = nearest(scale.trusted)[2]
+        near_rows, near_columns, near = nearest(scale.known)
+        # What may not be copied is not to be continued either.
+        distance = nearest(scale.trusted)[2] if scale.trusted.any() else near
+        self._detour = distance - near
         certainty = np.float32(settings.fade) ** -np.minimum(distance, np.float32(settings.far))
         self.is_target = target_centres(~scale.known)
         total = cv2.boxFilter(certainty, -1, (kernels.SIZE,) * 2, normalize=False, borderType=cv2.BORDER_CONSTANT)
@@ -161,6 +165,7 @@ class _Search:
         self._targets = np.argwhere(self.is_target).astype(np.int32)
         self._target_bands = _bands(self._targets)
         self._unknown_bands = _bands(np.argwhere(~scale.known).astype(np.int32))
+        self._step = 1
         self.field = np.zeros((height, width, 2), np.int32)
         self.weight = np.zeros((height, width), np.float32)
         self._cost = np.full((height, width), kernels.NO_TARGET, np.float32)
@@ -172,7 +177,7 @@ class _Search:
         unknown = np.repeat(~self._scale.known, 3, 1)
         self._level.image[unknown] = reduced[unknown]
         centres = np.argwhere(self.atlas.usable).astype(np.int32)
-        most = max(1, _EXHAUSTIVE // len(self._targets))
+        most = max(_CANDIDATES, _COMPARISONS // len(self._targets))
         if len(centres) > most:
             centres = centres[np.sort(self._rng.choice(len(centres), most, replace=False))]
         self._each(lambda band: kernels.exhaust(self._level, band, centres, self.field, self._cost))
@@ -185,14 +190,12 @@ class _Search:
         self._vote()
 
     def improve(self):
-        """One round: search, then vote."""
+        """One round: a sweep of the search, then a vote."""
         self._each(lambda band: kernels.evaluate(self._level, band, self.field, self._cost))
-        widest = max(self._scale.known.shape)
-        for sweep in range(self._settings.sweeps):
-            arguments = self.field.copy(), self.field, self._cost, widest, 1 if sweep % 2 else -1
-            states = self._rng.integers(1, 2**63, (len(self._target_bands), 1), np.uint64)
-            run = functools.partial(_sweep, self._level, arguments)
-            self._each(run, states)
+        self._step = -self._step
+        states = self._rng.integers(1, 2**63, (len(self._target_bands), 1), np.uint64)
+        arguments = self.field.copy(), self.field, self._cost, _REACH, self._step
+        self._each(functools.partial(_sweep, self._level, arguments), states)
         there = tuple(self._targets.T)
         cost = self._cost[there]
         spread = max(2 * np.percentile(cost, 75), np.float32(1e-3))
@@ -204,14 +207,16 @@ class _Search:
         return self._level.image.reshape(*self._scale.known.shape, 3)
 
     def confidence(self) -> np.ndarray:
-        """float32 [h, w, 1] in 0..1: how well the patches over a pixel match; 1 where it is known."""
+        """float32 [h, w, 1] in 0..1, 1 where known: how well the patches over a pixel match, times how much nearer what
+        may be copied is than what may not."""
         colours = self._level._replace(layering=np.zeros_like(self._level.layering))
         cost = np.zeros_like(self._cost)
         self._each(lambda band: kernels.evaluate(colours, band, self.field, cost))
         size, targets = (kernels.SIZE,) * 2, self.is_target.astype(np.float32)
         count, total = (cv2.blur(x, size, borderType=cv2.BORDER_CONSTANT) for x in (targets, cost))
         matches = np.exp(-total / np.maximum(count, _SMALLEST) / (2 * self._settings.match**2))
-        return np.where(self._scale.known, 1, np.minimum(matches, 1)).astype(np.float32)[..., None]
+        tied = np.exp(-self._detour / (self._settings.detour * min(self._scale.known.shape)))
+        return np.where(self._scale.known, 1, np.clip(matches * tied, 0, 1)).astype(np.float32)[..., None]
 
     def _vote(self):
         vote = functools.partial(_vote, self._level, self.field, self.weight)

@@ -110,6 +110,15 @@ def test_what_is_not_allowed_is_not_copied():
     assert run(image, mask, allowed=allowed).image[:, :26].max() <= 80
 
 
+def test_confidence_is_low_beside_what_is_not_allowed():
+    image, mask = periodic(48, 64), sides(48, 64, 20)
+    allowed = np.ones((48, 64), bool)
+    allowed[24:, 20:40] = False
+    free, bound = run(image, mask).confidence, run(image, mask, allowed=allowed).confidence
+    assert bound[40:, 14:20].mean() < 0.5 < 0.9 < free[40:, 14:20].mean()
+    assert bound[:16, 14:20].mean() > 0.9
+
+
 def test_other_sources_are_copied():
     """What another image shows at a place that continues this one is found, wherever its first pixel lies."""
     image = np.random.default_rng(4).uniform(0, 255, (40, 60, 3)).astype(np.float32)
