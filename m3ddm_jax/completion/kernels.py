@@ -182,3 +182,30 @@ def vote(level, unknown, field, weight):
         level.image[row, 3 * column] = red / total
         level.image[row, 3 * column + 1] = green / total
         level.image[row, 3 * column + 2] = blue / total
+
+
+@_compiled
+def relax(values, counted, free, sweeps, haste):
+    """Brings free pixels, int32 [n, 2], near the mean of their neighbours, by successive over-relaxation.
+
+    values: float32 [h, 3 w], changed at the free pixels. counted: bool [h, w], pixels that count as neighbours. haste:
+    float32 in 0..1, by which a step goes beyond the mean; the last sweep does not.
+    """
+    height, width = counted.shape
+    for sweep in range(sweeps):
+        step = np.float32(1) + haste * (sweep < sweeps - 1)
+        for n in range(len(free)):
+            index = n if sweep % 2 == 0 else len(free) - 1 - n
+            row, column = np.int64(free[index, 0]), np.int64(free[index, 1])
+            red = green = blue = total = np.float32(0)
+            for side in range(4):
+                near_row, near_column = row + (side == 0) - (side == 1), column + (side == 2) - (side == 3)
+                if 0 <= near_row < height and 0 <= near_column < width and counted[near_row, near_column]:
+                    red += values[near_row, 3 * near_column]
+                    green += values[near_row, 3 * near_column + 1]
+                    blue += values[near_row, 3 * near_column + 2]
+                    total += np.float32(1)
+            if total > 0:
+                values[row, 3 * column] += step * (red / total - values[row, 3 * column])
+                values[row, 3 * column + 1] += step * (green / total - values[row, 3 * column + 1])
+                values[row, 3 * column + 2] += step * (blue / total - values[row, 3 * column + 2])

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 
 from m3ddm_jax.completion import kernels
+from m3ddm_jax.completion.membrane import membrane
 from m3ddm_jax.completion.scales import (
     Source,
     enlarge,
@@ -203,8 +204,14 @@ class _Search:
         self._vote()
 
     def image(self) -> np.ndarray:
-        """The estimate, float32 [h, w, 3]."""
-        return self._level.image.reshape(*self._scale.known.shape, 3)
+        """The estimate, float32 [h, w, 3], shifted in colour so that it joins what may be copied without a seam."""
+        unknown = ~self._scale.known
+        border = self._scale.trusted & cv2.dilate(unknown.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
+        # What patches propose for known pixels beside the unknown ones, compared with what these are.
+        voted = self._level._replace(image=self._level.image.copy())
+        kernels.vote(voted, np.argwhere(border).astype(np.int32), self.field, self.weight)
+        made, proposed = (x.image.reshape(self._scale.image.shape) for x in (self._level, voted))
+        return made + membrane(self._scale.image - proposed, border, unknown)
 
     def confidence(self) -> np.ndarray:
         """float32 [h, w, 1] in 0..1, 1 where known: how well the patches over a pixel match, times how much nearer what
@@ -214,7 +221,9 @@ class _Search:
         self._each(lambda band: kernels.evaluate(colours, band, self.field, cost))
         size, targets = (kernels.SIZE,) * 2, self.is_target.astype(np.float32)
         count, total = (cv2.blur(x, size, borderType=cv2.BORDER_CONSTANT) for x in (targets, cost))
-        matches = np.exp(-total / np.maximum(count, _SMALLEST) / (2 * self._settings.match**2))
+        # Every unknown pixel lies in one target patch or more; elsewhere rounding may leave less than nothing.
+        mean = np.maximum(total, 0) / np.maximum(count, 0.5 / kernels.SIZE**2)
+        matches = np.exp(-mean / (2 * self._settings.match**2))
         tied = np.exp(-self._detour / (self._settings.detour * min(self._scale.known.shape)))
         return np.where(self._scale.known, 1, np.clip(matches * tied, 0, 1)).astype(np.float32)[..., None]
 

@@ -60,6 +60,19 @@ def test_dividing_line_is_continued():
     assert made[:29].min() > 120 > made[31:].max()
 
 
+def test_membrane_takes_the_step_at_the_border_away(monkeypatch):
+    """The known pixels beside the border are brighter than most that can be copied."""
+    image = np.random.default_rng(1).uniform(60, 70, (48, 64, 3)).astype(np.float32)
+    image[:, 14:18] += 20
+    image[:, 36:] -= 60
+    steps = []
+    for _ in range(2):
+        made = run(image, sides(48, 64, 14)).image
+        steps.append(abs(made[:, 13].mean() - made[:, 14].mean()))
+        monkeypatch.setattr("m3ddm_jax.completion.patches.membrane", lambda values, given, free: np.zeros_like(values))
+    assert steps[0] < 0.5 * steps[1]
+
+
 def test_texture_keeps_its_contrast():
     image = np.random.default_rng(2).uniform(0, 255, (64, 64, 3)).astype(np.float32)
     mask = sides(64, 64, 20)
