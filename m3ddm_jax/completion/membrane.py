@@ -6,7 +6,7 @@ Source: Poisson Image Editing (Perez et al., SIGGRAPH 2003).
 import numpy as np
 
 from m3ddm_jax.completion import kernels
-from m3ddm_jax.completion.scales import reduce_known
+from m3ddm_jax.completion.scales import places_of, reduce_known
 
 _SWEEPS = 24  # at each scale
 _HASTE = np.float32(0.7)
@@ -30,5 +30,5 @@ def membrane(values: np.ndarray, given: np.ndarray, free: np.ndarray) -> np.ndar
         enlarged = coarse.repeat(2, 0).repeat(2, 1)[:height, :width]
         start = np.where(free[..., None], enlarged, start)
     flat = np.ascontiguousarray(start).reshape(height, -1)
-    kernels.relax(flat, given | free, np.argwhere(free).astype(np.int32), _SWEEPS, _HASTE)
+    kernels.relax(flat, given | free, places_of(free), _SWEEPS, _HASTE)
     return flat.reshape(height, width, 3)

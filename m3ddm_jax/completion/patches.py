@@ -21,6 +21,7 @@ from m3ddm_jax.completion.scales import (
     Source,
     enlarge,
     nearest,
+    places_of,
     reduce_known,
     reduce_source,
     stack,
@@ -163,9 +164,9 @@ class _Search:
             _layering(scale.known, near_rows, near_columns, settings.layering),
             *self.atlas[:5],
         )
-        self._targets = np.argwhere(self.is_target).astype(np.int32)
+        self._targets = places_of(self.is_target)
         self._target_bands = _bands(self._targets)
-        self._unknown_bands = _bands(np.argwhere(~scale.known).astype(np.int32))
+        self._unknown_bands = _bands(places_of(~scale.known))
         self._step = 1
         self.field = np.zeros((height, width, 2), np.int32)
         self.weight = np.zeros((height, width), np.float32)
@@ -177,7 +178,7 @@ class _Search:
         reduced = cv2.resize(smooth, (width, height), interpolation=cv2.INTER_AREA).reshape(height, -1)
         unknown = np.repeat(~self._scale.known, 3, 1)
         self._level.image[unknown] = reduced[unknown]
-        centres = np.argwhere(self.atlas.usable).astype(np.int32)
+        centres = places_of(self.atlas.usable)
         most = max(_CANDIDATES, _COMPARISONS // len(self._targets))
         if len(centres) > most:
             centres = centres[np.sort(self._rng.choice(len(centres), most, replace=False))]
@@ -209,7 +210,7 @@ class _Search:
         border = self._scale.trusted & cv2.dilate(unknown.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
         # What patches propose for known pixels beside the unknown ones, compared with what these are.
         voted = self._level._replace(image=self._level.image.copy())
-        kernels.vote(voted, np.argwhere(border).astype(np.int32), self.field, self.weight)
+        kernels.vote(voted, places_of(border), self.field, self.weight)
         made, proposed = (x.image.reshape(self._scale.image.shape) for x in (self._level, voted))
         return made + membrane(self._scale.image - proposed, border, unknown)
 

@@ -69,6 +69,11 @@ def target_centres(unknown: np.ndarray) -> np.ndarray:
     return targets
 
 
+def places_of(there: np.ndarray) -> np.ndarray:
+    """Rows and columns of the true pixels of bool [h, w] in reading order, int32 [n, 2]."""
+    return np.ascontiguousarray(np.argwhere(there), np.int32)
+
+
 def stack(sources: list[Source]) -> Atlas:
     """The atlas of the sources of one scale."""
     tops = np.cumsum([0, *(len(source.image) for source in sources)])

@@ -60,6 +60,20 @@ def test_dividing_line_is_continued():
     assert made[:29].min() > 120 > made[31:].max()
 
 
+@pytest.mark.parametrize("axis", [0, 1], ids=["rows", "columns"])
+def test_patches_come_from_near_rows_or_columns(axis):
+    """Red tells the row (column) that a patch comes from, as what the search starts from does not."""
+    image = np.random.default_rng(1).uniform(0, 255, (64, 64, 3)).astype(np.float32)
+    image[..., 0] = np.arange(64)[:, None] * 0.5
+    mask = sides(64, 64, 20)
+    image, mask = (x.swapaxes(0, axis) for x in (image, mask))
+    astray = [
+        np.abs(run(image, mask, settings=Settings(layering=layering)).image - image)[mask[..., 0] > 0][:, 0].mean()
+        for layering in (1e4, 0)
+    ]
+    assert astray[0] < 0.6 * astray[1]
+
+
 def test_membrane_takes_the_step_at_the_border_away(monkeypatch):
     """The known pixels beside the border are brighter than most that can be copied."""
     image = np.random.default_rng(1).uniform(60, 70, (48, 64, 3)).astype(np.float32)
