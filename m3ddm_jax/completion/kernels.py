@@ -185,15 +185,15 @@ def vote(level, unknown, field, weight):
 
 
 @_compiled
-def relax(values, counted, free, sweeps, haste):
+def relax(values, counted, free, sweeps, factor):
     """Brings free pixels, int32 [n, 2], near the mean of their neighbours, by successive over-relaxation.
 
-    values: float32 [h, 3 w], changed at the free pixels. counted: bool [h, w], pixels that count as neighbours. haste:
-    float32 in 0..1, by which a step goes beyond the mean; the last sweep does not.
+    values: float32 [h, 3 w], changed at the free pixels. counted: bool [h, w], pixels that count as neighbours. factor:
+    float32 in 1..2, relaxation factor of all sweeps but the last, which uses 1.
     """
     height, width = counted.shape
     for sweep in range(sweeps):
-        step = np.float32(1) + haste * (sweep < sweeps - 1)
+        step = factor if sweep < sweeps - 1 else np.float32(1)
         for n in range(len(free)):
             index = n if sweep % 2 == 0 else len(free) - 1 - n
             row, column = np.int64(free[index, 0]), np.int64(free[index, 1])

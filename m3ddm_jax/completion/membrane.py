@@ -9,7 +9,7 @@ from m3ddm_jax.completion import kernels
 from m3ddm_jax.completion.scales import places_of, reduce_known
 
 _SWEEPS = 24  # at each scale
-_HASTE = np.float32(0.7)
+_FACTOR = np.float32(1.7)  # of over-relaxation
 _SMALLEST = 4  # pixels of the short side of the coarsest scale, at least
 
 
@@ -30,5 +30,5 @@ def membrane(values: np.ndarray, given: np.ndarray, free: np.ndarray) -> np.ndar
         enlarged = coarse.repeat(2, 0).repeat(2, 1)[:height, :width]
         start = np.where(free[..., None], enlarged, start)
     flat = np.ascontiguousarray(start).reshape(height, -1)
-    kernels.relax(flat, given | free, places_of(free), _SWEEPS, _HASTE)
+    kernels.relax(flat, given | free, places_of(free), _SWEEPS, _FACTOR)
     return flat.reshape(height, width, 3)

@@ -20,6 +20,7 @@ from m3ddm_jax.completion.membrane import membrane
 from m3ddm_jax.completion.scales import (
     Source,
     enlarge,
+    layering,
     nearest,
     places_of,
     reduce_known,
@@ -161,7 +162,7 @@ class _Search:
             scale.image.reshape(height, -1).copy(),
             np.repeat(certainty, 3, 1),
             1 / (3 * np.maximum(total, certainty)),
-            _layering(scale.known, near_rows, near_columns, settings.layering),
+            layering(scale.known, near_rows, near_columns, settings.layering),
             *self.atlas[:5],
         )
         self._targets = places_of(self.is_target)
@@ -243,17 +244,6 @@ def _sweep(level: kernels.Level, arguments: tuple, band: np.ndarray, state: np.n
 
 def _vote(level: kernels.Level, field: np.ndarray, weight: np.ndarray, band: np.ndarray):
     kernels.vote(level, band, field, weight)
-
-
-def _layering(known: np.ndarray, near_rows: np.ndarray, near_columns: np.ndarray, strength: float) -> np.ndarray:
-    """Cost of a squared row and column passed, float32 [h, w, 2], 0 where known.
-
-    It is that of rows where the nearest known pixel lies to the side, of columns where it lies above or below.
-    """
-    rows, columns = np.mgrid[: known.shape[0], : known.shape[1]]
-    squared = np.stack([near_columns - columns, near_rows - rows], -1).astype(np.float32) ** 2
-    share = squared / np.maximum(squared.sum(-1, keepdims=True), 1)
-    return share * np.float32(strength / min(known.shape) ** 2)
 
 
 def _bands(places: np.ndarray) -> list[np.ndarray]:
