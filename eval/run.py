@@ -149,7 +149,12 @@ def _define_flags() -> None:
     flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "In what the method's model computes.")
     flags.DEFINE_integer("windows", None, "Windows that the method samples at once; else one a device.", lower_bound=1)
     flags.DEFINE_integer("adapt", None, "lite: steps learnt from each clip first; else none.", lower_bound=0)
-    flags.DEFINE_enum("prefer", None, ["faithful", "sharp"], "lite: the least error, or grain besides; else sharp.")
+    flags.DEFINE_enum(
+        "prefer",
+        None,
+        ["faithful", "sharp"],
+        "lite: complete what no frame saw (sharp, the default), or the least expected error.",
+    )
     flags.DEFINE_integer("seed", 0, "First seed of the method.", lower_bound=0)
     flags.DEFINE_integer("seeds", 1, "So many seeds, one after the other; 3 or more give a deviation.", lower_bound=1)
     flags.mark_flag_as_required("truth")

@@ -274,7 +274,12 @@ def _define_flags() -> None:
         "method", None, f"{', '.join(OUTPAINTERS)}; by default lite, m3ddm with --model, isvi with --mask."
     )
     flags.DEFINE_string("model", None, "Model folder, or hf:OWNER/NAME; m3ddm has one that comes with it.")
-    flags.DEFINE_enum("prefer", None, ["faithful", "sharp"], "lite: the least error, or grain besides; else sharp.")
+    flags.DEFINE_enum(
+        "prefer",
+        None,
+        ["faithful", "sharp"],
+        "lite: complete what no frame saw (sharp, the default), or the least expected error.",
+    )
     flags.DEFINE_integer(
         "adapt", None, "lite: first learns so many steps from the video itself, 60 are usual; else none.", lower_bound=0
     )

@@ -27,6 +27,7 @@ ROOMS = {
         "m3ddm_jax.models",
         "m3ddm_jax.diffusion",
         "m3ddm_jax.flow",
+        "m3ddm_jax.completion",
         "m3ddm_jax.geometry",
         "m3ddm_jax.video",
         "m3ddm_jax.weights",

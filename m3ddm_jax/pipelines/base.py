@@ -37,10 +37,11 @@ class OverModels(Protocol):
 
 
 def _lite(
-    prefer: str = "sharp", adapt: int = 0, cache: str | None = None, settings: Mapping[str, Any] | None = None
+    prefer: str | None = None, adapt: int = 0, cache: str | None = None, settings: Mapping[str, Any] | None = None
 ) -> Outpainter:
     from m3ddm_jax.pipelines.lite import Lite  # brings jax, which the classical ones can do without
 
+    prefer = prefer or ("faithful" if adapt else "sharp")
     return Lite(prefer=prefer, adapt=adapt, cache=cache, settings=settings)
 
 

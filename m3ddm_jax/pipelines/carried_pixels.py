@@ -29,7 +29,7 @@ class CarriedPixels:
         self._shape = (canvas.height, canvas.width, 3)
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed with this object)
         with tqdm(total=len(source), desc="propagation", unit="frame", leave=False, disable=None) as progress:
-            for frame, trust in Isvi().carry(source, canvas):
+            for frame, trust in Isvi(settings={"key_frames": 0}).carry(source, canvas):
                 self._file.write(frame)
                 self._file.write(np.packbits(_unknown(trust, canvas)))
                 progress.update()

@@ -51,7 +51,7 @@ class Spread:
         self._nearest, self._shares = None, []
         if mask.all() or not mask.any():
             return
-        rows, columns, distance = _nearest_known(mask)
+        rows, columns, distance = nearest_known(mask)
         self._nearest = columns.astype(np.float32), rows.astype(np.float32)
         height, width = distance.shape
         while min(height, width) > 2 * COARSEST:
@@ -138,7 +138,7 @@ def _steps_outside(mask: np.ndarray) -> np.ndarray:
     return np.maximum(cv2.distanceTransform(mask, cv2.DIST_L2, 5) - 1, 0)[..., None]
 
 
-def _nearest_known(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def nearest_known(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Row and column of the known pixel nearest to each pixel, int [H,W], and its distance, float32 [H,W]."""
     distance, labels = cv2.distanceTransformWithLabels(mask, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
     known = np.nonzero(mask[..., 0] == 0)

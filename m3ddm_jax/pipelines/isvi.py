@@ -1,14 +1,14 @@
 """Outpainting and inpainting by real pixels: gradients are carried along flow from frames that saw a place.
 
-Source: ISVI (Zhang et al., CVPR 2022). Each network may be left out; a classical part stands in for it then: OpenCV's
-DIS for RAFT, the camera's motion and a membrane for IGFC, no style fusion for ASFN, and a blur for DeepFill.
+Source: ISVI (Zhang et al., CVPR 2022). Each network may be left out; a classical part replaces it then: OpenCV's DIS
+for RAFT, the camera's motion and a membrane for IGFC, no style fusion for ASFN, patches of the source for DeepFill.
 """
 
 import dataclasses
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ import jax
 import numpy as np
 
 from m3ddm_jax.geometry import Canvas, Masks
+from m3ddm_jax.pipelines.completion import PatchCompleter
 from m3ddm_jax.pipelines.compositing import Matcher
 from m3ddm_jax.pipelines.denoiser import load_kind
 from m3ddm_jax.pipelines.optical_flow import CameraMotion, Dis, Igfc, Raft
-from m3ddm_jax.pipelines.options import CheckedSettings
-from m3ddm_jax.pipelines.propagation import BYTES_PER_PIXEL, Limits, Parts, propagate
+from m3ddm_jax.pipelines.options import CheckedSettings, or_none
+from m3ddm_jax.pipelines.propagation import BYTES_PER_PIXEL, Limits, Parts, View, propagate
 from m3ddm_jax.pipelines.shots import source_cuts
 from m3ddm_jax.pipelines.work_canvas import WorkCanvas
 from m3ddm_jax.pipelines.work_clip import WorkClip
@@ -47,7 +48,7 @@ class Settings(CheckedSettings):
     megabytes: of gradients that a window of frames has; what a window makes is half of it, and known to the next one. A
       process holds about seven times as many.
     max_error: pixels by which flow there and back may stray in a step from one frame to the next.
-    key_frames: of a window, whose unknown rest DeepFill makes up at most; the others follow them.
+    key_frames: of a window, whose unknown rest is completed at most; the others follow them. 0 continues it smoothly.
     anchor: how much the colour of a carried pixel counts, beside its differences to its neighbours, where these would
       lead it far from that colour; at 0 they alone are carried, as published.
     """
@@ -55,7 +56,7 @@ class Settings(CheckedSettings):
     lines: int = 480
     megabytes: int = 384
     max_error: float = 2.0
-    key_frames: int = 8
+    key_frames: int = or_none(8)
     anchor: float = 0.0
 
 
@@ -139,19 +140,20 @@ def _load_parts(folder: Path | None) -> Parts:
     return Parts(
         estimate=Raft(*there["raft"]) if "raft" in there else Dis(),
         complete=Igfc(*there["igfc"]) if "igfc" in there else CameraMotion(),
-        hallucinate=_hallucinator(*there["deepfill"]) if "deepfill" in there else None,
+        hallucinate=_hallucinator(*there["deepfill"]) if "deepfill" in there else PatchCompleter(),
         fuse=_fuser(*there["asfn"]) if "asfn" in there else None,
     )
 
 
-def _hallucinator(module: nn.Module, variables: Variables) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+def _hallucinator(module: nn.Module, variables: Variables) -> Callable[[View, np.ndarray, Sequence[View]], np.ndarray]:
     """DeepFill as `Parts.hallucinate`. Its published weights see BGR."""
     variables, apply = jax.device_put(variables), jax.jit(module.apply)
 
-    def hallucinate(frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    def hallucinate(key: View, unknown: np.ndarray, others: Sequence[View]) -> np.ndarray:
+        frame, mask = key.frame, unknown.astype(np.float32)
         bgr, hole = (_padded(x[None], _WIDTHS["deepfill"]) for x in (frame[..., ::-1] / 127.5 - 1, mask))
         redrawn = np.asarray(apply(variables, bgr, hole))[0, : frame.shape[0], : frame.shape[1], ::-1]
-        return np.where(mask > 0, (redrawn + 1) * 127.5, frame)
+        return np.where(unknown, (redrawn + 1) * 127.5, frame)
 
     return hallucinate
 

@@ -1,8 +1,9 @@
-"""Outpainting on a laptop, without a trained model: real pixels as far as they are to be trusted, and a blur.
+"""Outpaints on a laptop, without trained weights: propagates real pixels and completes the rest.
 
-`isvi` without networks, on few lines, carries what other frames have seen. Its pixels and a blur of the source err in
-ways of their own, so that their mean errs less than either; the less sure a pixel is, the more of the blur is in it.
-Where none was carried, grain may be laid over. Adaptation to the source may correct all that. A design of this project.
+`isvi` without networks, on few lines, propagates what other frames have seen. A propagated pixel is mixed with a smooth
+continuation of the source, the more the lower its confidence, because their errors differ. What no frame saw is
+completed by patches of the source (sharp), or continued smoothly (faithful). Adaptation to the source may correct the
+faithful result. A design of this project.
 """
 
 import dataclasses
@@ -17,9 +18,8 @@ import numpy as np
 from m3ddm_jax.geometry import Canvas
 from m3ddm_jax.pipelines.adaptation import NEEDED, Adapter, Made
 from m3ddm_jax.pipelines.compositing import Spread, soften
-from m3ddm_jax.pipelines.grain import Grain
 from m3ddm_jax.pipelines.isvi import Isvi
-from m3ddm_jax.pipelines.options import CheckedSettings
+from m3ddm_jax.pipelines.options import CheckedSettings, or_none
 from m3ddm_jax.pipelines.shots import source_cuts
 from m3ddm_jax.types import FramesTHWC
 from m3ddm_jax.video import FrameSource
@@ -30,29 +30,33 @@ _MEGABYTES = 192  # of isvi's windows; half of what it takes by itself
 
 @dataclasses.dataclass(frozen=True)
 class Settings(CheckedSettings):
-    """How a video is outpainted.
+    """How a video is outpainted; the defaults are those of "faithful".
 
-    lines: shorter side, in pixels, at which real pixels are carried; a smaller canvas keeps its size.
-    anchor: how much the colour of a carried pixel counts where the blend would lead it far from that.
-    doubt: share of the blur in a carried pixel of confidence 0, which falls to none at 1.
-    made_up: share of the blur where nothing was carried.
-    grain: strength of the grain where `prefer` is sharp; 1 is that of the source's own texture.
+    lines: shorter side, in pixels, at which real pixels are propagated; a smaller canvas keeps its size.
+    anchor: how much the colour of a propagated pixel counts where the blend would lead it far from that.
+    doubt: share of the smooth continuation in a propagated pixel of confidence 0, which falls to none at 1.
+    made_up: share of the smooth continuation where nothing was propagated.
+    key_frames: of a window of frames, that are completed at most; the others follow them. 0 completes none.
     """
 
     lines: int = 240
     anchor: float = 0.05
     doubt: float = 0.5
     made_up: float = 0.25
-    grain: float = 0.4
+    key_frames: int = or_none(0)
+
+
+_SHARP = {"lines": 256, "doubt": 0.25, "made_up": 0.0, "key_frames": 5}
+"""What "sharp" sets otherwise."""
 
 
 class Lite:
     """The `lite` Outpainter.
 
-    prefer: the least error to be expected (faithful), or grain besides, where all is smooth (sharp). adapt: updates of
-    a small network on each shot of the source itself, before it is made; 0: none. cache: folder where such networks are
-    found again; None: they are not kept. settings: those that differ from `Settings`, by name. Raises ValueError for
-    settings that do not fit.
+    prefer: "sharp" completes what no frame saw; "faithful" has the least expected error. adapt: updates of a small
+    network on each shot of the source itself, before it is outpainted; 0: none; requires "faithful". cache: folder
+    where such networks are cached; None: no cache. settings: those that differ from the defaults, by name.
+    Raises ValueError for settings that do not fit.
     """
 
     def __init__(
@@ -63,15 +67,16 @@ class Lite:
         cache: str | os.PathLike | None = None,
         settings: Mapping[str, Any] | None = None,
     ):
-        self._settings = Settings.make(settings or {})
-        self._sharp = prefer == "sharp"
+        if adapt and prefer == "sharp":
+            raise ValueError("adapt goes with prefer='faithful', found 'sharp'")
+        self._settings = Settings.make({**(_SHARP if prefer == "sharp" else {}), **(settings or {})})
         self._adapter = Adapter(self._make, adapt, cache, settings=self._settings) if adapt else None
 
     def __call__(self, source: FrameSource, canvas: Canvas, rng: None = None) -> Iterator[FramesTHWC]:
-        """Yields canvas frames, uint8 [n, H, W, 3], in time order; the caller pastes the source's own pixels. Says on
-        stderr if it was to adapt and could to no shot."""
-        mask = canvas.mask()
-        grain = Grain(canvas, self._settings.grain) if self._sharp else None
+        """Yields canvas frames, uint8 [n, H, W, 3], in time order; the caller pastes the source's own pixels.
+
+        Reports on stderr if no shot could be adapted to.
+        """
         starts = [0, *source_cuts(source)] if self._adapter else []
         shots = (range(*ends) for ends in itertools.pairwise([*starts, len(source)]))
         correction, adapted = None, False
@@ -80,21 +85,19 @@ class Lite:
                 correction = self._adapter(source, next(shots), canvas)
                 adapted = adapted or correction is not None
             frame = made.frame if correction is None else made.frame + correction(made)
-            if grain is not None:
-                unknown = ((made.trust == 0) & (mask > 0)).astype(np.uint8)
-                frame = grain(frame, made.carried[canvas.box].astype(np.uint8), unknown)
             yield np.clip(np.rint(frame), 0, 255).astype(np.uint8)[None]
         if self._adapter and not adapted:
-            print(f"lite: nothing to adapt to: {NEEDED}", file=sys.stderr)
+            print(f"lite: adaptation skipped: {NEEDED}", file=sys.stderr)
 
     def _make(self, source: FrameSource, canvas: Canvas) -> Iterator[Made]:
-        """Every frame before it is corrected and has grain."""
+        """Every frame before it is corrected."""
         settings, blur = self._settings, Spread(canvas.mask())
-        isvi = Isvi(settings={"lines": settings.lines, "megabytes": _MEGABYTES, "anchor": settings.anchor})
+        shared = {name: getattr(settings, name) for name in ("lines", "anchor", "key_frames")}
+        isvi = Isvi(settings={**shared, "megabytes": _MEGABYTES})
         for carried, trust in isvi.carry(source, canvas):
             carried = carried.astype(np.float32)
             blurred = blur(carried)
             share = np.where(trust > 0, settings.doubt * (1 - trust), settings.made_up)
-            # No step where carrying ends.
+            # No step where propagation ends.
             share = soften(share[..., 0], _FEATHER * min(canvas.height, canvas.width))[..., None]
             yield Made(carried + share * (blurred - carried), carried, blurred, trust)

@@ -100,7 +100,7 @@ class CameraMotion:
         if not known.any():
             return flow
         height, width = known.shape
-        camera = _camera_motion(flow, known)
+        camera = camera_motion(flow, known)
         rest = np.where(known[..., None], flow - camera, 0).astype(np.float32)
         cells = (-(-width // _REDUCTION), -(-height // _REDUCTION))
         rest, weight = (cv2.resize(x, cells, interpolation=cv2.INTER_AREA) for x in (rest, known.astype(np.float32)))
@@ -206,7 +206,7 @@ def _cross() -> np.ndarray:
     return cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 
 
-def _camera_motion(flow: np.ndarray, known: np.ndarray) -> np.ndarray:
+def camera_motion(flow: np.ndarray, known: np.ndarray) -> np.ndarray:
     """The flow [h, w, 2] that the similarity nearest to a known flow has everywhere; zero where there is none."""
     place = np.stack(np.meshgrid(*(np.arange(side, dtype=np.float32) for side in flow.shape[1::-1])), -1)
     there = known[::_GRID, ::_GRID]

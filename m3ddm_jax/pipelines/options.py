@@ -12,6 +12,7 @@ import jax.numpy as jnp
 class CheckedSettings:
     """Base of a pipeline's settings: frozen dataclasses whose whole numbers, numbers and choices are checked.
 
+    Whole numbers are above 0; those of `or_none` fields may be 0.
     Raises ValueError that says what is accepted.
     """
 
@@ -20,8 +21,8 @@ class CheckedSettings:
             found, accepted = getattr(self, field.name), None
             if get_origin(field.type) is Literal and found not in get_args(field.type):
                 accepted = f"one of {', '.join(get_args(field.type))}"
-            elif field.type is int and not (isinstance(found, int) and found > 0):
-                accepted = "a whole number above 0"
+            elif field.type is int and not (isinstance(found, int) and found >= field.metadata.get("least", 1)):
+                accepted = "a whole number, 0 or more" if "least" in field.metadata else "a whole number above 0"
             elif field.type is float and not isinstance(found, int | float):
                 accepted = "a number"
             if accepted:
@@ -38,6 +39,11 @@ class CheckedSettings:
             if name not in values and field.default is dataclasses.MISSING:
                 raise ValueError(f"the setting {name} is missing")
         return cls(**values)
+
+
+def or_none(default: int) -> Any:
+    """A dataclass field for a whole number that may be 0."""
+    return dataclasses.field(default=default, metadata={"least": 0})
 
 
 def computing_in(dtype: str, network: nn.Module) -> nn.Module:

@@ -5,6 +5,7 @@ done where no network is given, are this project's: there the key frames are lef
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from m3ddm_jax.flow import propagation
 from m3ddm_jax.flow.least_squares import Anchors, Edges
 from m3ddm_jax.flow.poisson import blend, gradient_mask, unresolved
 from m3ddm_jax.pipelines.compositing import spread
-from m3ddm_jax.pipelines.optical_flow import Completer, Estimator, ShotFlows
+from m3ddm_jax.pipelines.optical_flow import Completer, Estimator, ShotFlows, camera_motion
 from m3ddm_jax.pipelines.work_clip import WorkClip
 
 BYTES_PER_PIXEL = 7 * 4
@@ -33,19 +34,34 @@ _LENGTH = 8  # of which windows have a multiple of frames
 _STEPS = 16  # in which the pixels that are carried to may grow to all of a frame's
 
 
+class View(NamedTuple):
+    """A frame of a window.
+
+    frame: float32 [h, w, 3] in 0..255. real: bool [h, w], pixels of the source, of this frame or propagated from
+    others. flow: float32 [h, w, 2] to a neighbouring frame; None where there is none. position: float32 [2], rows and
+    columns by which the scene has moved since the first frame of the window.
+    """
+
+    frame: np.ndarray
+    real: np.ndarray
+    flow: np.ndarray | None
+    position: np.ndarray
+
+
 @dataclasses.dataclass(frozen=True)
 class Parts:
     """Who does what.
 
     estimate, complete: flow, as in `optical_flow`.
-    hallucinate: (frame float32 [h, w, 3] in 0..255, mask [h, w, 1], 1 = made up) -> the whole frame; or None.
+    hallucinate: (key frame, its unknown pixels, bool [h, w, 1], other frames of the window) -> the whole key frame,
+      float32 [h, w, 3] in 0..255.
     fuse: (gradients float32 [n, h, w, 3], of 0..255, in one direction, mask [n, h, w, 1], 1 = carried there) ->
       gradients of one style; or None.
     """
 
     estimate: Estimator
     complete: Completer
-    hallucinate: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    hallucinate: Callable[[View, np.ndarray, Sequence[View]], np.ndarray]
     fuse: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
 
 
@@ -138,7 +154,7 @@ class _Window:
         missing = np.asarray(gradient_mask(self._hole))
         places = _places(missing)
         carried = self._carry(self._values(self._frames), missing, self._confidence, places)
-        if self._parts.hallucinate:
+        if self._limits.key_frames:
             carried = self._hallucinate(carried, places)
         frames, confidence = np.empty_like(self._frames[wanted]), np.empty_like(self._confidence[wanted])
         for start in range(0, len(frames), _AT_A_TIME):
@@ -195,7 +211,31 @@ class _Window:
         """A whole frame: what was carried to it, and what is made up of the rest."""
         there = slice(key, key + 1)
         blended, lost = self._blend(there, carried, carried.values[there])
-        return self._parts.hallucinate(blended[0], lost[0])
+        real = (carried.confidence[key] > 0) & ~lost[0]
+        view = View(blended[0], real[..., 0], self._flow_of(key), self._positions[key])
+        return self._parts.hallucinate(view, lost[0], self._others)
+
+    def _flow_of(self, index: int) -> np.ndarray | None:
+        if self._flows is None:
+            return None
+        return self._flows.forward[index] if index < len(self._flows.forward) else self._flows.backward[index - 1]
+
+    @functools.cached_property
+    def _positions(self) -> np.ndarray:
+        """Of the scene in every frame, float32 [T, 2]."""
+        moved = np.zeros((len(self._frames), 2), np.float32)
+        if self._flows is not None:
+            known = ~self._hole[:-1, ..., 0]
+            motions = map(camera_motion, self._flows.forward, known)
+            moved[1:] = np.cumsum([motion.mean((0, 1))[::-1] for motion in motions], 0)
+        return moved
+
+    @functools.cached_property
+    def _others(self) -> tuple[View, ...]:
+        """The ends of the window, which show most that a key frame does not."""
+        ends = sorted({0, len(self._frames) - 1})
+        views = ((self._frames[i], self._confidence[i, ..., 0] > 0, self._flow_of(i), self._positions[i]) for i in ends)
+        return tuple(View(*view) for view in views)
 
     def _finish(self, there: slice, carried: _Carried) -> tuple[np.ndarray, np.ndarray]:
         hole, values = self._hole[there], carried.values[there]

@@ -11,6 +11,9 @@ CANVAS = Canvas.from_pad(20, 24, 10, 0, 10, 0)
 class Carrying:
     """An `Isvi` that has found a block on the left and a speck on the right, more or less surely."""
 
+    def __init__(self, settings):
+        assert settings == {"key_frames": 0}
+
     def carry(self, source, canvas):
         for index, original in enumerate(source[:]):
             frame = np.full((canvas.height, canvas.width, 3), 7 + index, np.uint8)

@@ -59,10 +59,22 @@ def test_what_no_frame_has_seen_is_continued():
     """A camera that stands still shows nothing else, and neither does one frame."""
     frames = np.repeat(pan(1, 4), 8, axis=0)
     known, canvas = cut(frames, 12)
-    np.testing.assert_allclose(run(Isvi(), known, canvas), np.float32(run(Blur(), known, canvas)), atol=1)
-    np.testing.assert_array_equal(run(Isvi(), known[:1], canvas), run(Blur(), known[:1], canvas))
+    smooth = Isvi(settings={"key_frames": 0})
+    np.testing.assert_allclose(run(smooth, known, canvas), np.float32(run(Blur(), known, canvas)), atol=1)
+    np.testing.assert_array_equal(run(smooth, known[:1], canvas), run(Blur(), known[:1], canvas))
     _, confidence = carry(known, canvas)
     np.testing.assert_array_equal(confidence, np.broadcast_to(1 - canvas.mask(), confidence.shape))
+
+
+def test_what_no_frame_has_seen_is_completed_once():
+    """Detail goes on beyond the border, and a camera that stands still does not flicker."""
+    frames = np.repeat(np.random.default_rng(1).integers(60, 190, (1, 48, 72, 3), np.uint8), 6, axis=0)
+    known, canvas = cut(frames, 12)
+    completed, smooth = (run(Isvi(settings={"key_frames": count}), known, canvas) for count in (8, 0))
+    detail, none, true = (np.abs(np.diff(x[:, :, :10].astype(int), axis=1)).mean() for x in (completed, smooth, frames))
+    assert detail > 0.5 * true > 2 * none
+    # Differences end at the last row and column: there other frames follow the key frame less exactly.
+    assert np.abs(np.diff(completed[:, 12:-12].astype(int), axis=0)).mean() < 0.5
 
 
 @pytest.mark.parametrize(("size", "pad"), [((5, 7), (1, 1, 2, 0)), ((48, 72), (0, 0, 0, 0))])

@@ -6,6 +6,7 @@ import pytest
 
 from m3ddm_jax.geometry import Canvas
 from m3ddm_jax.pipelines import lite
+from m3ddm_jax.pipelines.base import OUTPAINTERS
 from m3ddm_jax.pipelines.baselines import Blur
 from m3ddm_jax.pipelines.isvi import Isvi
 from m3ddm_jax.pipelines.lite import Lite
@@ -55,16 +56,20 @@ def test_the_less_sure_a_pixel_is_the_more_of_the_blur_is_in_it(source, monkeypa
     assert 10 < steps.max() < 40  # of about 50 in all
 
 
-def test_sharp_has_grain_where_nothing_was_carried_alone(source, monkeypatch):
+def test_sharp_keeps_what_was_completed(source, monkeypatch):
     monkeypatch.setattr(lite, "Isvi", Carrying)
-    smooth, grainy = (
-        run(source, prefer=prefer, settings={"lines": 24, "grain": 20.0}).astype(int)
-        for prefer in ("faithful", "sharp")
-    )
-    difference = np.abs(grainy - smooth)
-    assert difference[:, :8, :14].mean() > 1
-    difference[:, :8, :16] = 0
-    assert not difference.any()
+    faithful, sharp = (run(source, prefer=prefer, settings={"lines": 24}) for prefer in ("faithful", "sharp"))
+    np.testing.assert_array_equal(sharp[:, :4, :12], 200)
+    assert (faithful[:, :4, :12] < 195).all()
+
+
+def test_sharp_alone_completes():
+    """A camera that stands still: detail beyond the border, or a blur."""
+    frames = np.repeat(np.random.default_rng(0).integers(60, 190, (1, 32, 40, 3), np.uint8), 3, axis=0)
+    sharp, faithful = (run(FrameSource.from_array(frames), prefer=prefer) for prefer in ("sharp", "faithful"))
+    detail = [np.abs(np.diff(made[:, :, :14].astype(int), axis=1)).mean() for made in (sharp, faithful)]
+    assert detail[0] > 3 * detail[1]
+    np.testing.assert_array_equal(run(FrameSource.from_array(frames)), sharp)
 
 
 def test_a_pan_is_filled_better_than_by_a_blur_or_by_what_was_carried_alone():
@@ -106,8 +111,8 @@ def test_every_shot_is_adapted_to_when_it_begins(source, monkeypatch, capsys):
     np.testing.assert_array_equal(adapted[2:], without[2:])  # a frame alone
     assert not capsys.readouterr().err
     monkeypatch.setattr(lite, "source_cuts", lambda source: [1, 2])
-    run(source, settings=settings, adapt=3, cache="folder")
-    assert "nothing to adapt to: a shot of 8 frames, and a source that has 50% of" in capsys.readouterr().err
+    run(source, prefer="faithful", settings=settings, adapt=3, cache="folder")
+    assert "adaptation skipped: a shot of 8 frames, and a source that has 50% of" in capsys.readouterr().err
 
 
 def test_a_still_camera_one_frame_and_one_colour_are_continued():
@@ -119,5 +124,8 @@ def test_a_still_camera_one_frame_and_one_colour_are_continued():
 def test_settings_that_do_not_fit_are_told():
     with pytest.raises(ValueError, match="lines is 0: a whole number above 0"):
         Lite(settings={"lines": 0})
-    with pytest.raises(ValueError, match="no setting steps: lines, anchor, doubt, made_up, grain"):
+    with pytest.raises(ValueError, match="no setting steps: lines, anchor, doubt, made_up, key_frames"):
         Lite(settings={"steps": 3})
+    with pytest.raises(ValueError, match="adapt goes with prefer='faithful', found 'sharp'"):
+        Lite(adapt=3)
+    assert OUTPAINTERS["lite"](adapt=3)._settings.key_frames == 0

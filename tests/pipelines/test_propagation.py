@@ -1,3 +1,5 @@
+import dataclasses
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -55,8 +57,9 @@ def exact(before, after):
 
 
 def run(clip, cuts=(), **parts):
-    parts = Parts(**{"estimate": exact, "complete": CameraMotion(), **parts})
-    frames, confidence = zip(*propagate(clip, cuts, parts, LIMITS), strict=True)
+    limits = LIMITS if "hallucinate" in parts else dataclasses.replace(LIMITS, key_frames=0)
+    parts = Parts(**{"estimate": exact, "complete": CameraMotion(), "hallucinate": None, **parts})
+    frames, confidence = zip(*propagate(clip, cuts, parts, limits), strict=True)
     return np.concatenate(frames), np.concatenate(confidence)
 
 
@@ -154,11 +157,16 @@ def test_what_no_frame_saw_is_made_up_once_and_followed():
     frames = np.repeat(pan(1), 12, axis=0)
     asked = []
 
-    def hallucinate(frame, mask):
-        asked.append(mask.mean())
-        return np.where(mask > 0, 200.0, frame).astype(np.float32)
-
     still = np.zeros((HEIGHT, WIDTH - 2 * SIDE, 2), np.float32)
+
+    def hallucinate(key, unknown, others):
+        asked.append(unknown.mean())
+        assert not (key.real & unknown[..., 0]).any() and len(others) == 2
+        for view in (key, *others):
+            np.testing.assert_array_equal(view.flow, np.zeros((HEIGHT, WIDTH, 2)))
+            np.testing.assert_array_equal(view.position, [0, 0])
+        return np.where(unknown, 200.0, key.frame).astype(np.float32)
+
     filled, confidence = run(clip_of(frames), estimate=lambda before, after: still, hallucinate=hallucinate)
     assert len(asked) == 1 and asked[0] == pytest.approx(2 * SIDE / WIDTH)
     # Gradients alone are handed on, and blended; beside the last row they are those of the row above.
@@ -166,6 +174,19 @@ def test_what_no_frame_saw_is_made_up_once_and_followed():
     np.testing.assert_array_equal(
         confidence[..., 0], np.broadcast_to(1 - clip_of(frames).frame(0).mask[..., 0], confidence.shape[:3])
     )
+
+
+def test_frames_tell_where_the_scene_has_moved():
+    """A pan: the ends of a window lie apart by the steps between them."""
+    seen = []
+
+    def hallucinate(key, unknown, others):
+        seen.append((key.position, [view.position for view in others]))
+        return np.where(unknown, 100.0, key.frame).astype(np.float32)
+
+    run(clip_of(pan(8)), hallucinate=hallucinate)
+    np.testing.assert_allclose(seen[0][1], [[0, 0], [0, -7 * STEP]], atol=0.1)
+    assert any(abs(seen[0][0][1] + index * STEP) < 0.1 for index in range(8))
 
 
 def test_styles_are_fused_where_gradients_were_carried():
