@@ -28,7 +28,7 @@ _DRIFT = (
     32.0,
     64.0,
 )  # levels between a pixel's colour and the one that was carried: from where on and at what it is held
-_SPECK = 1e-3  # of a frame; what is left of one is not made up but spread from around it, if it is less
+_SPECK = 5e-3  # of a frame; what is left of one is not made up but spread from around it, if it is less
 # Few shapes, few compiles:
 _LENGTH = 8  # of which windows have a multiple of frames
 _STEPS = 16  # in which the pixels that are carried to may grow to all of a frame's

@@ -18,8 +18,9 @@ from m3ddm_jax.pipelines.optical_flow import camera_motion
 
 _CASCADES = ("haarcascade_frontalface_alt2.xml", "haarcascade_profileface.xml")
 _SMALLEST_FACE = 1 / 12  # of the short side
+_STEP = 1.15  # from one size of people to the next
 _AGREEING = 4  # overlapping windows that make a face
-_PERSON_LINES = 480  # of the frame in which whole people are looked for
+_PERSON_LINES = 384  # of the frame in which whole people are looked for
 _PERSON_SCORE = 0.6  # of the detector, at least
 # Parts of a person around a face, in widths of the face: half of the width, first and last row below the top.
 _HEAD = (0.55, -0.35, 1.25)
@@ -86,7 +87,7 @@ def _detect_faces(image: np.ndarray, cascades: list) -> list[tuple[int, int, int
     taken, faces = np.zeros(grey.shape, bool), []
     for cascade, mirrored in itertools.product(cascades, (False, True)):
         seen = np.ascontiguousarray(grey[:, ::-1]) if mirrored else grey
-        for left, top, width, height in cascade.detectMultiScale(seen, 1.1, _AGREEING, minSize=(least, least)):
+        for left, top, width, height in cascade.detectMultiScale(seen, _STEP, _AGREEING, minSize=(least, least)):
             left = grey.shape[1] - left - width if mirrored else left
             there = np.s_[top : top + height, left : left + width]
             if not taken[there].any():
@@ -99,7 +100,7 @@ def _detect_persons(image: np.ndarray, detector: "cv2.HOGDescriptor") -> Iterato
     """(left, top, width, height) of whole people in uint8 [h, w, 3]."""
     scale = _PERSON_LINES / min(image.shape[:2])
     large = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
-    boxes, scores = detector.detectMultiScale(large, winStride=(8, 8), scale=1.1)
+    boxes, scores = detector.detectMultiScale(large, winStride=(8, 8), scale=_STEP)
     for box, score in zip(boxes, np.ravel(scores), strict=True):
         if score >= _PERSON_SCORE:
             yield tuple(round(side / scale) for side in box)
