@@ -37,6 +37,33 @@ hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=No
 hypothesis.settings.load_profile("repeatable")
 
 
+# Test files that take the longest, longest first.
+LONGEST = (
+    "tests/test_train.py",
+    "tests/recipes/test_adversarial.py",
+    "tests/models/test_globalpaint.py",
+    "tests/models/test_unet3d.py",
+    "tests/recipes/test_globalpaint.py",
+    "tests/test_precompute.py",
+    "tests/recipes/test_diffusion.py",
+    "tests/pipelines/test_m3ddm.py",
+    "tests/parallel/test_processes.py",
+    "tests/parallel/test_scale.py",
+    "tests/pipelines/test_propagation.py",
+    "tests/models/test_i3d.py",
+    "tests/test_convert.py",
+    "tests/test_outpaint.py",
+    "tests/flow/test_propagation.py",
+    "tests/eval/test_run.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]):
+    """Run the longest files first: a long file that starts last leaves the other worker idle."""
+    rank = {path: place for place, path in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.nodeid.split("::")[0], len(rank)))
+
+
 def pytest_collection_finish():
     """Garbage is looked for less often, and not in what was imported: tracing makes so many objects that the search
     takes a quarter of its time."""
