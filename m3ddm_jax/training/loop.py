@@ -14,8 +14,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
-from tensorboardX.proto.summary_pb2 import Summary
 
 from m3ddm_jax.training.checkpoint import Checkpoints
 from m3ddm_jax.training.state import State, layout_of
@@ -87,6 +85,8 @@ class MetricsLog:
         self._times: list[float] = []
         self._last = None
         if self._speaks:
+            from tensorboardX import SummaryWriter  # imports torch where it is installed, which takes seconds
+
             path = self._workdir / "metrics.jsonl"
             kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
             path.write_text("".join(kept))
@@ -138,6 +138,8 @@ class MetricsLog:
 
     def add_gif(self, name: str, encoded: bytes, height: int, width: int, step: int) -> None:
         """A moving picture for TensorBoard; from the first process alone."""
+        from tensorboardX.proto.summary_pb2 import Summary
+
         # add_video would need moviepy to encode what is encoded already.
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
         self._writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
