@@ -25,6 +25,8 @@ from m3ddm_jax.training.validation import Completion, completion_metrics, comple
 from m3ddm_jax.video import FrameSource
 from m3ddm_jax.weights import load_autoencoder, load_model, load_settings, save_model
 
+pytestmark = pytest.mark.usefixtures("quick_init")
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
@@ -88,7 +90,7 @@ class Run(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def pixels(quick_compiles, codec, tmp_path_factory):
+def pixels(quick_compiles, quick_init, codec, tmp_path_factory):
     """`straight` from random weights."""
     workdir, config = tmp_path_factory.mktemp("pixels") / "run", make_config(codec, save_every=2)
     return Run(config, workdir, run(config, workdir))

@@ -21,7 +21,7 @@ from m3ddm_jax.training.state import shardings_of
 from m3ddm_jax.training.validation import side_by_side
 from m3ddm_jax.weights import load_model, save_model
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
+pytestmark = pytest.mark.usefixtures("quick_compiles", "quick_init")
 
 
 def make_config(change=lambda config: None):
@@ -63,7 +63,7 @@ class Run(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def straight(quick_compiles, from_folder, tmp_path_factory):
+def straight(quick_compiles, quick_init, from_folder, tmp_path_factory):
     """4 updates in one run, with checkpoints after 2 and 4."""
     workdir, (config, _) = tmp_path_factory.mktemp("straight") / "run", from_folder
     return Run(config, workdir, trainer.train(config, workdir, jax.devices()[:1]))
@@ -136,7 +136,7 @@ def diffusion_config(folder):
     config, tiny = common.adversarial_diffusion(), m3ddm_tiny.get_config()
     for section in ("model", "data", "sample"):
         config[section] = tiny[section]
-    config.model.update(latent_channels=192)
+    config.model.update(latent_channels=192, block_out_channels=(32,), attention_levels=(False,))
     config.autoencoder = ConfigDict({"kind": "patch_codec", "patch_size": 8, "scale": 2.0})
     config.discriminator.update(width=2, tube_size=16, dtype="float32")
     config.adversarial.update(plain_tubes=1, zoomed_tubes=1)

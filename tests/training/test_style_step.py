@@ -10,7 +10,7 @@ from m3ddm_jax.training.gan_state import Optimizers, create_gan_state
 from m3ddm_jax.training.optim import skip_spikes
 from m3ddm_jax.training.style_step import StyleTask, hole_error, make_style_step, make_style_tasks
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
+pytestmark = pytest.mark.usefixtures("quick_compiles", "quick_init")
 
 SIDE = 16
 DISCRIMINATOR = StyleDiscriminator(width=2)
