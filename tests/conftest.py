@@ -136,6 +136,8 @@ def quick_init():
 
     def init(module, key):
         shapes = flatten_dict(dict(shapes_of(module)))
+        if not shapes:
+            return {}
         stops = np.cumsum([leaf.size for leaf in shapes.values()])
         parts = jnp.split(jax.random.normal(key, (stops[-1],)), stops[:-1])
         variables = {}

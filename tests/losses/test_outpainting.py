@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,8 @@ from m3ddm_jax.losses.outpainting import (
     reconstruction_terms,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 
 def draw(seed, *shape):
     return jax.random.normal(jax.random.key(seed), shape)
@@ -21,7 +25,7 @@ def test_reconstruction_is_the_mean_error_of_each_side_of_the_mask():
     mask = jnp.zeros((1, 2, 4, 8, 1)).at[..., :2, :].set(1)
     prediction, truth = draw(0, 1, 2, 4, 8, 3), draw(1, 1, 2, 4, 8, 3)
     error = np.abs(prediction - truth)
-    terms = reconstruction_terms(prediction, truth, mask)
+    terms = jax.jit(reconstruction_terms)(prediction, truth, mask)
     np.testing.assert_allclose(terms["hole"], error[..., :2, :].mean(), rtol=1e-5)
     np.testing.assert_allclose(terms["valid"], error[..., 2:, :].mean(), rtol=1e-5)
     # The published code's form: the mean over all pixels, over the share of the masked ones.
@@ -36,7 +40,7 @@ def test_a_side_without_pixels_costs_nothing(value, absent):
     def term(prediction):
         return reconstruction_terms(prediction, truth, mask)[absent]
 
-    loss, gradient = jax.value_and_grad(term)(draw(0, 1, 1, 4, 4, 3))
+    loss, gradient = jax.jit(jax.value_and_grad(term))(draw(0, 1, 1, 4, 4, 3))
     assert loss == 0
     np.testing.assert_array_equal(gradient, 0)
 
@@ -45,7 +49,7 @@ def test_flows_are_compared_pair_by_pair():
     flows, targets = (draw(0, 1, 3, 4, 4, 2), draw(1, 1, 3, 4, 4, 2)), (draw(2, 1, 3, 4, 4, 2), draw(3, 1, 3, 4, 4, 2))
     expected = sum(np.abs(a - b).mean() for a, b in zip(flows, targets, strict=True))
     np.testing.assert_allclose(flow_term(flows, targets), expected, rtol=1e-6)
-    gradient = jax.grad(lambda targets: flow_term(flows, targets))(targets)
+    gradient = jax.jit(jax.grad(lambda targets: flow_term(flows, targets)))(targets)
     jax.tree.map(lambda leaf: np.testing.assert_array_equal(leaf, 0), gradient)
 
 
@@ -66,7 +70,7 @@ TUBE_MASK = jnp.zeros((1, 2, 2, 8, 8, 1)).at[..., :4, :].set(1)
 
 def test_features_are_matched_under_their_masks():
     real, fake = features(0, TUBE_MASK), features(10, TUBE_MASK)
-    terms = feature_terms(real, fake, MASK, floor=0.3, dilation=2)
+    terms = jax.jit(partial(feature_terms, floor=0.3, dilation=2))(real, fake, MASK)
     expected = []
     for level, cell in enumerate((2, 4)):
         # Columns 0..7 masked, grown to 0..9: five cells of 2 columns; two cells of 4, and half of the third.
@@ -90,7 +94,7 @@ def test_no_gradient_passes_to_real_features_and_known_cells():
         made = {**fake, "features": fake_features}
         return sum(feature_terms({**real, "features": real_features}, made, MASK).values())
 
-    to_real, to_fake = jax.grad(total, (0, 1))(real["features"], fake["features"])
+    to_real, to_fake = jax.jit(jax.grad(total, (0, 1)))(real["features"], fake["features"])
     jax.tree.map(lambda leaf: np.testing.assert_array_equal(leaf, 0), to_real)
     np.testing.assert_array_equal(to_fake["local"][0][..., 2:, :], 0)
     assert np.abs(to_fake["local"][0][..., :2, :]).min() > 0
@@ -104,7 +108,7 @@ def test_without_masked_pixels_local_features_cost_nothing():
     def local(fake_features):
         return feature_terms(real, {**fake, "features": fake_features}, jnp.zeros_like(MASK))["feat_local"]
 
-    value, gradient = jax.value_and_grad(local)(fake["features"])
+    value, gradient = jax.jit(jax.value_and_grad(local))(fake["features"])
     assert value == 0
     jax.tree.map(lambda leaf: np.testing.assert_array_equal(leaf, 0), gradient)
 
