@@ -12,13 +12,16 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A folder with .ci/run and an environment of stubs: `python3 -m venv` makes nothing, pip and ruff succeed."""
+    """A folder with .ci/run and an environment of stubs: `python3 -m venv` makes nothing, pip and ruff succeed, and
+    python prints its arguments."""
     stubs, environment = tmp_path / "stubs", tmp_path / "repo" / ".venv" / "bin"
     for folder in (stubs, environment, tmp_path / "repo" / ".ci"):
         folder.mkdir(parents=True)
     for stub in (stubs / "python3", environment / "pip", environment / "ruff"):
         stub.write_text("#!/bin/sh\nexit 0\n")
         stub.chmod(0o755)
+    (environment / "python").write_text('#!/bin/sh\necho "$@"\n')
+    (environment / "python").chmod(0o755)
     (tmp_path / "repo" / ".ci" / "run").write_text((ROOT / ".ci" / "run").read_text())
 
     def run(readme: str) -> subprocess.CompletedProcess:
@@ -27,7 +30,7 @@ def checkout(tmp_path):
         command = ["bash", tmp_path / "repo" / ".ci" / "run"]
         return subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
 
-    run.ruff = environment / "ruff"
+    run.ruff, run.python = environment / "ruff", environment / "python"
     return run
 
 
@@ -35,15 +38,20 @@ def readme_with(command: str) -> str:
     return f"# title\n\n```sh\necho another\n```\n<!-- tests -->\n```sh\n{command}\n```\n<!-- end of tests -->\n"
 
 
-def test_ci_runs_the_readme_command_and_nothing_else_of_it(checkout):
+def test_ci_runs_the_readme_command_and_the_slow_tests(checkout):
     done = checkout(readme_with("echo one && echo two"))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["one", "two"]
+    assert done.stdout.splitlines() == ["one", "two", "slow tests", "-m pytest -q -m slow"]
 
 
 def test_ci_fails_with_the_command(checkout):
     assert checkout(readme_with("false")).returncode != 0
     assert checkout(readme_with("false | true")).returncode != 0
+
+
+def test_ci_fails_with_the_slow_tests(checkout):
+    checkout.python.write_text("#!/bin/sh\nexit 1\n")
+    assert checkout(readme_with("true")).returncode != 0
 
 
 def test_ci_fails_without_a_command(checkout):

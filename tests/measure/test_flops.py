@@ -179,6 +179,7 @@ def test_equals_the_count_of_xla(remat):
     check_with_xla(jax.value_and_grad(lambda *args: jnp.square(network(*args)).sum(), (0, 1)), params, x)
 
 
+@pytest.mark.slow
 def test_equals_the_count_of_xla_of_a_wide_unet():
     model = M3DDMUNet(block_out_channels=(320, 640), attention_levels=(False, False), layers_per_block=1)
     variables = registry.abstract_variables(model)

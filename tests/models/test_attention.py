@@ -5,6 +5,8 @@ import pytest
 
 from m3ddm_jax.models import attention
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 
 def plain(query, key, value):
     scores = jnp.einsum("btnd,bsnd->bnts", query, key) / np.sqrt(query.shape[-1])
@@ -22,10 +24,20 @@ def draw(queries, keys, batch=2, heads=3, width=4):
 @pytest.mark.parametrize("sizes", [(1, 1), (5, 7), (12, 3)])
 def test_every_form_equals_plain_softmax(form, sizes):
     query, key, value = draw(*sizes)
-    np.testing.assert_allclose(form(query, key, value), plain(query, key, value), atol=1e-6)
-    grad = jax.grad(lambda *args: jnp.sum(form(*args) ** 2), argnums=(0, 1, 2))(query, key, value)
-    expected = jax.grad(lambda *args: jnp.sum(plain(*args) ** 2), argnums=(0, 1, 2))(query, key, value)
-    for ours, theirs in zip(grad, expected, strict=True):
+
+    def compute(form):
+        """Values and gradients of their squares' sum."""
+
+        def loss(*args):
+            out = form(*args)
+            return jnp.sum(out**2), out
+
+        gradients, out = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(query, key, value)
+        return out, gradients
+
+    (out, gradients), (expected_out, expected) = compute(form), compute(plain)
+    np.testing.assert_allclose(out, expected_out, atol=1e-6)
+    for ours, theirs in zip(gradients, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 

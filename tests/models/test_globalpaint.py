@@ -298,6 +298,7 @@ def test_wrong_inputs_are_named(drawn):
         shape(latents, mask, masked, network=module.clone(num_heads=(4, 4, 4)))
 
 
+@pytest.mark.slow
 def test_parameter_counts():
     def count(**hyper):
         shapes = registry.abstract_variables(GlobalPaintUNet(**hyper))

@@ -56,6 +56,7 @@ def test_equals_the_reference_layer_by_layer(golden, case):
         np.testing.assert_allclose(points[name], expected[f"small_{case}/{name}"], **TOLERANCE, err_msg=name)
 
 
+@pytest.mark.slow
 def test_logits_equal_the_reference_and_tell_epsilons_apart(golden):
     recipe, variables, expected = golden
     video = make_video(recipe, "9x224x224")
