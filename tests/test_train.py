@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from ml_collections import ConfigDict
 
@@ -28,6 +29,17 @@ from m3ddm_jax.weights import load_autoencoder, load_model, load_settings, save_
 pytestmark = pytest.mark.usefixtures("quick_init")
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def whole_shards():
+    """Replicated arrays are written whole: Orbax compiles a program for each part that a replica would write.
+
+    tests/training/test_checkpoint.py saves from eight devices in parts.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ocp.type_handlers.get_type_handler(jax.Array), "_use_replica_parallel", False)
+        yield
 
 
 def save_codec(folder, seed=0):

@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -9,6 +10,8 @@ from m3ddm_jax.measure.collectives import find_collectives
 from m3ddm_jax.models import layers
 from m3ddm_jax.parallel import constrain
 from m3ddm_jax.parallel.mesh import make_mesh
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 def test_group_norm_equals_torch_with_a_large_mean():
