@@ -27,8 +27,7 @@ import torch
 from absl import app, flags
 from absl.testing import flagsaver
 
-# torchvision's build for CUDA lacks its operators beside a torch for CPUs. The networks that diffusers and lpips take
-# from it need none, but their names must be known when it is imported.
+# lpips and open_clip import torchvision; PyPI's CUDA build of it fails beside a CPU build of torch unless these exist.
 _OPERATORS = torch.library.Library("torchvision", "FRAGMENT")
 try:
     import torchvision  # noqa: F401
@@ -43,17 +42,21 @@ hypothesis.settings.load_profile("repeatable")
 # Test files that take the longest, longest first.
 LONGEST = (
     "tests/test_train.py",
-    "tests/recipes/test_adversarial.py",
     "tests/models/test_globalpaint.py",
     "tests/models/test_unet3d.py",
-    "tests/recipes/test_globalpaint.py",
-    "tests/test_precompute.py",
-    "tests/recipes/test_diffusion.py",
     "tests/pipelines/test_m3ddm.py",
+    "tests/recipes/test_adversarial.py",
+    "tests/test_precompute.py",
+    "tests/recipes/test_globalpaint.py",
     "tests/parallel/test_processes.py",
     "tests/parallel/test_scale.py",
+    "tests/training/test_diffusion_step.py",
+    "tests/training/test_gan_step.py",
+    "tests/recipes/test_diffusion.py",
     "tests/pipelines/test_propagation.py",
+    "tests/pipelines/test_in2out.py",
     "tests/models/test_i3d.py",
+    "tests/models/test_lpips.py",
     "tests/test_convert.py",
     "tests/test_outpaint.py",
     "tests/flow/test_propagation.py",
