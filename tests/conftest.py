@@ -1,24 +1,35 @@
 """What every test shares: eight CPU devices, quick compilation, repeatable property tests, the folder of reference
 outputs, and commands that run without a process of their own."""
 
+import atexit
 import functools
 import gc
 import math
 import os
 import pathlib
 import runpy
+import shutil
 import subprocess
 import sys
+import tempfile
 import warnings
 
-# All must be set before the first import of jax.
+# All must be set before the first import of jax. The environment passes them on to xdist's workers and to commands.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     # XLA's newer generators of code set up a compiler of their own for each kernel: a third of what compiling costs.
+    # Code generation in parts costs a quarter of it, and the workers use all cores.
     os.environ["XLA_FLAGS"] = (
         f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
         " --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters,xla_cpu_disable_tiled_emitter"
+        " --xla_cpu_parallel_codegen_split_count=1"
     ).strip()
+# Tests mostly compile: little optimization (`optimized` restores it), and one folder of compiled programs for all.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs = tempfile.mkdtemp(prefix="programs-")
+    atexit.register(shutil.rmtree, _programs, ignore_errors=True)
 
 import hypothesis
 import numpy as np
@@ -89,21 +100,45 @@ def goldens() -> pathlib.Path:
 
 
 @pytest.fixture(scope="module")
-def quick_compiles(tmp_path_factory):
-    """For tests that mostly compile: little optimization, and a folder where programs are found again (its path)."""
+def quick_compiles():
+    """Nothing: every test compiles so."""
+
+
+@pytest.fixture(scope="module")
+def optimized():
+    """Compile with XLA's usual optimizations, for tests of what they do or of long computations."""
     import jax
-    from jax.experimental.compilation_cache import compilation_cache
 
-    def configure(optimize: bool, folder: str | None, least_seconds: float) -> None:
-        compilation_cache.reset_cache()
-        jax.config.update("jax_disable_most_optimizations", not optimize)
-        jax.config.update("jax_compilation_cache_dir", folder)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", least_seconds)
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
-    folder = str(tmp_path_factory.getbasetemp() / "compiled")
-    configure(optimize=False, folder=folder, least_seconds=0.0)
-    yield folder
-    configure(optimize=True, folder=None, least_seconds=1.0)
+
+@pytest.fixture(scope="session", autouse=True)
+def parameter_shapes_are_cached():
+    """Flax traces the initialiser of each parameter that a module reads, to compare shapes: a quarter of tracing."""
+    import jax
+    from flax.core import meta
+    from flax.core.scope import Scope
+
+    read = Scope.param
+
+    @functools.lru_cache(maxsize=10_000)
+    def shape_of(initialiser, args):
+        return jax.eval_shape(lambda: initialiser(jax.random.key(0), *args))
+
+    def param(self, name, initialiser, *args, unbox=True, **options):
+        if not options and self.has_variable("params", name):
+            expected = shape_of(initialiser, tuple(tuple(a) if isinstance(a, list) else a for a in args))
+            value = self.get_variable("params", name)
+            if not isinstance(value, meta.AxisMetadata) and np.shape(value) == np.shape(expected):
+                self.reserve(name, "params")
+                return value
+        return read(self, name, initialiser, *args, unbox=unbox, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Scope, "param", param)
+        yield
 
 
 def _moments(name: str, shape: tuple[int, ...]) -> tuple[float, float]:

@@ -41,7 +41,7 @@ def config(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def compared(quick_compiles, config, tmp_path_factory):
+def compared(config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ablation")
     return folder, ablate.ablate(config, str(folder), ["small"], devices=jax.devices()[:1])
 

@@ -1,7 +1,6 @@
 """The whole trainer on synthetic clips and on latents: resume, stopping, what it leaves behind and what it refuses."""
 
 import json
-import os
 import pathlib
 import shutil
 import signal
@@ -73,7 +72,7 @@ def make_config(codec, devices=1, latents=None, **train):
 
 
 @pytest.fixture(scope="module")
-def latents(quick_compiles, codec, tmp_path_factory):
+def latents(codec, tmp_path_factory):
     """A folder of the latents of 24 clips."""
     folder = tmp_path_factory.mktemp("latents") / "folder"
     config = make_config(codec)
@@ -102,13 +101,16 @@ class Run(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def pixels(quick_compiles, quick_init, codec, tmp_path_factory):
+def pixels(quick_init, codec, tmp_path_factory):
     """`straight` from random weights."""
     workdir, config = tmp_path_factory.mktemp("pixels") / "run", make_config(codec, save_every=2)
     return Run(config, workdir, run(config, workdir))
 
 
-@pytest.fixture(scope="module", params=["pixels, 1 device", "latents, 8 devices"])
+ON_EIGHT = pytest.param("latents, 8 devices", marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", params=["pixels, 1 device", ON_EIGHT])
 def straight(request, pixels, codec, tmp_path_factory):
     """4 updates in one run, with checkpoints after 2 and 4; that of latents starts from what the other one exported."""
     if request.param == "pixels, 1 device":
@@ -142,7 +144,7 @@ def test_two_and_two_updates_are_four_bitwise(straight, tmp_path):
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-@pytest.mark.parametrize("straight", ["latents, 8 devices"], indirect=True)
+@pytest.mark.parametrize("straight", [ON_EIGHT], indirect=True)
 def test_a_run_of_eight_devices_goes_on_with_one(straight, tmp_path):
     resumed = halved(straight.workdir, tmp_path / "run")
     run(changed(straight.config, lambda c: c.mesh.update(data=1, fsdp=1)), resumed)
@@ -171,7 +173,7 @@ def test_a_checkpoint_of_another_network_is_refused(straight, codec, tmp_path):
         run(make_config(str(tmp_path / "other")), straight.workdir)
 
 
-def test_a_loss_that_is_not_finite_stops_and_names_the_clips(codec, latents, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_and_names_the_clips(codec, tmp_path, monkeypatch):
     put, calls = trainer.put_batch, []
 
     def put_badly(mesh, batch):
@@ -181,7 +183,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_clips(codec, latents, tmp
 
     monkeypatch.setattr(trainer, "put_batch", put_badly)
     with pytest.raises(FloatingPointError, match=r"step 3: loss nan, .*clips of its batch: synthetic/\d+@"):
-        run(make_config(codec, latents=latents, steps=9, save_every=3), tmp_path / "run")
+        run(make_config(codec, steps=9, save_every=3), tmp_path / "run")
     assert list(losses(tmp_path / "run")) == [1, 2]
     assert not [path for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdigit()]
 
@@ -193,15 +195,13 @@ def command(codec, workdir, *overrides):
     return [*command, *overrides]
 
 
-def test_sigterm_finishes_the_step_saves_exports_and_exits_0(quick_compiles, codec, latents, pixels, tmp_path):
+def test_sigterm_finishes_the_step_saves_exports_and_exits_0(codec, latents, pixels, tmp_path):
     workdir = tmp_path / "run"
     sources = f"({{'kind': 'latents', 'path': '{latents}', 'weight': 1.0}},)"
     init_from = f"--config.train.init_from={pixels.workdir / 'model'}"
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": quick_compiles, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     process = subprocess.Popen(
         command(codec, workdir, f"--config.data.sources={sources}", "--config.train.steps=1000000", init_from),
         cwd=ROOT,
-        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -3,8 +3,6 @@ import pytest
 from m3ddm_jax.benchmarks import attention, limits
 from m3ddm_jax.models.globalpaint import GlobalPaintUNet
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 MODEL = GlobalPaintUNet(
     block_out_channels=(16, 32),
     attention_levels=(True, False),

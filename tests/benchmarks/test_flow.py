@@ -3,8 +3,6 @@ import pytest
 from m3ddm_jax.benchmarks import flow
 from m3ddm_jax.models.raft import RAFT
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def test_raft_is_timed_beside_torchvisions_or_says_that_there_is_none(monkeypatch):
     monkeypatch.setattr(flow, "REPEATS", 1)

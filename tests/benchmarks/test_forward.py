@@ -2,13 +2,13 @@ from configs import test as miniature
 from m3ddm_jax.benchmarks import forward
 
 
-def test_forward_is_compared_with_the_convolution_of_the_same_run(monkeypatch, quick_compiles):
+def test_forward_is_compared_with_the_convolution_of_the_same_run(monkeypatch):
     monkeypatch.setattr(forward, "REPEATS", 1)
     result = forward.measure(miniature.get_config())
     assert result["forward_in_convolutions"] == result["forward_seconds"] / result["convolution_seconds"] > 0
 
 
-def test_forward_without_torch_reports_seconds_alone(monkeypatch, quick_compiles):
+def test_forward_without_torch_reports_seconds_alone(monkeypatch):
     monkeypatch.setattr(forward, "REPEATS", 1)
     monkeypatch.setattr(forward, "_torch_convolution", lambda: None)
     result = forward.measure(miniature.get_config())

@@ -4,8 +4,6 @@ from configs import in2out_tiny, m3ddm_tiny
 from m3ddm_jax.benchmarks import generator
 from m3ddm_jax.models.e2fgvi import E2FGVI
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 TINY = E2FGVI(width=4, flow_width=4, hidden=8, depth=1, num_heads=2, window=(3, 3), ffn_channels=1, deform_groups=2)
 CLIP = {"height": 36, "width": 72, "num_local": 3, "references": 1}
 

@@ -6,8 +6,6 @@ from m3ddm_jax.benchmarks import limits, models
 from m3ddm_jax.benchmarks.report import table
 from m3ddm_jax.models.e2fgvi import E2FGVI
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 TINY = E2FGVI(width=4, flow_width=4, hidden=8, depth=1, num_heads=2, window=(2, 2), ffn_channels=1, deform_groups=2)
 COLUMNS = [
     "parameters",

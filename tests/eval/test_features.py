@@ -15,8 +15,6 @@ from eval.features import Features, gather_features, i3d_features, preprocess, s
 from m3ddm_jax.models import registry
 from m3ddm_jax.models.i3d import I3D
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def clips(count=3, frames=2, height=20, width=26, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, frames, height, width, 3), np.uint8)

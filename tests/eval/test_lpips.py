@@ -10,8 +10,6 @@ import pytest
 from eval import lpips
 from m3ddm_jax.models.lpips import LPIPS
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 FRAMES, HEIGHT, WIDTH = 5, 35, 48
 
 

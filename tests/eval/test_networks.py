@@ -17,8 +17,6 @@ from m3ddm_jax.models.i3d import I3D
 from m3ddm_jax.models.lpips import LPIPS
 from m3ddm_jax.weights import save_model
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 FVD, VFID = PRESETS["strict"].distance, PRESETS["inpaint50"].distance
 
 

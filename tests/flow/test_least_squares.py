@@ -1,13 +1,10 @@
 import jax
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from m3ddm_jax.flow.least_squares import Anchors, Edges, differences, solve
-
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 HEIGHT, WIDTH = 9, 11
 BITS = arrays.arrays(np.bool_, (1, HEIGHT, WIDTH, 1))

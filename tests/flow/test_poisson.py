@@ -6,8 +6,6 @@ from hypothesis.extra import numpy as arrays
 from m3ddm_jax.flow.least_squares import Edges, differences
 from m3ddm_jax.flow.poisson import blend, gradient_mask, unresolved
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 HEIGHT, WIDTH = 8, 12
 BITS = arrays.arrays(np.bool_, (1, HEIGHT, WIDTH, 1))
 

@@ -5,8 +5,6 @@ from m3ddm_jax.flow.least_squares import Edges, differences
 from m3ddm_jax.flow.poisson import blend, gradient_mask
 from m3ddm_jax.flow.propagation import propagate
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 HEIGHT, WIDTH = 24, 40
 
 

@@ -10,8 +10,6 @@ from jax.test_util import check_grads
 
 from m3ddm_jax.flow.warping import round_trip, sample_bilinear, splat, targets, warp
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 SHAPE = (2, 7, 10, 3)
 WARP, SPLAT = jax.jit(warp, static_argnames="border"), jax.jit(splat)
 FLOWS = arrays.arrays(np.float32, (*SHAPE[:3], 2), elements=st.floats(-12, 12, width=32))

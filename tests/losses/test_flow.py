@@ -6,8 +6,6 @@ from einops import rearrange
 
 from m3ddm_jax.losses import flow as losses
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 # float32 sums in another order.
 RTOL = 1e-5
 

@@ -14,8 +14,6 @@ from m3ddm_jax.losses.outpainting import (
     reconstruction_terms,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def draw(seed, *shape):
     return jax.random.normal(jax.random.key(seed), shape)

@@ -12,8 +12,6 @@ from m3ddm_jax.models.discriminator import power_iteration
 from m3ddm_jax.weights.asfn import asfn_from_checkpoint, style_discriminator_from_state_dict
 from m3ddm_jax.weights.checkpoint import open_checkpoint
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 # float32 sums in another order, some twenty convolutions deep.
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 STAGES = ("encoder12_2", "encoder24_1", "t1", "transferLayer_1", "refineLayer_1", "decoder42_1")

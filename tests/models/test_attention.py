@@ -5,8 +5,6 @@ import pytest
 
 from m3ddm_jax.models import attention
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def plain(query, key, value):
     scores = jnp.einsum("btnd,bsnd->bnts", query, key) / np.sqrt(query.shape[-1])

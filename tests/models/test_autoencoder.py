@@ -14,8 +14,6 @@ from m3ddm_jax.models import kl_autoencoder
 from m3ddm_jax.models.autoencoder import PatchCodec, decode_tiled, from_latents, latent_moments, reduce_mask, to_latents
 from m3ddm_jax.models.kl_autoencoder import AutoencoderKL
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 @given(patch=st.sampled_from([1, 2, 4]), rows=st.integers(1, 3), columns=st.integers(1, 3))
 def test_decode_inverts_encode_exactly(patch, rows, columns):

@@ -11,8 +11,6 @@ from open_clip.transformer import QuickGELU, TextTransformer
 from m3ddm_jax.weights.checkpoint import Checkpoint
 from m3ddm_jax.weights.clip_text import clip_text_from_checkpoint
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 LENGTH, VOCABULARY, WIDTH, HEADS, LAYERS = 9, 30, 24, 3, 2
 # What open_clip calls the parts of a layer, and what transformers calls them.
 RENAMES = {

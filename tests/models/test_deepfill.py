@@ -11,8 +11,6 @@ from safetensors.numpy import load_file
 from m3ddm_jax.models.deepfill import DeepFill, _half_positions
 from m3ddm_jax.weights.deepfill import deepfill_from_state_dict
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def channels_last(x):
     return rearrange(x, "b c h w -> b h w c")

@@ -10,8 +10,6 @@ from m3ddm_jax.models.discriminator import GlobalBranch, HierarchicalDiscriminat
 from m3ddm_jax.models.tubes import Tubes
 from m3ddm_jax.weights.discriminator import with_tpatchgan
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 # float32 sums in another order, six convolutions deep; the outputs are of the order of 0.1.
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 

@@ -11,8 +11,6 @@ from safetensors.numpy import load_file
 from m3ddm_jax.models.e2fgvi import E2FGVI, FeaturePropagation, GroupedConv
 from m3ddm_jax.weights.e2fgvi import e2fgvi_from_state_dict
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 TINY = E2FGVI(width=4, flow_width=4, hidden=8, depth=1, num_heads=2, window=(2, 2), ffn_channels=1, deform_groups=2)
 STAGES = {
     "encoder": ("encoder", "(b t) c h w -> (b t) h w c"),

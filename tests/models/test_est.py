@@ -12,8 +12,6 @@ from m3ddm_jax.models import est
 from m3ddm_jax.models.attention import attention
 from m3ddm_jax.parallel.mesh import make_mesh
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 CHANNELS, HEADS = 16, 2
 
 

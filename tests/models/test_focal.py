@@ -10,8 +10,6 @@ from safetensors.numpy import load_file
 
 from m3ddm_jax.models.focal import FocalAttention, FusionFeedForward, context_counts, fold, unfold
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def random(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)

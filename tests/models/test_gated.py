@@ -1,13 +1,10 @@
 import jax
 import numpy as np
-import pytest
 import torch
 from einops import rearrange
 from torch.nn import functional
 
 from m3ddm_jax.models.gated import ConvBlock, ResidualBlock
-
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 X = np.random.default_rng(0).normal(size=(2, 9, 12, 3)).astype(np.float32)
 # float32 sums in another order.

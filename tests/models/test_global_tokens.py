@@ -9,8 +9,6 @@ from m3ddm_jax.models.global_tokens import Evidence, GlobalTokens, fourier_featu
 from m3ddm_jax.models.observed_crop import crop_observed
 from m3ddm_jax.models.openclip import OpenCLIPVision
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 CLIPS, FRAMES, PATCHES, WIDTH = 2, 4, 6, 10
 MODULE = GlobalTokens(
     patch_width=WIDTH,

@@ -12,8 +12,6 @@ from m3ddm_jax.models import registry
 from m3ddm_jax.models.i3d import I3D, Conv3D, max_pool
 from m3ddm_jax.weights.i3d import i3d_from_state_dict
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 # float32 sums in another order, 57 convolutions deep, on logits of magnitude 20.
 TOLERANCE = {"rtol": 1e-4, "atol": 2e-4}
 

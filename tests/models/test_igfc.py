@@ -10,8 +10,6 @@ from m3ddm_jax.models.igfc import IGFC
 from m3ddm_jax.weights.checkpoint import open_checkpoint
 from m3ddm_jax.weights.igfc import igfc_from_checkpoint
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 # float32 sums in another order, some twenty convolutions deep.
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
 TINY = IGFC(width=4, num_frames=3)

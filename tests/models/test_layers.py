@@ -1,7 +1,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 import torch
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -10,8 +9,6 @@ from m3ddm_jax.measure.collectives import find_collectives
 from m3ddm_jax.models import layers
 from m3ddm_jax.parallel import constrain
 from m3ddm_jax.parallel.mesh import make_mesh
-
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 def test_group_norm_equals_torch_with_a_large_mean():
@@ -45,7 +42,7 @@ def test_temporal_conv_starts_as_identity_and_equals_a_convolution():
     np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
-def test_a_split_temporal_conv_sums_once_between_devices(monkeypatch, quick_compiles):
+def test_a_split_temporal_conv_sums_once_between_devices(monkeypatch):
     monkeypatch.setattr(constrain, "WIDE", 8)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, 5, 2, 3, 8)).astype(np.float32)

@@ -11,8 +11,6 @@ import torch
 from m3ddm_jax.models import lpips
 from m3ddm_jax.models.lpips import LPIPS, mean_distance, upsampled_distance
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 @functools.cache
 def untrained(net):

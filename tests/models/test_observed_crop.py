@@ -10,8 +10,6 @@ from hypothesis import strategies as st
 
 from m3ddm_jax.models.observed_crop import crop_observed, patch_places
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 SIDE, PATCH = 32, 8
 CANVAS = (90, 160)
 

@@ -13,8 +13,6 @@ from open_clip.transformer import QuickGELU, VisionTransformer
 from m3ddm_jax.models.openclip import MEAN, STD, OpenCLIPVision
 from m3ddm_jax.weights.openclip import openclip_from_state_dict
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 SIDE, PATCH, WIDTH, LAYERS, HEADS = 32, 8, 24, 3, 3
 PATCHES = (SIDE // PATCH) ** 2
 

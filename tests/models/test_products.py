@@ -7,8 +7,6 @@ from m3ddm_jax.measure.live import walk
 from m3ddm_jax.models import products, registry
 from m3ddm_jax.models.spynet import SPyNet
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def draw(*shape, dtype=np.float32):
     return jnp.asarray(np.random.default_rng(len(shape)).normal(size=shape), dtype)

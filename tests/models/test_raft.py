@@ -12,8 +12,6 @@ from safetensors.numpy import load_file
 from m3ddm_jax.models.raft import RAFT
 from m3ddm_jax.weights.raft import raft_from_state_dict
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 # torchvision's names of RAFT's parts and the official ones.
 _OFFICIAL = (
     (r"^feature_encoder\.", "fnet."),

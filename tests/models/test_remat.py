@@ -6,8 +6,6 @@ import pytest
 
 from m3ddm_jax.models.remat import REMAT, rematerialised
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 class Block(nn.Module):
     @nn.compact

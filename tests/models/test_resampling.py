@@ -4,8 +4,6 @@ import torch
 
 from m3ddm_jax.models.resampling import resize_bilinear
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 # float32 interpolation weights, rounded otherwise.
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 

@@ -1,12 +1,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from m3ddm_jax.models import registry
 from m3ddm_jax.models.residual_unet import ResidualUNet
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 NETWORK = ResidualUNet(in_channels=5, out_channels=2, widths=(8, 16))
 
 

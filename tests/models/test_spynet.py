@@ -5,8 +5,6 @@ import pytest
 
 from m3ddm_jax.models.spynet import SPyNet
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 @pytest.fixture(scope="module")
 def spynet():

@@ -31,14 +31,11 @@ def free_port():
         return found.getsockname()[1]
 
 
-def begin(command, compiled):
+def begin(command):
     """A Python process of four CPU devices; both kinds of output in one stream."""
     environment = {
         "PYTHONPATH": str(ROOT),
         "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4"),
-        "JAX_COMPILATION_CACHE_DIR": compiled,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
     command, streams = [sys.executable, "-u", *command], {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, text=True, **streams)
@@ -65,10 +62,10 @@ def losses(workdir):
     return {line["step"]: line["loss"] for line in lines}
 
 
-def test_two_processes_stop_together_go_on_and_end_where_one_does(quick_compiles, tmp_path, monkeypatch):
+def test_two_processes_stop_together_go_on_and_end_where_one_does(tmp_path, monkeypatch):
     stopped, straight, alone = (tmp_path / name for name in ("stopped", "straight", "alone"))
     coordinator = f"localhost:{free_port()}"
-    pair = [begin(train_command(stopped, coordinator, k, 10**6), quick_compiles) for k in range(2)]
+    pair = [begin(train_command(stopped, coordinator, k, 10**6)) for k in range(2)]
     for line in pair[0].stdout:
         if line.startswith("step 1/"):
             break
@@ -79,7 +76,7 @@ def test_two_processes_stop_together_go_on_and_end_where_one_does(quick_compiles
     assert list(losses(stopped)) == list(range(1, step + 1))
 
     coordinator, steps = f"localhost:{free_port()}", step + 2
-    pair = [begin(train_command(stopped, coordinator, k, steps, straight), quick_compiles) for k in range(2)]
+    pair = [begin(train_command(stopped, coordinator, k, steps, straight)) for k in range(2)]
     ended = end(pair)
     assert [status for status, _ in ended] == [0, 0], ended
     assert losses(stopped) == losses(straight) and len(losses(straight)) == steps
@@ -132,9 +129,9 @@ command.call("train", main, ("coordinator", "process"), sys.argv[1:])
 """
 
 
-def test_processes_that_disagree_all_end_with_one_line(quick_compiles):
+def test_processes_that_disagree_all_end_with_one_line():
     coordinator, host = f"localhost:{free_port()}", socket.gethostname()
-    for status, lines in end([begin(["-c", AGREE, coordinator, str(k)], quick_compiles) for k in range(2)]):
+    for status, lines in end([begin(["-c", AGREE, coordinator, str(k)]) for k in range(2)]):
         assert status == 2, lines
         assert [line for line in lines.splitlines() if not line.startswith("[Gloo]")] == [
             f"process 1 ({host}): there are no clips",
@@ -142,10 +139,10 @@ def test_processes_that_disagree_all_end_with_one_line(quick_compiles):
         ]
 
 
-def test_one_that_waits_in_vain_ends_with_a_line(quick_compiles):
+def test_one_that_waits_in_vain_ends_with_a_line():
     script = "import sys; from m3ddm_jax.parallel import processes; processes.start(sys.argv[1], 2, 0, seconds=1)"
     coordinator = f"localhost:{free_port()}"
-    [(status, said)] = end([begin(["-c", script, coordinator], quick_compiles)])
+    [(status, said)] = end([begin(["-c", script, coordinator])])
     assert status == 2 and said == f"train: after 1 s not all processes of the run have met at {coordinator}\n"
 
 

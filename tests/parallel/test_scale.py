@@ -108,7 +108,7 @@ def run(devices, sizes):
 
 
 @pytest.fixture(scope="module")
-def wide(quick_compiles):
+def wide():
     """The level of the middle block counts as one that is split over `tensor`, its kernels as worth splitting."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(constrain, "WIDE", WIDE)

@@ -8,7 +8,6 @@ from m3ddm_jax.models.residual_unet import ResidualUNet
 from m3ddm_jax.pipelines.adaptation import Adapter, Made, plan_tasks
 from m3ddm_jax.video import FrameSource
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 CANVAS = Canvas.from_pad(32, 32, 6, 0, 10, 0)
 
 

@@ -17,8 +17,6 @@ from m3ddm_jax.pipelines.latent_spool import LatentSpool
 from m3ddm_jax.video import FrameSource
 from m3ddm_jax.weights import save_model
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 DIFFUSION = {"schedule": "cosine", "zero_terminal_snr": True, "shift": 1.0, "prediction": "x0", "unknown": "filled"}
 SAMPLE = {
     "lines": 16,

@@ -21,8 +21,6 @@ from m3ddm_jax.weights import save_model
 from m3ddm_jax.weights.e2fgvi import _torch_name
 from m3ddm_jax.weights.names import targets, torch_shape
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 # Frames are multiples of 12.
 TINY = E2FGVI(width=4, flow_width=4, hidden=8, depth=1, num_heads=2, window=(1, 1), ffn_channels=1, deform_groups=2)
 SETTINGS = {"lines": 24, "neighbours": 1, "references": 2, "reference_stride": 4}

@@ -11,8 +11,6 @@ from m3ddm_jax.pipelines import m3ddm
 from m3ddm_jax.pipelines.m3ddm import M3DDM, PRESETS, Settings
 from m3ddm_jax.weights import save_model
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 SETTINGS = {
     "diffusion": {
         "schedule": "cosine",

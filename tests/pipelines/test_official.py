@@ -17,8 +17,6 @@ from m3ddm_jax.models.unet3d import M3DDMUNet
 from m3ddm_jax.pipelines.sampler import Conditions, make_sampler
 from m3ddm_jax.weights.m3ddm import variables_from_official
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 class LinearCodec(nn.Module):
     """The stand-in autoencoder of the reference outputs: mean colours of 8 x 8 pixels, mixed; and back."""

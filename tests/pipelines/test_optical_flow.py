@@ -1,13 +1,10 @@
 import numpy as np
-import pytest
 
 from m3ddm_jax.geometry import Canvas
 from m3ddm_jax.pipelines.optical_flow import CameraMotion, Dis, ShotFlows
 from m3ddm_jax.pipelines.work_canvas import WorkCanvas
 from m3ddm_jax.pipelines.work_clip import WorkClip
 from m3ddm_jax.video import FrameSource
-
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 class Recording:

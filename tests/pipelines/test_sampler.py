@@ -10,8 +10,6 @@ from m3ddm_jax.diffusion.solvers import make_solver, solver_step
 from m3ddm_jax.diffusion.targets import add_noise
 from m3ddm_jax.pipelines.sampler import Conditions, make_sampler, window_noise
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 SCHEDULE = make_schedule("cosine", zero_terminal_snr=True)
 WINDOWS, FRAMES, HEIGHT, WIDTH, CHANNELS = 2, 3, 2, 4, 2
 

@@ -21,7 +21,7 @@ from m3ddm_jax.training.state import shardings_of
 from m3ddm_jax.training.validation import side_by_side
 from m3ddm_jax.weights import load_model, save_model
 
-pytestmark = pytest.mark.usefixtures("quick_compiles", "quick_init")
+pytestmark = pytest.mark.usefixtures("quick_init")
 
 
 def make_config(change=lambda config: None):
@@ -63,7 +63,7 @@ class Run(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def straight(quick_compiles, quick_init, from_folder, tmp_path_factory):
+def straight(quick_init, from_folder, tmp_path_factory):
     """4 updates in one run, with checkpoints after 2 and 4."""
     workdir, (config, _) = tmp_path_factory.mktemp("straight") / "run", from_folder
     return Run(config, workdir, trainer.train(config, workdir, jax.devices()[:1]))

@@ -18,7 +18,7 @@ from m3ddm_jax.training.state import TrainState, shardings_of
 from m3ddm_jax.training.validation import side_by_side
 from m3ddm_jax.weights import load_model, load_settings, save_model
 
-pytestmark = pytest.mark.usefixtures("quick_compiles", "quick_init")
+pytestmark = pytest.mark.usefixtures("quick_init")
 
 
 def changed(change=lambda config: None):

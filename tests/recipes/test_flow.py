@@ -16,8 +16,6 @@ from m3ddm_jax.recipes import base
 from m3ddm_jax.recipes.flow import FlowRecipe, flow_picture
 from m3ddm_jax.weights import load_model, save_model
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def make_config(change=lambda config: None):
     """The tiny config, smaller: three flows between 4 frames of 16 x 16 pixels."""
@@ -31,7 +29,7 @@ def make_config(change=lambda config: None):
 
 
 @pytest.fixture(scope="module")
-def straight(quick_compiles, tmp_path_factory):
+def straight(tmp_path_factory):
     """4 updates in one run, with checkpoints after 2 and 4."""
     workdir = tmp_path_factory.mktemp("straight") / "run"
     return workdir, trainer.train(make_config(), workdir, jax.devices()[:1])

@@ -25,7 +25,7 @@ from m3ddm_jax.training.encoding import encode_batch, make_conditions
 from m3ddm_jax.training.state import TrainState
 from m3ddm_jax.weights import load_autoencoder, load_image_encoder, load_model, load_settings, save_model
 
-pytestmark = pytest.mark.usefixtures("quick_compiles", "quick_init")
+pytestmark = pytest.mark.usefixtures("quick_init")
 
 
 def shrunk(config, **train):
@@ -73,7 +73,7 @@ class Runs(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def runs(quick_compiles, quick_init, start, tmp_path_factory):
+def runs(quick_init, start, tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     config = key_config(init_from=start[0], frozen_steps=2, pretrained_rate=0.1, drop_global=0.5, weight_decay=0.0)
     straight = trainer.train(config, root / "run", jax.devices()[:1])

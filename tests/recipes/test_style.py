@@ -16,7 +16,7 @@ from m3ddm_jax.recipes.style import StyleRecipe
 from m3ddm_jax.training.state import shardings_of
 from m3ddm_jax.weights import load_model
 
-pytestmark = pytest.mark.usefixtures("quick_compiles", "quick_init")
+pytestmark = pytest.mark.usefixtures("quick_init")
 
 
 def make_config(change=lambda config: None):
@@ -32,7 +32,7 @@ def make_config(change=lambda config: None):
 
 
 @pytest.fixture(scope="module")
-def straight(quick_compiles, quick_init, tmp_path_factory):
+def straight(quick_init, tmp_path_factory):
     """4 updates in one run, with checkpoints after 2 and 4."""
     workdir = tmp_path_factory.mktemp("straight") / "run"
     return workdir, trainer.train(make_config(), workdir, jax.devices()[:1])

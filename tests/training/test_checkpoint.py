@@ -11,8 +11,6 @@ from m3ddm_jax.training.checkpoint import Checkpoints
 from m3ddm_jax.training.optim import make_optimizer
 from m3ddm_jax.training.state import abstract_state, init_state
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 FIXED = {"model": {"kind": "m3ddm", "num_heads": 2}, "prediction": "epsilon"}
 CONFIG = {"train": {"steps": 4, "buckets": ((32, 32),)}}
 

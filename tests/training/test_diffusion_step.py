@@ -15,8 +15,6 @@ from m3ddm_jax.training.diffusion_step import calibrated_batch_stats, has_initia
 from m3ddm_jax.training.encoding import encode_batch, encode_frames
 from m3ddm_jax.training.state import init_state, shardings_of
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 CONFIG = test_config.get_config()
 CONFIG.model.update(block_out_channels=(32,), attention_levels=(False,))  # one level: a second takes long to compile
 RECIPE = DiffusionRecipe(CONFIG)
@@ -66,13 +64,13 @@ class Trainer:
 
 
 @pytest.fixture(scope="module")
-def one(quick_compiles):
+def one():
     """With the policy that skips updates, which changes nothing where it skips none."""
     return Trainer(make_mesh(devices=jax.devices()[:1]), SKIPPING)
 
 
 @pytest.fixture(scope="module")
-def eight(quick_compiles):
+def eight():
     return Trainer(make_mesh(data=2, fsdp=4), RECIPE)
 
 

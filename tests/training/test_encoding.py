@@ -17,8 +17,6 @@ from m3ddm_jax.training.encoding import (
     make_conditions,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 PATCHES = PatchCodec(8, scale=2.0)
 
 
@@ -35,7 +33,7 @@ def make_batch(clips=2, frames=2, side=32):
 
 
 @pytest.fixture(scope="module")
-def kl(quick_compiles):
+def kl():
     """A KL autoencoder of random weights with its variables, and what it makes of a batch."""
     module = registry.build("autoencoder", block_out_channels=(4, 4, 4, 8), layers_per_block=1, norm_num_groups=2)
     rng = np.random.default_rng(1)

@@ -15,8 +15,6 @@ from m3ddm_jax.training.flow_step import (
 from m3ddm_jax.training.optim import make_stepped_optimizer
 from m3ddm_jax.training.state import create_state
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 SIDE = 16
 
 
@@ -50,7 +48,7 @@ def batch():
 
 
 @pytest.fixture(scope="module")
-def step(quick_compiles):
+def step():
     optimizer = make_stepped_optimizer(1e-2, decay_every=0, clip_norm=1.0, spike_factor=5.0)
     make = make_flow_step(Shift(), optimizer, weights=FlowWeights(), ema_decay=0.9, spike_patience=2)
     return optimizer, jax.jit(make)

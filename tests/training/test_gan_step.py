@@ -17,7 +17,7 @@ from m3ddm_jax.training.gan_step import AdversarialSettings, composite, guarded_
 from m3ddm_jax.training.optim import make_gan_optimizer
 from m3ddm_jax.training.state import abstract, shardings_of
 
-pytestmark = pytest.mark.usefixtures("quick_compiles", "quick_init")
+pytestmark = pytest.mark.usefixtures("quick_init")
 
 FRAMES, LOCAL, SIDE = 3, 2, 32
 DISCRIMINATOR = HierarchicalDiscriminator(width=2, tube_size=16)
@@ -74,12 +74,12 @@ def make_step(**changed):
 
 
 @pytest.fixture(scope="module")
-def initial(quick_compiles, quick_init):
+def initial(quick_init):
     return jax.jit(create)(jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
-def step(quick_compiles):
+def step():
     return jax.jit(make_step())
 
 

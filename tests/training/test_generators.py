@@ -10,8 +10,6 @@ from m3ddm_jax.models.autoencoder import PatchCodec, reduce_mask
 from m3ddm_jax.training.encoding import encode_frames, to_unit_range
 from m3ddm_jax.training.generators import diffusion_generator, e2fgvi_generator
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 CODEC = PatchCodec(4)
 FROZEN = {"autoencoder": {}}
 # Some noise even at the first timestep, so that what it is can be told.

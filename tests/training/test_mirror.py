@@ -84,7 +84,7 @@ class NoCheckpoints:
     close = wait
 
 
-def test_what_a_run_leaves_goes_to_its_bucket(bucket, quick_compiles, monkeypatch):
+def test_what_a_run_leaves_goes_to_its_bucket(bucket, monkeypatch):
     toy = pathlib.Path(__file__).resolve().parents[1] / "parallel" / "toy_recipe.py"
     monkeypatch.setitem(RECIPES, "toy", runpy.run_path(str(toy))["ToyRecipe"])
     monkeypatch.setattr(trainer, "Checkpoints", NoCheckpoints)

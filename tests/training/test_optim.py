@@ -12,8 +12,6 @@ from m3ddm_jax.training.optim import (
     staged_rate,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def updates(optimizer, grads, params, count):
     state, found = optimizer.init(params), []

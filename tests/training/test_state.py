@@ -8,8 +8,6 @@ from m3ddm_jax.parallel.mesh import make_mesh
 from m3ddm_jax.training.optim import make_optimizer
 from m3ddm_jax.training.state import abstract_state, init_state, load_state, shardings_of
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def init(key):
     return nn.Dense(128).init(key, jnp.ones((1, 64)))

@@ -10,7 +10,7 @@ from m3ddm_jax.training.gan_state import Optimizers, create_gan_state
 from m3ddm_jax.training.optim import skip_spikes
 from m3ddm_jax.training.style_step import StyleTask, hole_error, make_style_step, make_style_tasks
 
-pytestmark = pytest.mark.usefixtures("quick_compiles", "quick_init")
+pytestmark = pytest.mark.usefixtures("quick_init")
 
 SIDE = 16
 DISCRIMINATOR = StyleDiscriminator(width=2)
@@ -42,7 +42,7 @@ def batch():
 
 
 @pytest.fixture(scope="module")
-def step(quick_compiles):
+def step():
     options = {"reconstruction": 2.0, "adversarial": 0.5, "ema_decay": 0.9, "spike_patience": 2}
     return jax.jit(make_style_step(MODEL, DISCRIMINATOR, OPTIMIZERS, **options))
 

@@ -69,7 +69,6 @@ def test_pictures_stand_side_by_side():
     np.testing.assert_array_equal(known, np.where(batch.unknown, 0, batch.truth))
 
 
-@pytest.mark.usefixtures("quick_compiles")
 def test_losses_are_of_both_weights_by_bins_of_timesteps():
     state = SimpleNamespace(params={"w": jnp.float32(1)}, ema_params={"w": jnp.float32(2)}, batch_stats={})
     latents = jnp.zeros((5, 2, 3, 3, 4))

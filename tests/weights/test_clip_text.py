@@ -10,8 +10,6 @@ from m3ddm_jax.models.clip_text import CLIPText
 from m3ddm_jax.weights.checkpoint import Checkpoint
 from m3ddm_jax.weights.clip_text import clip_text_from_checkpoint, empty_prompt_embedding, empty_prompt_ids
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 MODULE = CLIPText(vocab_size=12, max_length=7, width=8, layers=2, num_heads=2, mlp_width=16, quick_gelu=False)
 CONFIG = {"num_attention_heads": 2, "hidden_act": "gelu", "num_hidden_layers": 2, "layer_norm_eps": 1e-5}
 VOCABULARY = {"!": 0, "a": 1, "<|startoftext|>": 10, "<|endoftext|>": 11}

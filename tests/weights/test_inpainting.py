@@ -13,8 +13,6 @@ from m3ddm_jax.weights import inpainting
 from m3ddm_jax.weights.checkpoint import Checkpoint
 from m3ddm_jax.weights.inpainting import globalpaint_from_checkpoint, inflate_from_checkpoint
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def config_of(network):
     return json.loads(network.to_json_string())

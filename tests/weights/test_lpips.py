@@ -11,8 +11,6 @@ from m3ddm_jax.models.lpips import LPIPS
 from m3ddm_jax.weights import lpips as conversion
 from m3ddm_jax.weights.lpips import lpips_from_state_dicts, packaged_heads
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 # Convolutions of torchvision's networks, `features.<index>.weight` as [out, in, taps, taps].
 CONVOLUTIONS = {
     "alex": {0: (64, 3, 11), 3: (192, 64, 5), 6: (384, 192, 3), 8: (256, 384, 3), 10: (256, 256, 3)},

@@ -12,8 +12,6 @@ from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from m3ddm_jax.weights.checkpoint import Checkpoint
 from m3ddm_jax.weights.stable_diffusion import autoencoder_from_checkpoint
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def config_of(network):
     return json.loads(network.to_json_string())
