@@ -22,7 +22,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)
-def levels(quick_compiles):
+def levels():
     level = jax.config.jax_optimization_level
     yield
     jax.config.update("jax_optimization_level", level)
@@ -36,6 +36,7 @@ def make_config(**mesh):
 
 def test_a_plan_of_cpu_devices_is_made_once(tmp_path, monkeypatch):
     config = make_config(data=2, fsdp=4)
+    config.model.update(block_out_channels=(32,), attention_levels=(False,))  # two levels take twice as long
     made = make_plan(config, "cpu:8", what="sample", cache=str(tmp_path))
     assert made["devices"] == "8 x cpu" and made["mesh"] == "data=2 x fsdp=4 x tensor=1 x context=1"
     assert made["fits"].startswith("not known") and made["GiB together"] > made["GiB of parameters"] > 0
@@ -121,12 +122,18 @@ def test_a_config_needs_no_files_to_be_planned():
     [
         (["--topology=nowhere"], "topology "),
         (["--topology=cpu:8", "--sweep", "--what=sample"], "--sweep is of the training step"),
-        (["--topology=cpu:6", "--config.mesh.fsdp=4"], "mesh data=-1 x fsdp=4 x tensor=1 x context=1 does not fill 6"),
     ],
 )
-def test_command_refuses_bad_input_with_one_line(options, message):
-    command = [sys.executable, "-m", "m3ddm_jax.plan", "--config=configs/test.py", *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+def test_command_refuses_bad_input_with_one_line(run_module, monkeypatch, options, message):
+    monkeypatch.chdir(ROOT)
+    done = run_module("m3ddm_jax.plan", "--config=configs/test.py", *options)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_process_of_its_own_refuses_bad_input_with_one_line():
+    command = [sys.executable, "-m", "m3ddm_jax.plan", "--config=configs/test.py", "--topology=cpu:6"]
+    done = subprocess.run([*command, "--config.mesh.fsdp=4"], cwd=ROOT, capture_output=True, text=True)
+    message = "mesh data=-1 x fsdp=4 x tensor=1 x context=1 does not fill 6"
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
 
 
