@@ -18,8 +18,6 @@ from m3ddm_jax.models.globalpaint import DecoupledAttention, GlobalPaintUNet, Te
 from m3ddm_jax.weights.checkpoint import Checkpoint
 from m3ddm_jax.weights.inpainting import globalpaint_from_checkpoint
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 TEXT_DIM = 24
 EXTRACTOR = {
     "patch_width": 10,
@@ -108,7 +106,7 @@ def drawn(start):
     return module, jax.tree.map_with_path(draw, registry.abstract_variables(module)), apply
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["1.5", pytest.param("2", marks=pytest.mark.slow)])
 def test_every_frame_is_what_diffusers_makes_of_it(start, family):
     unet = make_unet(**FAMILIES[family])
     module, variables, apply = start

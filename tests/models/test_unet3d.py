@@ -12,8 +12,6 @@ from m3ddm_jax.models import layers, registry, unet3d
 from m3ddm_jax.weights.m3ddm import variables_from_official
 from m3ddm_jax.weights.names import COUNTER, Target, take, torch_name
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 # float32 sums in another order: the official modules themselves move by this much between machines.
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-5}
 
@@ -29,7 +27,9 @@ def golden(goldens):
     return module, variables, goldens / "m3ddm/unet_small"
 
 
-@pytest.mark.parametrize("case", ["square", "nonsquare", "cfg4"])
+@pytest.mark.parametrize(
+    "case", ["nonsquare", *(pytest.param(case, marks=pytest.mark.slow) for case in ("square", "cfg4"))]
+)
 def test_equals_the_official_unet(golden, case):
     module, variables, folder = golden
     inputs, outputs = np.load(folder / f"inputs_{case}.npz"), np.load(folder / f"outputs_{case}.npz")
@@ -148,6 +148,12 @@ def tiny():
     return module, variables, jax.jit(module.apply)
 
 
+@pytest.fixture(scope="module")
+def encode(tiny):
+    """By method, what it returns of latents of the whole video."""
+    return {name: jax.jit(partial(tiny[0].apply, method=name)) for name in ("encode_context", "context_tokens")}
+
+
 def tiny_inputs(frames=2, batch=1):
     keys = jax.random.split(jax.random.key(2), 3)
     latents = jax.random.normal(keys[0], (batch, frames, 4, 6, 3))
@@ -169,21 +175,20 @@ def test_one_frame_and_one_colour_are_finite(tiny):
     assert np.isfinite(out).all()
 
 
-def test_context_computed_once_equals_global_latents(tiny):
+def test_context_computed_once_equals_global_latents(tiny, encode):
     module, variables, apply = tiny
-    args, kwargs = tiny_inputs(batch=2)
+    args, kwargs = tiny_inputs(batch=4)
     direct = apply(variables, *args, **kwargs)
     global_latents = kwargs.pop("global_latents")
-    for method in ("encode_context", "context_tokens"):
-        context = jax.jit(partial(module.apply, method=method))(variables, global_latents)
+    for compute in encode.values():
+        context = compute(variables, global_latents)
         np.testing.assert_allclose(apply(variables, *args, **kwargs, context=context), direct, atol=1e-6)
 
 
-def test_keys_and_values_are_not_computed_again(tiny):
+def test_keys_and_values_are_not_computed_again(tiny, encode):
     module, variables, apply = tiny
-    args, kwargs = tiny_inputs(batch=2)  # compiled above
-    encode_context = jax.jit(partial(module.apply, method="encode_context"))
-    context = encode_context(variables, kwargs.pop("global_latents"))
+    args, kwargs = tiny_inputs(batch=4)  # compiled above
+    context = encode["encode_context"](variables, kwargs.pop("global_latents"))
     variables = jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf * jnp.nan if cross_attends(path) else leaf, variables
     )
@@ -196,11 +201,11 @@ def cross_attends(path):
     return spatial and ("global_img_encoder" in names or names[-2] in ("to_k", "to_v"))
 
 
-def test_clips_share_contexts_in_turn(tiny):
+def test_clips_share_contexts_in_turn(tiny, encode):
     module, variables, apply = tiny
     args, kwargs = tiny_inputs(batch=4)
-    encode_context = jax.jit(partial(module.apply, method="encode_context"))
-    context = encode_context(variables, kwargs.pop("global_latents")[:2])
+    context = encode["encode_context"](variables, kwargs.pop("global_latents"))
+    context = jax.tree.map(lambda x: x[:2], context)
     repeated = jax.tree.map(lambda x: jnp.tile(x, (2, 1, 1, 1)), context)
     expected = apply(variables, *args, **kwargs, context=repeated)
     np.testing.assert_allclose(apply(variables, *args, **kwargs, context=context), expected, atol=1e-6)
@@ -208,12 +213,13 @@ def test_clips_share_contexts_in_turn(tiny):
 
 def test_samples_of_a_batch_do_not_mix(tiny):
     module, variables, apply = tiny
-    args, kwargs = tiny_inputs(batch=2)
-    both = apply(variables, *args, **kwargs)
-    second = apply(variables, *(x[1:] for x in args), **{k: x[1:] for k, x in kwargs.items()})
-    np.testing.assert_allclose(both[1:], second, atol=1e-5)
+    args, kwargs = tiny_inputs(batch=4)  # compiled above
+    together = apply(variables, *args, **kwargs)
+    last = apply(variables, *(x[3:] for x in args), **{k: x[3:] for k, x in kwargs.items()})
+    np.testing.assert_allclose(together[3:], last, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_remat_and_bfloat16_compute_the_same(tiny):
     module, variables, apply = tiny
     args, kwargs = tiny_inputs()
@@ -225,10 +231,10 @@ def test_remat_and_bfloat16_compute_the_same(tiny):
     assert np.abs(half - expected).mean() < 0.03 * np.abs(expected).mean()
 
 
-def test_calibrate_sets_the_statistics_of_its_batch(tiny):
+def test_calibrate_sets_the_statistics_of_its_batch(tiny, encode):
     module, variables, apply = tiny
-    global_latents = 5 * tiny_inputs()[1]["global_latents"] + 3
-    encode = jax.jit(partial(module.apply, method="context_tokens"))
+    global_latents = 5 * tiny_inputs(batch=4)[1]["global_latents"] + 3
+    encode = encode["context_tokens"]
     calibrate = jax.jit(partial(module.apply, method="calibrate", mutable=["batch_stats"]))
     context, updated = calibrate(variables, global_latents)
     again = encode({**variables, **updated}, global_latents)
