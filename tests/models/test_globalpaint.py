@@ -131,6 +131,7 @@ def test_every_frame_is_what_diffusers_makes_of_it(start, family):
     np.testing.assert_allclose(made, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changed",
     [
@@ -228,7 +229,7 @@ def test_dropped_clips_and_those_without_evidence_have_the_null_condition(drawn)
     np.testing.assert_allclose(apply(variables, *args, **times, context=context), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(("frames", "height", "width"), [(1, 2, 2), (9, 10, 4)])
+@pytest.mark.parametrize(("frames", "height", "width"), [(1, 2, 2), pytest.param(9, 10, 4, marks=pytest.mark.slow)])
 def test_any_size_in_bfloat16(drawn, frames, height, width):
     """Also a still, whose rate is 0."""
     module, variables, _ = drawn
@@ -242,6 +243,7 @@ def test_any_size_in_bfloat16(drawn, frames, height, width):
 STARTS_SILENT = ("temporal.conv.kernel", "to_out_0.kernel", "ff.net_2.kernel", "gate", "fps_embedding.kernel")
 
 
+@pytest.mark.slow
 def test_every_parameter_learns(start, drawn):
     module, variables, _ = drawn
     args, times = draw_inputs()

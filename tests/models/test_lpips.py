@@ -36,7 +36,9 @@ def compiled():
     return run
 
 
-@pytest.mark.parametrize("size", ["4x64x64", "3x97x75", "2x128x160"])
+@pytest.mark.parametrize(
+    "size", ["3x97x75", *(pytest.param(size, marks=pytest.mark.slow) for size in ("4x64x64", "2x128x160"))]
+)
 @pytest.mark.parametrize("net", ["alex", "vgg"])
 def test_equals_the_package(goldens, compiled, net, size):
     """Outputs of the `lpips` package: its own heads on backbones that the recipe beside them draws."""

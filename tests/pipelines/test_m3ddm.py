@@ -107,6 +107,7 @@ def test_a_seed_repeats_and_another_differs(outpainter):
     assert (outpaint(outpainter, source, canvas, seed=1) != first).any()
 
 
+@pytest.mark.slow
 def test_windows_sampled_together_equal_windows_sampled_alone(folder, outpainter):
     canvas, source = Canvas.from_aspect(20, 16, 2.0), video(11)
     alone = outpaint(outpainter, source, canvas).astype(int)
@@ -211,7 +212,9 @@ def test_windows_in_sequence_show_what_was_made_last(official, monkeypatch):
     np.testing.assert_array_equal(shade, [int((-0.5 / 2 + 1) * 127.5)] * 15 + [int((-0.25 / 2 + 1) * 127.5)] * 5)
 
 
-@pytest.mark.parametrize("name", ["canvas", "windows", "solver"])
+@pytest.mark.parametrize(
+    "name", ["windows", *(pytest.param(name, marks=pytest.mark.slow) for name in ("canvas", "solver"))]
+)
 def test_every_setting_of_the_preset_may_be_taken_alone(folder, name):
     """Each difference from the official code is a setting of its own."""
     value = {**PRESETS["official"], **SMALL}[name]
@@ -245,6 +248,7 @@ def test_unknown_presets_and_dtypes_are_named(folder):
         M3DDM(folder, dtype="float8")
 
 
+@pytest.mark.slow
 def test_bfloat16_differs_little(folder, outpainter):
     canvas, source = Canvas.from_aspect(20, 16, 2.0), video(3)
     half = outpaint(M3DDM(folder, dtype="bfloat16"), source, canvas).astype(int)

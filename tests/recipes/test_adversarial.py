@@ -69,6 +69,7 @@ def straight(quick_init, from_folder, tmp_path_factory):
     return Run(config, workdir, trainer.train(config, workdir, jax.devices()[:1]))
 
 
+@pytest.mark.slow
 def test_two_and_two_updates_are_four_bitwise(straight, tmp_path):
     config, workdir, state = straight
     resumed = tmp_path / "run"

@@ -64,18 +64,22 @@ def start(tmp_path_factory):
 
 
 class Runs(NamedTuple):
-    """Four updates in one run, as it was when it had made two, and as it goes on from there."""
+    """Four updates in one run, and as it was when it had made two, also as a folder."""
 
     straight: TrainState
     second: TrainState
-    resumed: TrainState
     workdir: pathlib.Path
+    halved: pathlib.Path
 
 
 @pytest.fixture(scope="module")
-def runs(quick_init, start, tmp_path_factory):
-    root = tmp_path_factory.mktemp("runs")
-    config = key_config(init_from=start[0], frozen_steps=2, pretrained_rate=0.1, drop_global=0.5, weight_decay=0.0)
+def config_of_runs(start):
+    return key_config(init_from=start[0], frozen_steps=2, pretrained_rate=0.1, drop_global=0.5, weight_decay=0.0)
+
+
+@pytest.fixture(scope="module")
+def runs(quick_init, config_of_runs, tmp_path_factory):
+    root, config = tmp_path_factory.mktemp("runs"), config_of_runs
     straight = trainer.train(config, root / "run", jax.devices()[:1])
     shutil.copytree(root / "run", root / "halved", ignore=shutil.ignore_patterns("model"))
     shutil.rmtree(root / "halved" / "checkpoints" / "4")
@@ -84,7 +88,7 @@ def runs(quick_init, start, tmp_path_factory):
     checkpoints = Checkpoints(root / "halved" / "checkpoints", keep=3, **facts)
     second, _ = checkpoints.restore(recipe.abstract_state(jax.random.key(0), mesh))
     checkpoints.close()
-    return Runs(straight, second, trainer.train(config, root / "halved", jax.devices()[:1]), root / "run")
+    return Runs(straight, second, root / "run", root / "halved")
 
 
 def moved(params, before):
@@ -104,10 +108,12 @@ def test_new_layers_learn_at_once_and_pretrained_ones_when_they_may(runs, start)
     assert early["null_tokens"] and early["global_extractor.proj_out.kernel"]
 
 
-def test_a_run_goes_on_as_if_it_had_not_stopped(runs):
+@pytest.mark.slow
+def test_a_run_goes_on_as_if_it_had_not_stopped(runs, config_of_runs):
+    resumed = trainer.train(config_of_runs, runs.halved, jax.devices()[:1])
     plain = (
         jax.tree.map(lambda x: jax.random.key_data(x) if x.dtype == runs.straight.rng.dtype else x, state)
-        for state in (runs.resumed, runs.straight)
+        for state in (resumed, runs.straight)
     )
     jax.tree.map(np.testing.assert_array_equal, *plain)
     lines = [json.loads(line) for line in (runs.workdir / "metrics.jsonl").read_text().splitlines()]

@@ -38,6 +38,7 @@ def straight(quick_init, tmp_path_factory):
     return workdir, trainer.train(make_config(), workdir, jax.devices()[:1])
 
 
+@pytest.mark.slow
 def test_two_and_two_updates_are_four_bitwise(straight, tmp_path):
     workdir, state = straight
     resumed = tmp_path / "run"
