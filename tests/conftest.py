@@ -24,7 +24,7 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
         " --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters,xla_cpu_disable_tiled_emitter"
         " --xla_cpu_parallel_codegen_split_count=1"
     ).strip()
-# Tests mostly compile: little optimization (`optimized` restores it), and one folder of compiled programs for all.
+# Tests mostly compile: little optimization, and one folder of compiled programs for all.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -102,16 +102,6 @@ def goldens() -> pathlib.Path:
 @pytest.fixture(scope="module")
 def quick_compiles():
     """Nothing: every test compiles so."""
-
-
-@pytest.fixture(scope="module")
-def optimized():
-    """Compile with XLA's usual optimizations, for tests of what they do or of long computations."""
-    import jax
-
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -38,6 +38,8 @@ def test_memory_of_the_deformable_convolution_is_told_in_inputs():
         assert 1 < forward < gradients < 100
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_init")
 def test_the_discriminator_has_a_share_of_a_step():
     config = in2out_tiny.get_config()
     config.model.update(width=4, hidden=8, depth=1, window=(2, 2), ffn_channels=1, deform_groups=2)

@@ -123,7 +123,7 @@ def test_without_the_package_the_error_says_how_to_get_it(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize(("net", "size"), [("alex", (47, 64)), ("vgg", (33, 40))])
+@pytest.mark.parametrize(("net", "size"), [("alex", (47, 64)), pytest.param("vgg", (33, 40), marks=pytest.mark.slow)])
 def test_agrees_with_the_package(net, size):
     """Random backbone, the package's heads: one state dict with both, or a torchvision one and the heads it ships."""
     torch.manual_seed(0)
