@@ -43,9 +43,6 @@ def test_a_plan_of_cpu_devices_is_made_once(tmp_path, monkeypatch):
     assert made["TFLOP"] == pytest.approx(8 * made["TFLOP a device"]) and made["compile seconds"] > 0
     # What a sampler splits over fsdp it must gather.
     assert any(name.startswith("all-gather f32") and row["times"] for name, row in made["collectives"].items())
-    monkeypatch.setitem(planning.CHIPS, "cpu", Chip(1e12, 2**20))
-    with pytest.raises(ValueError, match="does not fit: 0.* GiB of 0.00 on a device"):
-        make_plan(config, "cpu:8", what="sample")
     monkeypatch.setattr(planning, "plan", None)
     assert make_plan(config, "cpu:8", what="sample", cache=str(tmp_path)) == json.loads(json.dumps(made))
     with pytest.raises(TypeError):
@@ -145,6 +142,12 @@ def toy(monkeypatch):
     config = make_config()
     config.recipe = "toy"
     return config
+
+
+def test_a_plan_that_does_not_fit_is_refused(toy, monkeypatch):
+    monkeypatch.setitem(planning.CHIPS, "cpu", Chip(1e12, 2**16))
+    with pytest.raises(ValueError, match="does not fit: 0.* GiB of 0.00 on a device"):
+        make_plan(toy, "cpu:8", what="train")
 
 
 def estimates(ranking, **parts):
