@@ -64,6 +64,7 @@ LONGEST = (
     "tests/recipes/test_globalpaint.py",
     "tests/recipes/test_diffusion.py",
     "tests/pipelines/test_in2out.py",
+    "tests/pipelines/test_isvi.py",
     "tests/models/test_i3d.py",
     "tests/weights/test_inpainting.py",
     "tests/pipelines/test_propagation.py",
@@ -99,11 +100,6 @@ def goldens() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"reference outputs are not here: {folder} is no folder (set M3DDM_GOLDENS)")
     return folder
-
-
-@pytest.fixture(scope="module")
-def quick_compiles():
-    """Nothing: every test compiles so."""
 
 
 @pytest.fixture(scope="session", autouse=True)

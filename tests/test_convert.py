@@ -28,8 +28,6 @@ from m3ddm_jax.weights import load_autoencoder, load_model, load_settings, save_
 from m3ddm_jax.weights.inpainting import globalpaint_from_checkpoint
 from m3ddm_jax.weights.m3ddm import state_dict_from_variables, variables_from_official
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MODULE = M3DDMUNet(
     block_out_channels=(8, 16),

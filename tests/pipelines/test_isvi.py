@@ -12,8 +12,6 @@ from m3ddm_jax.pipelines.mosaic import Mosaic
 from m3ddm_jax.video import FrameSource
 from m3ddm_jax.weights import save_model
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def psnr(frames, truth, where):
     return 10 * np.log10(255**2 / np.mean(np.square(np.float64(frames) - truth)[np.broadcast_to(where, truth.shape)]))

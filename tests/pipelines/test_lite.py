@@ -12,7 +12,6 @@ from m3ddm_jax.pipelines.isvi import Isvi
 from m3ddm_jax.pipelines.lite import Lite
 from m3ddm_jax.video import FrameSource
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 CANVAS = Canvas.from_pad(32, 40, 16, 0, 8, 0)
 
 

@@ -13,8 +13,6 @@ from m3ddm_jax.pipelines.work_canvas import WorkCanvas
 from m3ddm_jax.pipelines.work_clip import WorkClip
 from m3ddm_jax.video import FrameSource
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 HEIGHT, WIDTH, SIDE, STEP = 16, 32, 6, 2
 LIMITS = Limits(window=8, max_error=2.0, key_frames=4)
 
