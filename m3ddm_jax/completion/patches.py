@@ -16,12 +16,12 @@ import cv2
 import numpy as np
 
 from m3ddm_jax.completion import kernels
+from m3ddm_jax.completion.distance import nearest
 from m3ddm_jax.completion.membrane import membrane
 from m3ddm_jax.completion.scales import (
     Source,
     enlarge,
     layering,
-    nearest,
     places_of,
     reduce_known,
     reduce_source,
@@ -209,7 +209,7 @@ class _Search:
         """The estimate, float32 [h, w, 3], shifted in colour so that it joins what may be copied without a seam."""
         unknown = ~self._scale.known
         border = self._scale.trusted & cv2.dilate(unknown.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
-        # What patches propose for known pixels beside the unknown ones, compared with what these are.
+        # What patches propose for known pixels next to the unknown ones, compared with what these are.
         voted = self._level._replace(image=self._level.image.copy())
         kernels.vote(voted, places_of(border), self.field, self.weight)
         made, proposed = (x.image.reshape(self._scale.image.shape) for x in (self._level, voted))

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from m3ddm_jax.completion.distance import nearest
 from m3ddm_jax.completion.kernels import RADIUS, SIZE
 
 _PATCH = np.ones((SIZE, SIZE), np.uint8)
@@ -90,22 +91,6 @@ def stack(sources: list[Source]) -> Atlas:
     corner = np.array([(top - round(s.row), -round(s.column)) for s, top in zip(sources, tops, strict=False)], np.int32)
     source = np.repeat(np.arange(len(sources), dtype=np.int32), np.diff(tops))
     return Atlas(atlas.reshape(tops[-1], -1), usable, place, source, corner, tops)
-
-
-def nearest(there: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row and column of the nearest true pixel of bool [h, w], int [h, w], and its distance, float32 [h, w].
-
-    Where no pixel is true, each is its own nearest one.
-    """
-    if not there.any():
-        return *np.indices(there.shape), np.zeros(there.shape, np.float32)
-    away = (~there).astype(np.uint8)
-    distance, labels = cv2.distanceTransformWithLabels(away, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
-    places = np.nonzero(there)
-    lookup = np.empty((2, labels.max() + 1), np.intp)
-    lookup[:, labels[places]] = places
-    rows, columns = lookup[:, labels]
-    return rows, columns, distance
 
 
 def enlarge(

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from m3ddm_jax.completion.distance import nearest
 from m3ddm_jax.completion.patches import complete
 from m3ddm_jax.completion.scales import Source
-from m3ddm_jax.pipelines.compositing import Spread, nearest_known
+from m3ddm_jax.pipelines.compositing import Spread
 from m3ddm_jax.pipelines.propagation import View
 from m3ddm_jax.pipelines.subjects import People, find_moving, find_people
 
@@ -74,9 +75,7 @@ def _background(view: View) -> tuple[np.ndarray, People]:
 
 def _cut(unknown: np.ndarray, subjects: np.ndarray) -> np.ndarray:
     """How far what lies beyond the border belongs to a subject that it cuts, float32 [h, w, 1] in 0..1."""
-    if unknown.all():
-        return np.zeros(unknown.shape, np.float32)
-    rows, columns, distance = nearest_known(unknown.astype(np.uint8))
+    rows, columns, distance = nearest(~unknown[..., 0])
     short = min(unknown.shape[:2])
     cut = (subjects & ~unknown[..., 0])[rows, columns].astype(np.float32)
     return (cv2.GaussianBlur(cut, (0, 0), _CUT_BLUR * short) * np.exp(-distance / (_CUT_REACH * short)))[..., None]

@@ -3,6 +3,7 @@
 import cv2
 import numpy as np
 
+from m3ddm_jax.completion.distance import nearest
 from m3ddm_jax.geometry import Canvas
 
 REACH = 1 / 8  # of the canvas's short side: over this distance the colour correction falls to 1 / e
@@ -51,7 +52,7 @@ class Spread:
         self._nearest, self._shares = None, []
         if mask.all() or not mask.any():
             return
-        rows, columns, distance = nearest_known(mask)
+        rows, columns, distance = nearest(mask[..., 0] == 0)
         self._nearest = columns.astype(np.float32), rows.astype(np.float32)
         height, width = distance.shape
         while min(height, width) > 2 * COARSEST:
@@ -136,13 +137,3 @@ def soften(image: np.ndarray, sigma: float) -> np.ndarray:
 def _steps_outside(mask: np.ndarray) -> np.ndarray:
     """Pixels from the first one outside of what is known, where the correction has full strength: [H,W,1]."""
     return np.maximum(cv2.distanceTransform(mask, cv2.DIST_L2, 5) - 1, 0)[..., None]
-
-
-def nearest_known(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row and column of the known pixel nearest to each pixel, int [H,W], and its distance, float32 [H,W]."""
-    distance, labels = cv2.distanceTransformWithLabels(mask, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
-    known = np.nonzero(mask[..., 0] == 0)
-    place = np.empty((2, labels.max() + 1), np.intp)
-    place[:, labels[known]] = known
-    rows, columns = place[:, labels]
-    return rows, columns, distance

@@ -75,7 +75,7 @@ def test_patches_come_from_near_rows_or_columns(axis):
 
 
 def test_membrane_takes_the_step_at_the_border_away(monkeypatch):
-    """The known pixels beside the border are brighter than most that can be copied."""
+    """The known pixels next to the border are brighter than most that can be copied."""
     image = np.random.default_rng(1).uniform(60, 70, (48, 64, 3)).astype(np.float32)
     image[:, 14:18] += 20
     image[:, 36:] -= 60

@@ -87,7 +87,7 @@ def test_people_are_not_copied(monkeypatch):
 
 
 def test_a_subject_that_the_border_cuts_goes_on_a_little(monkeypatch):
-    """Bright as it is beside the border; its head is copied nowhere."""
+    """Bright as it is next to the border; its head is copied nowhere."""
     body = np.zeros((HEIGHT, WIDTH), bool)
     body[20:, 20:40] = True
     head = np.zeros_like(body)
