@@ -7,6 +7,7 @@ from configs import test as miniature
 from m3ddm_jax.benchmarks import flops
 
 
+@pytest.mark.slow
 def test_flops_of_the_full_model_are_those_of_the_official_code(goldens):
     official = json.loads((goldens / "m3ddm" / "full" / "flops.json").read_text())
     result = flops.measure(m3ddm.get_config())

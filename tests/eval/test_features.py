@@ -116,6 +116,7 @@ def test_no_clips_have_no_features():
     assert i3d_features(Means(), MEANS, clips(0)).shape == (0, 3)
 
 
+@pytest.mark.slow
 def test_i3d_on_eight_devices_gives_the_serial_numbers():
     module = I3D(num_classes=5)
     rng = np.random.default_rng(1)

@@ -126,6 +126,7 @@ def test_flow_of_frames_alone_is_that_of_the_call(tiny):
     jax.tree.map(close, apply(variables, clip)[1], alone)
 
 
+@pytest.mark.slow
 def test_every_weight_has_a_finite_gradient(tiny):
     """Of unknown pixels as they come, too: whole frames of zeros, and flow between them."""
     _, variables = tiny

@@ -175,6 +175,7 @@ def test_one_frame_and_one_colour_are_finite(tiny):
     assert np.isfinite(out).all()
 
 
+@pytest.mark.slow
 def test_context_computed_once_equals_global_latents(tiny, encode):
     module, variables, apply = tiny
     args, kwargs = tiny_inputs(batch=4)

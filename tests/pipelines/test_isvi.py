@@ -200,7 +200,7 @@ def test_wrong_options_are_named(tmp_path):
         Isvi(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["pp_1", "ct_paragliding-launch"])
+@pytest.mark.parametrize("name", [pytest.param("pp_1", marks=pytest.mark.slow), "ct_paragliding-launch"])
 def test_real_clips_are_filled_better_than_by_a_mosaic(goldens, name):
     """Their sides cut away; the camera follows somebody, whom a mosaic shows twice."""
     path = goldens.parent / "clips" / f"{name}.mp4"

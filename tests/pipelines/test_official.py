@@ -37,7 +37,14 @@ def network(goldens):
     return module, variables_from_official(module, load_file(goldens / "m3ddm/unet_small/weights.safetensors"))
 
 
-@pytest.mark.parametrize("case", ["full", "nonsquare_noguide", "local_only"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "full",
+        pytest.param("nonsquare_noguide", marks=pytest.mark.slow),
+        pytest.param("local_only", marks=pytest.mark.slow),
+    ],
+)
 def test_a_window_equals_the_official_one(goldens, network, case):
     golden = np.load(goldens / f"m3ddm/sampler/pipeline_{case}.npz")
     module, variables = network
