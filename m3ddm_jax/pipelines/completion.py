@@ -1,5 +1,6 @@
 """Completes a key frame by patches of the source, over the colours of a smooth continuation."""
 
+import sys
 from collections.abc import Sequence
 
 import cv2
@@ -24,15 +25,18 @@ class PatchCompleter:
 
     def __init__(self, seed: int = 0):
         self._seed = seed
+        self._reported = False
         self._others: tuple[Sequence[View], list[np.ndarray]] = ((), [])
 
     def __call__(self, key: View, unknown: np.ndarray, others: Sequence[View] = ()) -> np.ndarray:
-        """Returns the whole frame, float32 [h, w, 3] in 0..255.
+        """Returns the whole frame, float32 [h, w, 3] in 0..255. Reports on stderr, once, where nothing can be copied.
 
         The background goes on by patches of the background, of this and of other frames. A subject that the border cuts
         goes on a little by itself, then recedes: neither it nor anybody's head appears a second time.
         unknown: bool [h, w, 1].
         """
+        if not unknown.any():
+            return key.frame
         background, people = _background(key)
         sources = [
             Source(view.frame, allowed, *(key.position - view.position))
@@ -56,12 +60,23 @@ class PatchCompleter:
         mask = unknown.astype(np.uint8)
         smooth = Spread(mask)(frame)
         if max([allowed.mean(), *(source.allowed.mean() for source in sources)]) < _FEWEST:
-            return smooth
+            return self._give_up(smooth)
         made, confidence = complete(frame, mask, smooth=smooth, seed=self._seed, allowed=allowed, sources=sources)
+        if not confidence[unknown].any():
+            return self._give_up(smooth)
         made = smooth + np.sqrt(confidence) * (made - smooth)
         sigma = _BASE * min(frame.shape[:2])
         weight = np.maximum(cv2.GaussianBlur(mask.astype(np.float32), (0, 0), sigma)[..., None], 1e-3)
         return made + cv2.GaussianBlur(np.where(unknown, smooth - made, 0), (0, 0), sigma) / weight
+
+    def _give_up(self, smooth: np.ndarray) -> np.ndarray:
+        """The smooth continuation, reported once."""
+        if not self._reported:
+            print(
+                "completion skipped: too little of the source may be copied, it is continued smoothly", file=sys.stderr
+            )
+        self._reported = True
+        return smooth
 
 
 def _background(view: View) -> tuple[np.ndarray, People]:
