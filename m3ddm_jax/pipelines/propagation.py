@@ -10,13 +10,15 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from m3ddm_jax.flow import propagation
 from m3ddm_jax.flow.least_squares import Anchors, Edges
 from m3ddm_jax.flow.poisson import blend, gradient_mask, unresolved
 from m3ddm_jax.pipelines.compositing import spread
-from m3ddm_jax.pipelines.optical_flow import Completer, Estimator, ShotFlows, camera_motion
+from m3ddm_jax.pipelines.optical_flow import Completer, Estimator, Flows, ShotFlows, camera_motion
 from m3ddm_jax.pipelines.work_clip import WorkClip
 
 BYTES_PER_PIXEL = 7 * 4
@@ -112,12 +114,15 @@ def plan_windows(shot: range, size: int) -> Iterator[tuple[range, range]]:
 
 
 class _Carried(NamedTuple):
-    """Of the frames of a window: gradients, to the right and down, and maybe colours, [T, h, w, 6 or 9]; which
-    are missing, bool [T, h, w, 1]; how far each is a real one, [T, h, w, 1]."""
+    """State of a window of frames, as long as the next multiple of `_LENGTH`: the frames beyond are known and unused.
 
-    values: np.ndarray
-    missing: np.ndarray
-    confidence: np.ndarray
+    values: gradients to the right and down, and with an anchor colours, float32 [T, h, w, 6 or 9]. missing: which are
+    unknown, bool [T, h, w, 1]. confidence: how far each is of a real pixel, float32 [T, h, w, 1].
+    """
+
+    values: jax.Array
+    missing: jax.Array
+    confidence: jax.Array
 
 
 class _Window:
@@ -151,11 +156,9 @@ class _Window:
         wanted = slice(made.start - self._first, made.stop - self._first)
         if not self._hole[wanted].any():
             return self._frames[wanted], self._confidence[wanted]
-        missing = np.asarray(gradient_mask(self._hole))
-        places = _places(missing)
-        carried = self._carry(self._values(self._frames), missing, self._confidence, places)
+        carried = self._carry(self._start())
         if self._limits.key_frames:
-            carried = self._hallucinate(carried, places)
+            carried = self._hallucinate(carried)
         frames, confidence = np.empty_like(self._frames[wanted]), np.empty_like(self._confidence[wanted])
         for start in range(0, len(frames), _AT_A_TIME):
             # The last few are moved back rather than cut short.
@@ -165,53 +168,60 @@ class _Window:
             frames[chunk], confidence[chunk] = self._finish(there, carried)
         return frames, confidence
 
-    def _values(self, frames: np.ndarray) -> np.ndarray:
-        """What is carried of frames."""
-        gradients = _gradients(frames)
-        return np.concatenate([gradients, frames], -1) if self._limits.anchor else gradients
+    def _start(self) -> _Carried:
+        """The state before anything is propagated."""
+        length = len(self._frames) + self._beyond
+        values = np.zeros((length, *self._frames.shape[1:3], 9 if self._limits.anchor else 6), np.float32)
+        for frame, target in zip(self._frames, values, strict=False):
+            _write_values(frame, target)
+        fill = [(0, self._beyond), (0, 0), (0, 0), (0, 0)]
+        hole, confidence = np.pad(self._hole, fill), np.pad(self._confidence, fill)
+        return _Carried(jnp.asarray(values), gradient_mask(hole), jnp.asarray(confidence))
 
-    def _carry(self, values: np.ndarray, missing: np.ndarray, confidence: np.ndarray, places: np.ndarray) -> _Carried:
-        """Values and confidence with what flow leads to, and what is missing still."""
-        if self._flows is None:
-            return _Carried(values, missing, confidence)
-        length = len(values)
-        beyond = -length % _LENGTH
-        fill = [(0, beyond), (0, 0), (0, 0), (0, 0)]
+    @property
+    def _beyond(self) -> int:
+        """Frames by which a window is lengthened, so that few programs are compiled."""
+        return 0 if self._flows is None else -len(self._frames) % _LENGTH
+
+    @functools.cached_property
+    def _padded_flows(self) -> Flows:
         # Flow that is no number leads nowhere.
-        flows = (np.pad(flow, fill, constant_values=np.nan)[None] for flow in self._flows)
-        values, mask, known = (np.pad(x, fill)[None] for x in (values, missing, confidence))
-        done = propagation.propagate(values, mask, *flows, self._limits.max_error, known, places)
-        carried = _Carried(*(np.array(x[0, :length]) for x in (done.values, done.unknown, done.confidence)))
-        # Differences end at the last row and column, so that none come there: those beside them stand for them.
-        for last, beside in ((np.s_[:, -1], np.s_[:, -2]), (np.s_[:, :, -1], np.s_[:, :, -2])):
-            for part in (carried.values, carried.confidence):
-                part[last] = np.where(carried.missing[last], part[beside], part[last])
-            carried.missing[last] &= carried.missing[beside]
-        return carried
+        fill = [(0, self._beyond), (0, 0), (0, 0), (0, 0)]
+        return Flows(*(jnp.asarray(np.pad(flow, fill, constant_values=np.nan)) for flow in self._flows))
 
-    def _hallucinate(self, carried: _Carried, places: np.ndarray) -> _Carried:
+    @functools.cached_property
+    def _places(self) -> np.ndarray:
+        return _places(np.asarray(gradient_mask(self._hole)))
+
+    def _carry(self, carried: _Carried) -> _Carried:
+        """The state with what flow leads to. The argument must not be used afterwards."""
+        if self._flows is None:
+            return carried
+        return _carry(carried, self._padded_flows, self._limits.max_error, self._places)
+
+    def _hallucinate(self, carried: _Carried) -> _Carried:
         """Makes up what is left of the frame that lacks most, carries it to the others, and so on."""
-        mask = self._hole
+        mask = np.pad(self._hole, [(0, self._beyond), (0, 0), (0, 0), (0, 0)])
         for count in range(self._limits.key_frames):
-            missing = carried.missing
-            mask = np.concatenate([unresolved(mask[i : i + 1], missing[i : i + 1]) for i in range(len(mask))])
+            mask = np.array(unresolved(mask, carried.missing))
             lacking = mask.mean((1, 2, 3))
             if lacking.max() < _SPECK:
                 break
             goes_on = count == 0 and self._goes_on and lacking[0] > 0
             key = 0 if goes_on else int(np.argmax(lacking))
             frame = self._frames[0] if goes_on else self._make_up(key, carried)
-            carried.values[key] = self._values(frame[None])[0]
-            carried.confidence[key] *= ~mask[key]
+            values = np.zeros(carried.values.shape[1:], np.float32)
+            _write_values(frame, values)
+            made = mask[key].copy()
             mask[key] = False
-            carried = self._carry(carried.values, np.asarray(gradient_mask(mask)), carried.confidence, places)
+            carried = self._carry(_insert(carried, key, values, made, gradient_mask(mask)))
         return carried
 
     def _make_up(self, key: int, carried: _Carried) -> np.ndarray:
         """A whole frame: what was carried to it, and what is made up of the rest."""
         there = slice(key, key + 1)
-        blended, lost = self._blend(there, carried, carried.values[there])
-        real = (carried.confidence[key] > 0) & ~lost[0]
+        blended, lost = self._blend(there, carried, np.asarray(carried.values[there]))
+        real = (np.asarray(carried.confidence[key]) > 0) & ~lost[0]
         view = View(blended[0], real[..., 0], self._flow_of(key), self._positions[key])
         return self._parts.hallucinate(view, lost[0], self._others)
 
@@ -238,26 +248,50 @@ class _Window:
         return tuple(View(*view) for view in views)
 
     def _finish(self, there: slice, carried: _Carried) -> tuple[np.ndarray, np.ndarray]:
-        hole, values = self._hole[there], carried.values[there]
+        hole, values = self._hole[there], np.asarray(carried.values[there])
         if self._parts.fuse:
             fused = [self._parts.fuse(values[..., i : i + 3], hole.astype(np.float32)) for i in (0, 3)]
             values = np.where(hole, np.concatenate([*fused, values[..., 6:]], -1), values)
         blended, lost = self._blend(there, carried, values)
         filled = [spread(frame[None], holes.astype(np.uint8))[0] for frame, holes in zip(blended, lost, strict=True)]
-        return np.stack(filled), np.where(hole, carried.confidence[there] * ~lost, 1)
+        return np.stack(filled), np.where(hole, np.asarray(carried.confidence[there]) * ~lost, 1)
 
     def _blend(self, there: slice, carried: _Carried, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """As `_blend`, of the frames that are there."""
-        held = self._limits.anchor * carried.confidence[there]
-        return _blend(self._frames[there], self._hole[there], values, carried.missing[there], held, self._near)
+        missing, held = np.asarray(carried.missing[there]), self._limits.anchor * np.asarray(carried.confidence[there])
+        return _blend(self._frames[there], self._hole[there], values, missing, held, self._near)
 
 
-def _gradients(frames: np.ndarray) -> np.ndarray:
-    """Differences of frames [T, h, w, 3] to the right and down, 0 at the end: [T, h, w, 6]."""
-    gradients = np.zeros((*frames.shape[:3], 6), np.float32)
-    np.subtract(frames[:, :, 1:], frames[:, :, :-1], out=gradients[:, :, :-1, :3])
-    np.subtract(frames[:, 1:], frames[:, :-1], out=gradients[:, :-1, :, 3:])
-    return gradients
+def _write_values(frame: np.ndarray, target: np.ndarray) -> None:
+    """Writes differences of a frame [h, w, 3] to the right and down, 0 at the end, and its colours if there is room:
+    [h, w, 6 or 9]."""
+    np.subtract(frame[:, 1:], frame[:, :-1], out=target[:, :-1, :3])
+    np.subtract(frame[1:], frame[:-1], out=target[:-1, :, 3:6])
+    target[:, -1, :3], target[-1, :, 3:6] = 0, 0
+    if target.shape[-1] > 6:
+        target[..., 6:] = frame
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _carry(carried: _Carried, flows: Flows, max_error: float, places: jax.Array) -> _Carried:
+    """The state with what flow leads to, as `flow.propagation.propagate` finds it."""
+    clip, forward, backward = jax.tree.map(lambda x: x[None], (carried, *flows))
+    done = propagation.propagate(clip.values, clip.missing, forward, backward, max_error, clip.confidence, places)
+    values, missing, confidence = (x[0] for x in done)
+    # Differences end at the last row and column, so that none come there: those beside them stand for them.
+    for last, beside in ((np.s_[:, -1], np.s_[:, -2]), (np.s_[:, :, -1], np.s_[:, :, -2])):
+        values, confidence = (
+            part.at[last].set(jnp.where(missing[last], part[beside], part[last])) for part in (values, confidence)
+        )
+        missing = missing.at[last].set(missing[last] & missing[beside])
+    return _Carried(values, missing, confidence)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _insert(carried: _Carried, key: int, values: jax.Array, made: jax.Array, missing: jax.Array) -> _Carried:
+    """The state with the values of one frame, whose pixels that were made up, bool [h, w, 1], have no confidence."""
+    confidence = carried.confidence.at[key].multiply(~made)
+    return _Carried(carried.values.at[key].set(values), missing, confidence)
 
 
 def _places(missing: np.ndarray) -> np.ndarray:

@@ -5,7 +5,6 @@ People are detected by the cascades and the histogram detector that OpenCV's 4.x
 """
 
 import functools
-import itertools
 import os
 import sys
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import numpy as np
 from m3ddm_jax.pipelines.optical_flow import camera_motion
 
 _CASCADES = ("haarcascade_frontalface_alt2.xml", "haarcascade_profileface.xml")
+_PASSES = ((0, False), (1, False), (1, True))  # cascade, and whether the frame is mirrored: profiles look one way
 _SMALLEST_FACE = 1 / 12  # of the short side
 _STEP = 1.15  # from one size of people to the next
 _AGREEING = 4  # overlapping windows that make a face
@@ -27,6 +27,7 @@ _HEAD = (0.55, -0.35, 1.25)
 _BODY = (0.9, 1.3, 20.0)
 _CORE = (0.35, 0.0, 1.2)
 _ROUNDS = 3  # of GrabCut
+_OUTLINE_LINES = 128  # of the frame that GrabCut sees, about
 # Lengths are parts of the short side.
 _AROUND = 0.1  # how far from the unknown region the surroundings of the border reach
 _GROWN = 0.015
@@ -63,11 +64,21 @@ def find_people(frame: np.ndarray, known: np.ndarray) -> People:
     labels[_near(faces, _CORE, known.shape)] = cv2.GC_FGD
     labels[~known] = cv2.GC_BGD
     bodies = np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD))
-    if bodies.any() and (labels == cv2.GC_PR_BGD).any():  # GrabCut needs pixels of both kinds
+    if bodies.any():
+        bodies = _outline(image, labels) | heads & known  # hair is often taken for background
+    return People(_grown(bodies), _grown(heads & known))
+
+
+def _outline(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The foreground that GrabCut finds in uint8 [h, w, 3], starting from its labels, uint8 [h, w]: bool [h, w]."""
+    step = max(1, round(min(labels.shape) / _OUTLINE_LINES))
+    few = np.ascontiguousarray(labels[::step, ::step])
+    if len(np.unique(np.isin(few, (cv2.GC_FGD, cv2.GC_PR_FGD)))) == 2:  # GrabCut needs pixels of both kinds
+        small = cv2.resize(image, few.shape[::-1], interpolation=cv2.INTER_AREA)
         cv2.setRNGSeed(0)
-        cv2.grabCut(image, labels, None, np.zeros((1, 65)), np.zeros((1, 65)), _ROUNDS, cv2.GC_INIT_WITH_MASK)
-        bodies = np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD))
-    return People(_grown(bodies), _grown(heads & bodies))
+        cv2.grabCut(small, few, None, np.zeros((1, 65)), np.zeros((1, 65)), _ROUNDS, cv2.GC_INIT_WITH_MASK)
+    labels = few.repeat(step, 0).repeat(step, 1)[: labels.shape[0], : labels.shape[1]]
+    return np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD))
 
 
 def _near(faces: list[tuple[int, int, int, int]], part: tuple[float, float, float], shape: tuple[int, int]):
@@ -85,9 +96,10 @@ def _detect_faces(image: np.ndarray, cascades: list) -> list[tuple[int, int, int
     grey = cv2.equalizeHist(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))
     least = max(20, round(_SMALLEST_FACE * min(grey.shape)))
     taken, faces = np.zeros(grey.shape, bool), []
-    for cascade, mirrored in itertools.product(cascades, (False, True)):
+    for index, mirrored in _PASSES:
         seen = np.ascontiguousarray(grey[:, ::-1]) if mirrored else grey
-        for left, top, width, height in cascade.detectMultiScale(seen, _STEP, _AGREEING, minSize=(least, least)):
+        found = cascades[index].detectMultiScale(seen, _STEP, _AGREEING, minSize=(least, least))
+        for left, top, width, height in found:
             left = grey.shape[1] - left - width if mirrored else left
             there = np.s_[top : top + height, left : left + width]
             if not taken[there].any():
