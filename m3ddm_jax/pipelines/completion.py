@@ -17,6 +17,7 @@ _FEWEST = 0.02  # of a frame that may be copied, at least
 _BASE = 0.03  # of the short side; what is coarser is the smooth continuation's
 _CUT_REACH = 0.15  # of the short side, over which a subject that is cut recedes to 1 / e
 _CUT_BLUR = 0.03  # of the short side, along the border
+_FADING = 0.1  # power of the confidence that is the patches' share; LPIPS prefers a wrong texture to a blur
 _LITTLE = 0.05  # share of a subject that is worth a completion of its own
 
 
@@ -64,7 +65,7 @@ class PatchCompleter:
         made, confidence = complete(frame, mask, smooth=smooth, seed=self._seed, allowed=allowed, sources=sources)
         if not confidence[unknown].any():
             return self._give_up(smooth)
-        made = smooth + np.sqrt(confidence) * (made - smooth)
+        made = smooth + confidence**_FADING * (made - smooth)
         sigma = _BASE * min(frame.shape[:2])
         weight = np.maximum(cv2.GaussianBlur(mask.astype(np.float32), (0, 0), sigma)[..., None], 1e-3)
         return made + cv2.GaussianBlur(np.where(unknown, smooth - made, 0), (0, 0), sigma) / weight

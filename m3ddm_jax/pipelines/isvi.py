@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -51,6 +51,7 @@ class Settings(CheckedSettings):
     key_frames: of a window, whose unknown rest is completed at most; the others follow them. 0 continues it smoothly.
     anchor: how much the colour of a carried pixel counts, beside its differences to its neighbours, where these would
       lead it far from that colour; at 0 they alone are carried, as published.
+    interpolation: of values between pixels: linear, as published, or cubic, which keeps detail.
     """
 
     lines: int = 480
@@ -58,6 +59,7 @@ class Settings(CheckedSettings):
     max_error: float = 2.0
     key_frames: int = or_none(8)
     anchor: float = 0.0
+    interpolation: Literal["linear", "cubic"] = "linear"
 
 
 class Isvi:
@@ -98,7 +100,8 @@ class Isvi:
         settings = self._settings
         work = WorkCanvas(canvas, settings.lines, multiple=2)
         window = max(3, (settings.megabytes << 20) // (work.height * work.width * BYTES_PER_PIXEL))
-        limits = Limits(window, settings.max_error, settings.key_frames, settings.anchor)
+        cubic = settings.interpolation == "cubic"
+        limits = Limits(window, settings.max_error, settings.key_frames, settings.anchor, cubic)
         ahead = source.again()
         clip = WorkClip(ahead, work, self._mask, keep=window + 1)
         windows = propagate(clip, source_cuts(ahead), self._parts, limits)

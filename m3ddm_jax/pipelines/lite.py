@@ -37,6 +37,7 @@ class Settings(CheckedSettings):
     doubt: share of the smooth continuation in a propagated pixel of confidence 0, which falls to none at 1.
     made_up: share of the smooth continuation where nothing was propagated.
     key_frames: of a window of frames, that are completed at most; the others follow them. 0 completes none.
+    interpolation: of propagated values between pixels; cubic keeps more detail than linear.
     """
 
     lines: int = 240
@@ -44,9 +45,10 @@ class Settings(CheckedSettings):
     doubt: float = 0.5
     made_up: float = 0.25
     key_frames: int = or_none(0)
+    interpolation: Literal["linear", "cubic"] = "linear"
 
 
-_SHARP = {"lines": 256, "doubt": 0.25, "made_up": 0.0, "key_frames": 5}
+_SHARP = {"lines": 256, "doubt": 0.25, "made_up": 0.0, "key_frames": 5, "interpolation": "cubic"}
 """What "sharp" sets otherwise."""
 
 
@@ -92,7 +94,7 @@ class Lite:
     def _make(self, source: FrameSource, canvas: Canvas) -> Iterator[Made]:
         """Every frame before it is corrected."""
         settings, blur = self._settings, Spread(canvas.mask())
-        shared = {name: getattr(settings, name) for name in ("lines", "anchor", "key_frames")}
+        shared = {name: getattr(settings, name) for name in ("lines", "anchor", "key_frames", "interpolation")}
         isvi = Isvi(settings={**shared, "megabytes": _MEGABYTES})
         for carried, trust in isvi.carry(source, canvas):
             carried = carried.astype(np.float32)

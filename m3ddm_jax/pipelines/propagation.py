@@ -71,12 +71,14 @@ class Parts:
 class Limits:
     """window: frames that are seen at once, 3 or more. max_error: pixels by which flow there and back may stray in a
     step. key_frames: of a window, that are hallucinated at most. anchor: how much the colour of a pixel counts that was
-    carried surely and drifts, beside its differences to its neighbours; at 0 these alone are carried."""
+    carried surely and drifts, beside its differences to its neighbours; at 0 these alone are carried. cubic: whether
+    values between pixels are interpolated by cubics, or linearly."""
 
     window: int
     max_error: float
     key_frames: int
     anchor: float = 0.0
+    cubic: bool = False
 
 
 def propagate(
@@ -197,7 +199,7 @@ class _Window:
         """The state with what flow leads to. The argument must not be used afterwards."""
         if self._flows is None:
             return carried
-        return _carry(carried, self._padded_flows, self._limits.max_error, self._places)
+        return _carry(carried, self._padded_flows, self._limits.max_error, self._places, self._limits.cubic)
 
     def _hallucinate(self, carried: _Carried) -> _Carried:
         """Makes up what is left of the frame that lacks most, carries it to the others, and so on."""
@@ -272,11 +274,12 @@ def _write_values(frame: np.ndarray, target: np.ndarray) -> None:
         target[..., 6:] = frame
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def _carry(carried: _Carried, flows: Flows, max_error: float, places: jax.Array) -> _Carried:
+@functools.partial(jax.jit, donate_argnums=0, static_argnames="cubic")
+def _carry(carried: _Carried, flows: Flows, max_error: float, places: jax.Array, cubic: bool) -> _Carried:
     """The state with what flow leads to, as `flow.propagation.propagate` finds it."""
     clip, forward, backward = jax.tree.map(lambda x: x[None], (carried, *flows))
-    done = propagation.propagate(clip.values, clip.missing, forward, backward, max_error, clip.confidence, places)
+    limits = (max_error, clip.confidence, places)
+    done = propagation.propagate(clip.values, clip.missing, forward, backward, *limits, cubic=cubic)
     values, missing, confidence = (x[0] for x in done)
     # Differences end at the last row and column, so that none come there: those beside them stand for them.
     for last, beside in ((np.s_[:, -1], np.s_[:, -2]), (np.s_[:, :, -1], np.s_[:, :, -2])):

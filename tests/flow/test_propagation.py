@@ -8,13 +8,16 @@ from m3ddm_jax.flow.propagation import propagate
 HEIGHT, WIDTH = 24, 40
 
 
-def pan(num_frames, step):
-    """A camera that moves right over smooth waves: frames [1, T, H, W, 3], and both flows between them."""
+def pan(num_frames, step, detail=1.0):
+    """A camera that moves right over smooth waves: frames [1, T, H, W, 3], and both flows between them.
+
+    detail: factor of the waves' frequencies.
+    """
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     frames = []
     for t in range(num_frames):
-        shifted = x + t * step
-        waves = [np.sin(shifted / 9) * np.cos(y / 7), np.cos(shifted / 6 + y / 11), np.sin((shifted + y) / 8)]
+        shifted, row = detail * (x + t * step), detail * y
+        waves = [np.sin(shifted / 9) * np.cos(row / 7), np.cos(shifted / 6 + row / 11), np.sin((shifted + row) / 8)]
         frames.append(np.stack(waves, -1) * 0.4 + 0.5)
     flow = np.zeros((1, num_frames - 1, HEIGHT, WIDTH, 2), np.float32)
     flow[..., 0] = -step
@@ -66,6 +69,18 @@ def test_gradients_of_a_pan_rebuild_the_frames(step):
     reached = (missing & ~np.asarray(done.unknown))[0] & (mask[0] > 0)
     # The middle frames have seen both sides.
     assert psnr(blended[3:5], frames[0, 3:5], reached[3:5]) > 40
+
+
+@pytest.mark.parametrize("step", [3.0, 2.6])
+def test_cubic_interpolation_is_more_accurate(step):
+    frames, forward, backward = pan(4, step, detail=4)
+    mask = sides(6, 4)
+    continued = np.pad(frames[..., 6:-6, :], [(0, 0)] * 3 + [(6, 6), (0, 0)], "edge")
+    linear, cubic = (propagate(continued, mask, forward, backward, cubic=cubic) for cubic in (False, True))
+    np.testing.assert_array_equal(linear.unknown, cubic.unknown)
+    reached = ((mask > 0) & ~np.asarray(linear.unknown))[..., 0]
+    errors = [np.abs(np.asarray(done.values) - frames)[reached].mean() for done in (linear, cubic)]
+    assert max(errors) < 1e-5 if step == 3.0 else errors[1] < 0.7 * errors[0]
 
 
 def test_two_frames_give_each_other_what_they_saw():
