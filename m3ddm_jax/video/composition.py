@@ -4,10 +4,14 @@ from fractions import Fraction
 
 import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import Interpolation, VideoReformatter
 
 from m3ddm_jax.video.codecs import has_alpha, planar_format
-from m3ddm_jax.video.colour import ACCURATE, FULL, LIMITED, MATRICES, Colour
+from m3ddm_jax.video.colour import FULL, LIMITED, MATRICES, Colour
+
+_ACCURATE = (
+    Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND
+)
 
 Box = tuple[slice, slice]
 
@@ -62,7 +66,7 @@ class Composer:
                 meaning |= {f"{place}_{key}": value for key, value in self._meaning.items()}
             else:
                 meaning[f"{place}_color_range"] = FULL
-        return reformatter.reformat(frame, format=pixel_format, interpolation=ACCURATE, **meaning)
+        return reformatter.reformat(frame, format=pixel_format, interpolation=_ACCURATE, **meaning)
 
     def _extend(self, native: av.VideoFrame) -> av.VideoFrame:
         """The source's frame on the canvas; what belongs to the frame, such as captions and field order, stays with it."""
