@@ -10,9 +10,11 @@ from fractions import Fraction
 import av
 import numpy as np
 
+from m3ddm_jax.video.clock import Clock
 from m3ddm_jax.video.colour import FULL, LIMITED, Colour
 from m3ddm_jax.video.errors import told_as
-from m3ddm_jax.video.source import IMAGE_SUFFIXES, FrameSource
+from m3ddm_jax.video.images import IMAGE_SUFFIXES
+from m3ddm_jax.video.source import FrameSource
 
 # suffix -> (container, encoder, its options)
 _H264 = ("libx264", {"crf": "16", "preset": "medium"})
@@ -163,7 +165,7 @@ class _VideoWriter:
         self._stream = self._add_video_stream()
         if self._input is not None:
             streams = {s.index: self._output.add_stream_from_template(s) for s in self._input.streams.audio}
-            self._sound = _sound_packets(self._input, streams, self._like.start_time)
+            self._sound = _sound_packets(self._input, streams, self._like.clock)
         self._output.start_encoding()
 
     def _add_video_stream(self):
@@ -252,13 +254,14 @@ def _open_sound(like: FrameSource | None):
     return None
 
 
-def _sound_packets(container, streams: dict, start_time: float) -> Iterator[tuple[float, av.Packet]]:
+def _sound_packets(container, streams: dict, clock: Clock) -> Iterator[tuple[float, av.Packet]]:
     """(seconds, packet) of all audio streams, on a clock that begins with the first frame of the video."""
     for packet in container.demux(*container.streams.audio):
         if packet.dts is None:
             continue
-        shift = round(Fraction(start_time) / packet.time_base)
-        moment = float((packet.dts - shift) * packet.time_base)
+        seconds = float(packet.dts * packet.time_base)
+        moment = clock.shift(seconds, packet.pos)
+        shift = round(Fraction(seconds - moment) / packet.time_base)
         packet.dts -= shift
         if packet.pts is not None:
             packet.pts -= shift
