@@ -121,6 +121,23 @@ class Colour:
             meaning["interpolation"] = Interpolation.AREA  # averages what it shrinks
         return reformatter.reformat(frame, width, height, "rgb24", **meaning).to_ndarray()
 
+    def from_rgb(self, pixels: np.ndarray, pixel_format: str, reformatter: VideoReformatter) -> av.VideoFrame:
+        """A frame of this description, in a YUV format of any depth, of pixels uint8 [h,w,3]."""
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+        return reformatter.reformat(
+            frame,
+            format=pixel_format,
+            dst_colorspace=MATRICES[self.matrix][0],
+            src_color_range=FULL,
+            dst_color_range=FULL if self.full_range else LIMITED,
+            interpolation=_ACCURATE,
+        )
+
+    def tag(self, codec: av.VideoCodecContext) -> None:
+        """Say so in a stream that is to be encoded."""
+        codec.color_range = FULL if self.full_range else LIMITED
+        codec.colorspace, codec.color_primaries, codec.color_trc = self.matrix, self.primaries, self.transfer
+
     def _grey_to_rgb(self, frame: av.VideoFrame) -> av.VideoFrame:
         """libswscale takes all grey for full-range."""
         bits = frame.format.components[0].bits

@@ -38,6 +38,8 @@ class Stream:
         """Frames from here on; what cannot be decoded before the first of them is passed over."""
         begun = False
         for packet in self._container.demux(self._stream):
+            if not packet.size and packet.dts is not None:
+                continue  # Theora repeats a frame by an empty packet; that at the end has no time
             try:
                 decoded = self.codec.decode(packet)
             except av.error.InvalidDataError:
