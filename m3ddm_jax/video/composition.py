@@ -1,13 +1,12 @@
 """Frames for an encoder: generated pixels around the source's own samples, which are placed without a detour over RGB."""
 
-from fractions import Fraction
-
 import av
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from m3ddm_jax.video.codecs import has_alpha, planar_format
-from m3ddm_jax.video.colour import FULL, LIMITED, MATRICES, Colour
+from m3ddm_jax.video.colour import FULL, LIMITED, MATRICES, Colour, is_grey
+from m3ddm_jax.video.upright import Filters
 
 _ACCURATE = (
     Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND
@@ -49,7 +48,7 @@ class Composer:
         generated = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format=pixels)
         generated = self._convert(self._from_rgb, generated, self._work_format)
         if native is not None:
-            native = self._convert(self._from_native, native, self._work_format)
+            native = self._convert(self._from_native, _in_order(native), self._work_format)
             placed = self._extend(native)
             _copy(placed, native, generated, self._box, mask)
             generated = placed
@@ -60,6 +59,10 @@ class Composer:
         if _same_samples(frame.format.name, pixel_format):
             return frame
         meaning = {}
+        if is_grey(frame.format) and planar_format(pixel_format) is not None:
+            return _colour_grey(frame, pixel_format)
+        if is_grey(av.VideoFormat(pixel_format)):
+            return _luma_of(self._convert(reformatter, frame, _without_subsampling(pixel_format)), pixel_format)
         is_yuv = [planar_format(name) is not None for name in (frame.format.name, pixel_format)]
         for place, yuv in zip(("src", "dst"), is_yuv, strict=True):
             if yuv:
@@ -72,15 +75,43 @@ class Composer:
         """The source's frame on the canvas; what belongs to the frame, such as captions and field order, stays with it."""
         shape = (native.format.name, native.width, native.height)
         if self._padded != shape:
-            self._pad, self._padded = av.filter.Graph(), shape
-            buffer = self._pad.add_buffer(
-                width=native.width, height=native.height, format=native.format, time_base=Fraction(1, 1000)
-            )
             (rows, columns), (height, width) = self._box, self._size
-            pad = self._pad.add("pad", f"{width}:{height}:{columns.start}:{rows.start}")
-            self._pad.link_nodes(buffer, pad, self._pad.add("buffersink")).configure()
-        self._pad.push(native)
-        return self._pad.pull()
+            self._pad = Filters(native, [("pad", f"{width}:{height}:{columns.start}:{rows.start}")])
+            self._padded = shape
+        return next(self._pad.push(native))
+
+
+def _colour_grey(frame: av.VideoFrame, pixel_format: str) -> av.VideoFrame:
+    """Grey as luma of a YUV format, with colourless chroma; libswscale takes all grey for full-range."""
+    coloured = av.VideoFrame(frame.width, frame.height, pixel_format)
+    depth, new_depth = frame.format.components[0].bits, coloured.format.components[0].bits
+    order = ">" if frame.format.is_big_endian else "<"
+    samples = np.frombuffer(frame.planes[0], np.uint8 if depth == 8 else f"{order}u2").reshape(frame.height, -1)
+    parts = len(frame.format.components)
+    luma, *alpha = (samples[:, part : frame.width * parts : parts].astype(np.uint32) for part in range(parts))
+    new, *chroma = _planes(coloured)
+    new[:] = luma << new_depth >> depth
+    for plane in chroma[:2]:
+        plane[:] = 1 << (new_depth - 1)
+    for plane in chroma[2:]:
+        plane[:] = alpha[0] << new_depth >> depth if alpha else (1 << new_depth) - 1
+    return coloured
+
+
+def _luma_of(frame: av.VideoFrame, pixel_format: str) -> av.VideoFrame:
+    """The luma, and alpha, of a 4:4:4 frame as grey of the same depth."""
+    grey = av.VideoFrame(frame.width, frame.height, pixel_format)
+    luma, _, _, *alpha = _planes(frame)
+    (target,) = _planes(grey)
+    target[:] = np.stack([luma, *alpha], axis=-1) if alpha else luma
+    return grey
+
+
+def _in_order(frame: av.VideoFrame) -> av.VideoFrame:
+    """The frame with its lines in memory from the top on; libavfilter flips a frame by reading it backwards."""
+    if frame.planes[0].line_size > 0:
+        return frame
+    return next(Filters(frame, [("copy", "")]).push(frame))
 
 
 def _copy(

@@ -1,12 +1,10 @@
 """One track of a source for an output: its packets copied, its sound encoded again, or its text written another way."""
 
 import contextlib
-import io
-from collections.abc import Iterator, Sequence
+import math
 from fractions import Fraction
 
 import av
-from av.stream import Disposition
 from av.subtitles.subtitle import SubtitleSet
 
 _BITS_A_CHANNEL = {"aac": 96_000, "libopus": 64_000}  # a second
@@ -33,7 +31,7 @@ class CopiedTrack:
             return []
         ticks = round(offset / packet.time_base)
         if self._last is not None and dts + ticks <= self._last:  # joined recordings overlap a little
-            ticks = self._last + 1 - dts
+            ticks = self._last + math.ceil(_MILLISECOND / packet.time_base) - dts
         self._last = packet.dts = dts + ticks
         if packet.pts is not None:
             packet.pts += ticks
@@ -141,57 +139,6 @@ class TextTrack:
 
     def finish(self) -> list[av.Packet]:
         return []
-
-
-def copies(template: av.stream.Stream, packets: Sequence[av.Packet], container_format: str) -> bool:
-    """Whether a container holds a track as it is: a few of its packets are written to memory and read back."""
-    file = io.BytesIO()
-    try:
-        with av.open(file, "w", format=container_format) as output:
-            track = CopiedTrack(template)
-            track.add_to(output).disposition = template.disposition
-            for packet in _clones(packets):
-                output.mux(track.convert(packet, 0.0))
-        file.seek(0)
-        with av.open(file) as written:
-            return not packets or any(_matches(stream, template) for stream in written.streams)
-    except (av.error.FFmpegError, ValueError):
-        return False
-
-
-def decodes(template: av.stream.Stream, packets: Sequence[av.Packet]) -> bool:
-    """Whether any sound comes out of a track's packets."""
-    decoder = av.CodecContext.create(template.codec_context.name, "r")
-    decoder.extradata = template.codec_context.extradata
-    decoder.sample_rate, decoder.layout = template.codec_context.sample_rate, template.codec_context.layout
-    for packet in _clones(packets):
-        with contextlib.suppress(av.error.FFmpegError):
-            if decoder.decode(packet):
-                return True
-    return False
-
-
-def audible_start(packet: av.Packet) -> float:
-    """Seconds at which a packet's sound begins, behind the samples that a decoder leaves out."""
-    moment = packet.pts if packet.pts is not None else packet.dts
-    skipped = 0
-    if packet.has_sidedata("skip_samples"):
-        skipped = int.from_bytes(bytes(packet.get_sidedata("skip_samples"))[:4], "little")
-    return float(moment * packet.time_base) + skipped / packet.stream.codec_context.sample_rate
-
-
-def _clones(packets: Sequence[av.Packet]) -> Iterator[av.Packet]:
-    for packet in packets:
-        clone = av.Packet(bytes(packet))
-        clone.pts, clone.dts, clone.duration = packet.pts, packet.dts, packet.duration
-        clone.time_base, clone.is_keyframe = packet.time_base, packet.is_keyframe
-        yield clone
-
-
-def _matches(stream: av.stream.Stream, template: av.stream.Stream) -> bool:
-    if stream.type != template.type or stream.codec_context is None:
-        return False
-    return stream.type != "video" or bool(stream.disposition & Disposition.attached_pic)
 
 
 def _encodable(encoder: str, decoder: av.CodecContext) -> tuple[str, int]:

@@ -48,6 +48,7 @@ class MovieWriter:
         self._composer = Composer(encoding.pixel_format, self._colour, *size, box)
         self._aspect = like.pixel_aspect if like is not None else Fraction(1)
         self._writes_aspect = container.format in ("matroska", "webm") and self._aspect != 1
+        self._writes_aspect &= encoding.codec not in ("h264", "hevc")  # they keep it in their stream
         options = {}
         if container.format in ("mp4", "mov"):
             options["movflags"] = "+faststart" + (self._tracks.options.get("movflags", "") if self._tracks else "")

@@ -3,15 +3,12 @@
 import dataclasses
 import io
 from collections.abc import Sequence
-from fractions import Fraction
-from typing import Any
 
 import av
-import numpy as np
 from av.stream import Disposition
-from av.subtitles.subtitle import SubtitleSet
 
-from m3ddm_jax.video.codecs import CODECS, Container
+from m3ddm_jax.video.codecs import Container
+from m3ddm_jax.video.trial import add_tiny_stream, tiny_packets
 
 # written by muxers and encoders about their own file
 _TECHNICAL = {"encoder", "major_brand", "minor_version", "compatible_brands", "duration", "vendor_id", "alpha_mode"}
@@ -94,11 +91,11 @@ def _dropped(container: Container, options: dict, metadata: dict, chapters: Sequ
     with av.open(file, "w", format=container.format, options=options) as output:
         output.metadata.update(metadata)
         output.set_chapters(list(chapters))
-        streams = [_add_stream(output, container, label.kind) for label in labels]
+        streams = [add_tiny_stream(output, container, label.kind) for label in labels]
         for stream, label in zip(streams, labels, strict=True):
             label.put_on(stream, container)
         for stream in streams:
-            output.mux(_tiny_packets(stream))
+            output.mux(tiny_packets(stream))
     file.seek(0)
     with av.open(file) as written:
         found = {key.lower() for key in written.metadata}
@@ -119,27 +116,3 @@ def _lost_of(label: Label, written: Label) -> list[str]:
     lost = [f"{key} of {label.name}" for key in label.metadata if key.lower() not in found and key != "creation_time"]
     missing = Disposition(label.disposition & ~written.disposition)
     return lost + [f"flag {flag.name} of {label.name}" for flag in missing]
-
-
-def _add_stream(output: av.container.OutputContainer, container: Container, kind: str) -> av.stream.Stream:
-    if kind == "audio":
-        return output.add_stream(container.sound, rate=48000, layout="mono")
-    if kind == "subtitle":
-        stream = output.add_stream(container.subtitles)
-        stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
-        stream.codec_context.subtitle_header = b"[Script Info]\nScriptType: v4.00+\n"
-        return stream
-    codec = CODECS[container.defaults[0]]
-    return output.add_stream(codec.encoder, rate=25, width=64, height=64)
-
-
-def _tiny_packets(stream: Any) -> list[av.Packet]:
-    if stream.type == "video":
-        return [*stream.encode(av.VideoFrame(64, 64, "yuv420p")), *stream.encode(None)]
-    if stream.type == "audio":
-        silence = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.float32), format="fltp", layout="mono")
-        silence.sample_rate, silence.pts = 48000, 0
-        return [*stream.encode(silence), *stream.encode(None)]
-    packet = stream.codec_context.encode_subtitle(SubtitleSet.create(b"0,0,Default,,0,0,0,,-", 0, 100, 0))
-    packet.time_base, packet.stream = Fraction(1, 1000), stream
-    return [packet]

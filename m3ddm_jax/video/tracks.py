@@ -8,9 +8,10 @@ from av.stream import Disposition
 
 from m3ddm_jax.video.codecs import Container
 from m3ddm_jax.video.container import choose_video, open_container
-from m3ddm_jax.video.convert import CopiedTrack, SoundTrack, TextTrack, audible_start, copies, decodes
+from m3ddm_jax.video.convert import CopiedTrack, SoundTrack, TextTrack
 from m3ddm_jax.video.source import FrameSource
 from m3ddm_jax.video.tags import Label, fit_labels, kept_tags
+from m3ddm_jax.video.trial import copies, cover_packet, decodes, holds_cover
 
 _SAMPLE_PACKETS = 8  # of each track, by which it is judged
 _LONGEST_SEARCH = 4000  # packets
@@ -68,11 +69,8 @@ class Tracks:
 
     def write(self, output: av.container.OutputContainer, until: float | None = None) -> None:
         """Writes the packets up to a moment of the output, in seconds, so that tracks lie side by side; else all."""
-        for cover, data in self._covers:
-            packet = av.Packet(data)
-            packet.pts = packet.dts = 0
-            packet.stream, packet.is_keyframe, packet.time_base = cover, True, Fraction(1, 90_000)
-            output.mux(packet)
+        for cover, picture in self._covers:
+            output.mux(cover_packet(cover, picture))
         self._covers = []
         for moment, packets in self._packets:
             output.mux(packets)
@@ -87,7 +85,7 @@ class Tracks:
         if kind == "video" and stream.index == self._picture_index:
             self._picture = Label.of(stream, "the picture")
         elif kind == "video" and stream.disposition & Disposition.attached_pic:
-            self._decide_picture(stream, name)
+            self._decide_picture(stream)
         elif kind == "audio":
             self._decide_sound(stream, name)
         elif kind == "subtitle":
@@ -108,19 +106,19 @@ class Tracks:
         told = [text for text in (language if language != "und" else None, codec) if text]
         return f"{kind} {self._counts[kind]}" + (f" ({', '.join(told)})" if told else "")
 
-    def _decide_picture(self, stream: av.stream.Stream, name: str) -> None:
-        packets = self._samples[stream.index][:1]
+    def _decide_picture(self, stream: av.stream.Stream) -> None:
         codec = stream.codec_context.name if stream.codec_context is not None else None
-        fits = self._container.format == "matroska" or copies(stream, packets, self._container.format)
-        if packets and codec in _IMAGE_TYPES and fits:
-            self._pictures.append(stream)
-        else:
-            self._dropped.append(f"cover picture ({codec})")
+        for packet in self._samples[stream.index][:1]:
+            attached = self._container.format == "matroska"
+            if codec in _IMAGE_TYPES and (attached or holds_cover(stream, bytes(packet), self._container)):
+                self._pictures.append(stream)
+                return
+        self._dropped.append(f"cover picture ({codec})")
 
     def _decide_sound(self, stream: av.stream.Stream, name: str) -> None:
         packets = self._samples[stream.index]
         if stream.codec_context is not None and packets:
-            if copies(stream, packets, self._container.format):
+            if copies(stream, packets, self._container):
                 self._keep(stream, CopiedTrack(stream), name)
                 return
             if decodes(stream, packets):
@@ -131,7 +129,7 @@ class Tracks:
 
     def _decide_subtitles(self, stream: av.stream.Stream, name: str) -> None:
         codec = stream.codec_context.name if stream.codec_context is not None else None
-        if codec is not None and copies(stream, self._samples[stream.index], self._container.format):
+        if codec is not None and copies(stream, self._samples[stream.index], self._container):
             self._keep(stream, CopiedTrack(stream), name)
         elif codec in _TEXT:
             self._keep(stream, TextTrack(stream, self._container.subtitles), name)
@@ -144,7 +142,7 @@ class Tracks:
 
     def _find_lead(self) -> float:
         starts = [
-            self._source.clock.shift(audible_start(self._samples[index][0]), self._samples[index][0].pos)
+            self._source.clock.shift(_audible_start(self._samples[index][0]), self._samples[index][0].pos)
             for index in self._tracks
             if self._input.streams[index].type == "audio"
         ]
@@ -193,7 +191,8 @@ def _first_packets(container: av.container.InputContainer, picture: int) -> dict
     found = {stream.index: [] for stream in streams}
     waiting = {stream.index for stream in streams if stream.type != "subtitle"}  # subtitles may come much later
     for number, packet in enumerate(container.demux(*streams) if waiting else ()):
-        if packet.size and (packet.dts is not None or packet.pts is not None):
+        timed = packet.dts is not None or packet.pts is not None
+        if packet.size and (timed or packet.stream.type == "video"):
             packets = found[packet.stream_index]
             if len(packets) < _SAMPLE_PACKETS:
                 packets.append(packet)
@@ -202,3 +201,12 @@ def _first_packets(container: av.container.InputContainer, picture: int) -> dict
         if not waiting or number >= _LONGEST_SEARCH:
             break
     return found
+
+
+def _audible_start(packet: av.Packet) -> float:
+    """Seconds at which a packet's sound begins, behind the samples that a decoder leaves out."""
+    moment = packet.pts if packet.pts is not None else packet.dts
+    skipped = 0
+    if packet.has_sidedata("skip_samples"):
+        skipped = int.from_bytes(bytes(packet.get_sidedata("skip_samples"))[:4], "little")
+    return float(moment * packet.time_base) + skipped / packet.stream.codec_context.sample_rate
