@@ -102,7 +102,7 @@ def test_pad_anchor_and_fps(call, folder, tmp_path):
     assert FrameSource(tmp_path / "c.mp4").fps == 12.5
 
 
-def test_sound_that_is_lost_is_told(call, folder, tmp_path):
+def test_sound_that_is_converted_or_lost_is_reported(call, folder, tmp_path):
     with av.open(str(tmp_path / "sound.mkv"), "w") as container:
         video, sound = container.add_stream("libx264", rate=10), container.add_stream("aac", rate=48000, layout="mono")
         video.height = video.width = 32
@@ -113,7 +113,9 @@ def test_sound_that_is_lost_is_told(call, folder, tmp_path):
         samples.sample_rate = 48000
         container.mux([*video.encode(None), *sound.encode(samples), *sound.encode(None)])
     code, out, err = call(tmp_path / "sound.mkv", tmp_path / "out.webm", "--aspect=16:9", "--method=edge")
-    assert (code, len(out), len(err)) == (0, 1, 1) and "aac" in err[0] and "left out" in err[0]
+    assert (code, len(out), err) == (0, 1, ["outpaint: out.webm: converted: audio 1 (aac) to opus"])
+    code, out, err = call(tmp_path / "sound.mkv", tmp_path / "out.gif", "--aspect=16:9", "--method=edge")
+    assert (code, len(out), err) == (0, 1, ["outpaint: out.gif: left out: sound"])
     code, out, err = call(tmp_path / "sound.mkv", tmp_path / "out.mp4", "--aspect=16:9", "--method=edge")
     assert (code, len(out), len(err)) == (0, 1, 0)
 

@@ -7,13 +7,13 @@ import shutil
 
 import numpy as np
 
-from m3ddm_jax.video.codecs import CONTAINERS, IMAGES, Asked, Encoding, choose_encoding
-from m3ddm_jax.video.composition import Box
 from m3ddm_jax.video.errors import told_as
-from m3ddm_jax.video.movie import MovieWriter
-from m3ddm_jax.video.pictures import FolderWriter, GifWriter, ImageEncoder, ImageWriter
+from m3ddm_jax.video.output.codecs import CONTAINERS, IMAGES, NOTHING_ASKED, Asked, Encoding, choose_encoding
+from m3ddm_jax.video.output.composition import Box
+from m3ddm_jax.video.output.movie import MovieWriter
+from m3ddm_jax.video.output.pictures import FolderWriter, GifWriter, ImageEncoder, ImageWriter
+from m3ddm_jax.video.output.tracks import left_behind
 from m3ddm_jax.video.source import FrameSource
-from m3ddm_jax.video.tracks import left_behind
 
 VIDEO_SUFFIXES = tuple(CONTAINERS)
 FOREIGN_VIDEO = {".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv", ".3gp", ".y4m"}
@@ -43,7 +43,7 @@ class FrameSink:
         width: int,
         like: FrameSource | None = None,
         box: Box | None = None,
-        asked: Asked = Asked(),
+        asked: Asked = NOTHING_ASKED,
     ):
         self.path = pathlib.Path(path)
         self._shape, self._count = (height, width, 3), 0
@@ -52,10 +52,14 @@ class FrameSink:
         self._encoding = _encoding(suffix, asked, like)
         self._source = like.again() if like is not None and box is not None else None
         self._part = self.path.with_name(f".{self.path.name}.part")
-        with told_as(f"cannot write {self.path}"):
+        try:
+            with told_as(f"cannot write {self.path}"):
+                _remove(self._part)
+                self._writer = self._open(suffix, fps, (height, width))
+            self.notes = self._find_notes(suffix)
+        except BaseException:
             _remove(self._part)
-            self._writer = self._open(suffix, fps, (height, width))
-        self.notes = self._find_notes(suffix)
+            raise
 
     def _open(self, suffix: str | None, fps: float, size: tuple[int, int]):
         box = self._box if self._places_samples else None
@@ -152,7 +156,9 @@ def output_suffix(path: str | os.PathLike, folder: bool = False) -> str | None:
     raise ValueError(f"cannot write {suffix}: {found} must end in {accepted}, or in / for a folder of PNG")
 
 
-def check_writable(path: str | os.PathLike, asked: Asked = Asked(), like: FrameSource | None = None) -> str | None:
+def check_writable(
+    path: str | os.PathLike, asked: Asked = NOTHING_ASKED, like: FrameSource | None = None
+) -> str | None:
     """Returns `output_suffix`.
 
     Raises ValueError where a FrameSink could not write or would destroy something else than a former output.

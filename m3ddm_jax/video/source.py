@@ -97,6 +97,12 @@ class FrameSource:
         other._reader = self._reader.again()
         return other
 
+    def through(self, reader: Reader) -> "FrameSource":
+        """The same video, whose frames and properties a reader gives that reads this one."""
+        other = copy.copy(self)
+        other._begin(reader)
+        return other
+
     def close(self) -> None:
         """Give back the opened file and the frames that are kept; the next read opens it again."""
         self._reader.close()

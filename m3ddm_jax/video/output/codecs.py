@@ -1,4 +1,4 @@
-"""Which codec, pixel format and quality an output has: what containers hold, what encoders accept, what is the default."""
+"""Codec, pixel format and quality of an output: what containers hold, what encoders accept, what the defaults are."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -66,6 +66,7 @@ CONTAINERS = {
     ".webm": Container("webm", ("vp9", "av1"), ("vp9", "av1", "vp9"), "libopus", "webvtt"),
     ".gif": Container("gif", ("gif",), ("gif", "gif", "gif"), None),
 }
+_UNUSUAL = ("nv", "mono", "rgb8", "bgr8", "rgb4", "bgr4")  # pixel formats of shared or partial bytes
 IMAGES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 
@@ -81,6 +82,9 @@ class Asked:
     quality: int | None = None
     pixel_format: str | None = None
     folder: bool = False
+
+
+NOTHING_ASKED = Asked()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,10 +118,12 @@ def choose_encoding(suffix: str, asked: Asked, native: str | None, bits: int = 8
         options[codec.option] = str(quality)
     elif asked.quality is not None:
         raise ValueError(f"{name} has no quality to choose, found {asked.quality}")
-    formats = [f.name for f in av.Codec(codec.encoder, "w").video_formats]
+    formats = [f.name for f in av.Codec(codec.encoder, "w").video_formats if not f.name.startswith(_UNUSUAL)]
     if asked.pixel_format is not None:
         if asked.pixel_format not in formats:
-            raise ValueError(f"pixel_format must be one of {', '.join(formats)} for {name}, found {asked.pixel_format!r}")
+            raise ValueError(
+                f"pixel_format must be one of {', '.join(formats)} for {name}, found {asked.pixel_format!r}"
+            )
         chosen, note = asked.pixel_format, None
     else:
         keeps_alpha = alpha and bool(codec.alpha) and not (name == "vp9" and suffix == ".mp4")
@@ -156,7 +162,7 @@ def _choose_format(name: str, formats: list[str], native: str | None, bits: int,
     if alpha:
         accepted = [f for f in formats if f in codec.alpha]
     else:
-        accepted = [f for f in formats if not has_alpha(f) and not f.startswith(("yuvj", "nv"))]
+        accepted = [f for f in formats if not has_alpha(f) and not f.startswith("yuvj")]
     wanted = planar_format(native or "rgb24")
     if wanted is not None and not alpha:
         wanted = wanted.replace("yuva", "yuv")
@@ -197,7 +203,9 @@ def _loss(native: str | None, chosen: str, name: str) -> str | None:
     before, after = av.VideoFormat(native, 64, 64), av.VideoFormat(chosen, 64, 64)
     fewer_bits = after.components[0].bits < before.components[0].bits
     yuv = planar_format(native) is not None and len(before.components) > 2
-    less_chroma = yuv and after.chroma_width(8) * after.chroma_height(8) < before.chroma_width(8) * before.chroma_height(8)
+    less_chroma = yuv and after.chroma_width(8) * after.chroma_height(8) < before.chroma_width(
+        8
+    ) * before.chroma_height(8)
     if not (fewer_bits or less_chroma):
         return None
     keep = "; --pixel-format=rgb48be keeps all bits" if name == "png" else ""

@@ -1,11 +1,11 @@
-"""Frames for an encoder: generated pixels around the source's own samples, which are placed without a detour over RGB."""
+"""Frames for an encoder: generated pixels around the source's own samples, which are placed as they were decoded."""
 
 import av
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from m3ddm_jax.video.codecs import has_alpha, planar_format
 from m3ddm_jax.video.colour import FULL, LIMITED, MATRICES, Colour, is_grey
+from m3ddm_jax.video.output.codecs import has_alpha, planar_format
 from m3ddm_jax.video.upright import Filters
 
 _ACCURATE = (
@@ -72,7 +72,7 @@ class Composer:
         return reformatter.reformat(frame, format=pixel_format, interpolation=_ACCURATE, **meaning)
 
     def _extend(self, native: av.VideoFrame) -> av.VideoFrame:
-        """The source's frame on the canvas; what belongs to the frame, such as captions and field order, stays with it."""
+        """The source's frame on the canvas; what belongs to it, such as captions and field order, stays with it."""
         shape = (native.format.name, native.width, native.height)
         if self._padded != shape:
             (rows, columns), (height, width) = self._box, self._size
@@ -117,11 +117,13 @@ def _in_order(frame: av.VideoFrame) -> av.VideoFrame:
 def _copy(
     placed: av.VideoFrame, native: av.VideoFrame, generated: av.VideoFrame, box: Box, mask: np.ndarray | None
 ) -> None:
-    """Copies the source's samples into the box, and the generated ones around it and where a pixel of them is masked."""
+    """Copies the source's samples into the box, and the generated ones around it and where a pixel is masked."""
     placed.make_writable()
     planes = [_planes(frame) for frame in (placed, native, generated)]
     for target, known, other, (down, across) in zip(*planes, _steps(placed.format), strict=True):
-        rows, columns = (slice(part.start // n, -(-part.stop // n)) for part, n in zip(box, (down, across), strict=True))
+        rows, columns = (
+            slice(part.start // n, -(-part.stop // n)) for part, n in zip(box, (down, across), strict=True)
+        )
         around = np.s_[: rows.start], np.s_[rows.stop :], np.s_[rows, : columns.start], np.s_[rows, columns.stop :]
         for strip in around:
             target[strip] = other[strip]

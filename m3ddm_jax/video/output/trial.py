@@ -11,8 +11,8 @@ import numpy as np
 from av.stream import Disposition
 from av.subtitles.subtitle import SubtitleSet
 
-from m3ddm_jax.video.codecs import CODECS, Container
-from m3ddm_jax.video.convert import CopiedTrack
+from m3ddm_jax.video.output.codecs import CODECS, Container
+from m3ddm_jax.video.output.convert import CopiedTrack
 
 
 def copies(template: av.stream.Stream, packets: Sequence[av.Packet], container: Container) -> bool:

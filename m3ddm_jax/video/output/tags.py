@@ -7,21 +7,19 @@ from collections.abc import Sequence
 import av
 from av.stream import Disposition
 
-from m3ddm_jax.video.codecs import Container
-from m3ddm_jax.video.trial import add_tiny_stream, tiny_packets
+from m3ddm_jax.video.output.codecs import Container
+from m3ddm_jax.video.output.trial import add_tiny_stream, tiny_packets
 
 # written by muxers and encoders about their own file
 _TECHNICAL = {"encoder", "major_brand", "minor_version", "compatible_brands", "duration", "vendor_id", "alpha_mode"}
 _TECHNICAL |= {"rotate", "stereo_mode", "handler_name", "encoding_tool", "location-eng", "variant_bitrate"}
 _TECHNICAL_STARTS = ("bps", "number_of_", "_statistics", "duration-")
 # ISO 639-2 has two codes for some languages; QuickTime knows one of them
-_LANGUAGES = dict(
-    pair.split("/")
-    for pair in (
-        "deu/ger fra/fre nld/dut ell/gre zho/chi ces/cze slk/slo ron/rum isl/ice hye/arm kat/geo mkd/mac sqi/alb eus/baq"
-        " mya/bur fas/per bod/tib cym/wel msa/may mri/mao"
-    ).split()
-)
+_LANGUAGES = {
+    "deu": "ger", "fra": "fre", "nld": "dut", "ell": "gre", "zho": "chi", "ces": "cze", "slk": "slo", "ron": "rum",
+    "isl": "ice", "hye": "arm", "kat": "geo", "mkd": "mac", "sqi": "alb", "eus": "baq", "mya": "bur", "fas": "per",
+    "bod": "tib", "cym": "wel", "msa": "may", "mri": "mao",
+}  # fmt: skip
 _LANGUAGES |= {other: code for code, other in _LANGUAGES.items()}
 # about the track's content; others say how a file uses it
 _KEPT = (
@@ -58,7 +56,7 @@ class Label:
 
 
 def kept_tags(metadata: dict[str, str]) -> dict[str, str]:
-    """Tags without those that muxers and encoders write about their own file; names in lower case but for others' own."""
+    """Tags without those that muxers and encoders write about their own file; names of capitals become lower case."""
     return {
         (key.lower() if key.isupper() else key): value
         for key, value in metadata.items()
@@ -85,7 +83,9 @@ def fit_labels(
     return options, _dropped(container, options, metadata, chapters, labels) if lost else []
 
 
-def _dropped(container: Container, options: dict, metadata: dict, chapters: Sequence, labels: Sequence[Label]) -> list[str]:
+def _dropped(
+    container: Container, options: dict, metadata: dict, chapters: Sequence, labels: Sequence[Label]
+) -> list[str]:
     """Names of the tags, dispositions and chapters that are not there when the container is read back."""
     file = io.BytesIO()
     with av.open(file, "w", format=container.format, options=options) as output:

@@ -8,10 +8,10 @@ import av
 import numpy as np
 from av.codec.context import Flags
 
-from m3ddm_jax.video.codecs import Encoding
 from m3ddm_jax.video.colour import FULL, SMPTE170M, Colour
-from m3ddm_jax.video.composition import Box, Composer
-from m3ddm_jax.video.movie import Timing
+from m3ddm_jax.video.output.codecs import Encoding
+from m3ddm_jax.video.output.composition import Box, Composer
+from m3ddm_jax.video.output.movie import Timing
 from m3ddm_jax.video.source import FrameSource
 
 _LOOPING = {".gif", ".png", ".apng", ".webp"}  # sources that say how often they play

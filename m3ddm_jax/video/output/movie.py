@@ -1,4 +1,4 @@
-"""Writing a video file: pictures encoded with the source's timing and colours, and the source's other tracks beside them."""
+"""Writing a video file: frames encoded with the source's timing and colours, next to the source's other tracks."""
 
 import contextlib
 import os
@@ -10,11 +10,11 @@ import av
 import numpy as np
 from av.codec.context import Flags
 
-from m3ddm_jax.video.codecs import CODECS, CONTAINERS, Encoding
 from m3ddm_jax.video.colour import FULL, LIMITED, Colour, Hdr
-from m3ddm_jax.video.composition import Box, Composer
+from m3ddm_jax.video.output.codecs import CONTAINERS, Encoding
+from m3ddm_jax.video.output.composition import Box, Composer
+from m3ddm_jax.video.output.tracks import Tracks
 from m3ddm_jax.video.source import FrameSource
-from m3ddm_jax.video.tracks import Tracks
 
 CLOCK = 90_000  # ticks a second of a video whose frames do not come at a constant rate
 _INTERLACED_CODECS = {"h264", "prores"}
@@ -25,7 +25,7 @@ _HEAD = 1 << 16  # bytes of a file, in which its tracks are described
 
 
 class MovieWriter:
-    """A video file. like: the source, whose timing, colours, pixel aspect and tracks are kept. tracks: of it, or None."""
+    """A video file. like: the source, whose timing, colours, pixel aspect and other tracks are kept."""
 
     def __init__(
         self,
@@ -154,7 +154,11 @@ def _hdr_options(codec: str, hdr: Hdr | None) -> dict[str, str]:
     quiet = {"hevc": {"x265-params": "log-level=none"}}.get(codec, {})
     if hdr is None or codec not in ("h264", "hevc", "av1"):
         return quiet
-    names = {"h264": ("mastering-display", "cll"), "hevc": ("master-display", "max-cll"), "av1": ("mastering-display", "content-light")}
+    names = {
+        "h264": ("mastering-display", "cll"),
+        "hevc": ("master-display", "max-cll"),
+        "av1": ("mastering-display", "content-light"),
+    }
     display, light = names[codec]
     parts = []
     if hdr.primaries is not None and hdr.luminance is not None:
@@ -175,7 +179,9 @@ def _mastering_display(hdr: Hdr, whole: bool) -> str:
         values = (str(round(value * unit)) if whole else f"{float(value):.5f}" for value in pair)
         return f"({','.join(values)})"
 
-    points = [f"{name}{told(pair, 50_000)}" for name, pair in (("G", green), ("B", blue), ("R", red), ("WP", hdr.white))]
+    points = [
+        f"{name}{told(pair, 50_000)}" for name, pair in (("G", green), ("B", blue), ("R", red), ("WP", hdr.white))
+    ]
     return "".join(points) + f"L{told(hdr.luminance[::-1], 10_000)}"
 
 

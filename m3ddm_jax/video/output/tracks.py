@@ -6,12 +6,12 @@ from fractions import Fraction
 import av
 from av.stream import Disposition
 
-from m3ddm_jax.video.codecs import Container
 from m3ddm_jax.video.container import choose_video, open_container
-from m3ddm_jax.video.convert import CopiedTrack, SoundTrack, TextTrack
+from m3ddm_jax.video.output.codecs import Container
+from m3ddm_jax.video.output.convert import CopiedTrack, SoundTrack, TextTrack
+from m3ddm_jax.video.output.tags import Label, fit_labels, kept_tags
+from m3ddm_jax.video.output.trial import copies, cover_packet, decodes, holds_cover
 from m3ddm_jax.video.source import FrameSource
-from m3ddm_jax.video.tags import Label, fit_labels, kept_tags
-from m3ddm_jax.video.trial import copies, cover_packet, decodes, holds_cover
 
 _SAMPLE_PACKETS = 8  # of each track, by which it is judged
 _LONGEST_SEARCH = 4000  # packets
@@ -177,7 +177,7 @@ class Tracks:
 
 
 def left_behind(source: FrameSource) -> list[str]:
-    """One line for the sound, subtitles and chapters of a source that become images or a GIF, none for a source without."""
+    """A line for the sound, subtitles and chapters that images and GIF leave out; none for a source without."""
     with open_container(source.path) as container:
         kinds = [stream.type for stream in container.streams]
         names = {"audio": "sound", "subtitle": "subtitles"}

@@ -95,7 +95,10 @@ class SoundTrack:
     def _resampler(self, frame: av.AudioFrame) -> av.filter.Graph:
         graph, codec = av.filter.Graph(), self.stream.codec_context
         source = graph.add_abuffer(
-            format=frame.format, layout=frame.layout, sample_rate=frame.sample_rate, time_base=Fraction(1, frame.sample_rate)
+            format=frame.format,
+            layout=frame.layout,
+            sample_rate=frame.sample_rate,
+            time_base=Fraction(1, frame.sample_rate),
         )
         steady = graph.add("aresample", "async=1:min_hard_comp=0.05")
         wanted = f"sample_rates={codec.sample_rate}:sample_fmts={codec.format.name}:channel_layouts={codec.layout.name}"
