@@ -83,9 +83,7 @@ def test_sound_is_copied_as_it_is(tmp_path, make_video, counted, suffix):
         ("aac", ".gif", None, "left out: sound"),
     ],
 )
-def test_sound_that_the_container_cannot_hold_is_converted(
-    tmp_path, make_video, counted, codec, suffix, written, note
-):
+def test_sound_that_the_container_cannot_hold_is_converted(tmp_path, make_video, counted, codec, suffix, written, note):
     source = FrameSource(make_video(tmp_path / "sound.mkv", counted(24), tone=codec))
     sink = copy(source, tmp_path / f"out{suffix}")
     assert sink.notes == ([] if note is None else [f"out{suffix}: {note}"])

@@ -152,7 +152,7 @@ class Tracks:
         self._metadata = kept_tags(self._input.metadata)
         self._chapters = [self._moved(chapter) for chapter in self._input.chapters()]
         labels = [self._picture, *self._labels.values()]
-        self.options, lost = fit_labels(self._container, self._metadata, self._chapters, labels)
+        self.options, lost = fit_labels(self._container, self._metadata, self._chapters, labels, bool(self._pictures))
         self._dropped += lost
 
     def _moved(self, chapter: dict) -> dict:
