@@ -69,7 +69,7 @@ def _preference(stream: av.VideoStream) -> tuple[bool, bool, int]:
 class StreamFacts(NamedTuple):
     """What libav knows of a stream and PyAV has no attribute for.
 
-    crop: pixels (top, bottom, left, right) that the container says to cut away. chroma_location: libav's name, or None.
+    crop: pixels (left, right, top, bottom) that the container says to cut away. chroma_location: libav's name, or None.
     """
 
     crop: tuple[int, int, int, int] = (0, 0, 0, 0)
