@@ -47,7 +47,7 @@ class SoundTrack:
 
     def __init__(self, template: av.stream.Stream, encoder: str):
         self._decoder, self._encoder = template.codec_context, encoder
-        self._graph, self._clock = None, None
+        self._graph, self._clock, self._offset = None, None, 0.0
 
     def add_to(self, output: av.container.OutputContainer) -> av.stream.Stream:
         layout, rate = _encodable(self._encoder, self._decoder)
@@ -57,7 +57,7 @@ class SoundTrack:
         return self.stream
 
     def convert(self, packet: av.Packet, offset: float) -> list[av.Packet]:
-        encoded = []
+        encoded, self._offset = [], offset
         with contextlib.suppress(av.error.InvalidDataError):  # as players do: a damaged packet becomes silence
             for frame in self._decoder.decode(packet):
                 encoded += self._encode(frame, offset)
@@ -66,7 +66,7 @@ class SoundTrack:
     def finish(self) -> list[av.Packet]:
         encoded = []
         for frame in self._decoder.decode(None):
-            encoded += self._encode(frame, 0.0)
+            encoded += self._encode(frame, self._offset)
         if self._graph is not None:
             self._graph.push(None)
             encoded += self._pull()

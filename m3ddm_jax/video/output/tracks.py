@@ -165,13 +165,16 @@ class Tracks:
         """(moment on the output's clock, packets) of all tracks, in the order of the source's file."""
         with open_container(self._source.path) as container:
             streams = [container.streams[index] for index in self._tracks]
+            positions = dict.fromkeys(self._tracks, 0)
             for packet in container.demux(*streams) if streams else ():
                 ticks = packet.dts if packet.dts is not None else packet.pts
                 if ticks is None or not packet.size:
                     continue
-                seconds = float(ticks * packet.time_base)
-                moment = self._source.clock.shift(seconds, packet.pos) + self.lead
-                yield moment, self._tracks[packet.stream_index].convert(packet, moment - seconds)
+                seconds, index = float(ticks * packet.time_base), packet.stream_index
+                if packet.pos is not None:  # of several packets that are stored as one, the first has it
+                    positions[index] = packet.pos
+                moment = self._source.clock.shift(seconds, positions[index]) + self.lead
+                yield moment, self._tracks[index].convert(packet, moment - seconds)
         for track in self._tracks.values():
             yield float("inf"), track.finish()
 
