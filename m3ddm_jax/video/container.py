@@ -16,9 +16,11 @@ _NO_FILM = Disposition.attached_pic | Disposition.timed_thumbnails
 _DUMP_LOCK = threading.Lock()  # PyAV has one log level for all threads
 
 
-def open_container(media: Media) -> av.container.InputContainer:
-    """Open a file, or the bytes of one, for reading."""
+def open_container(media: Media, part: tuple[int, int] | None = None) -> av.container.InputContainer:
+    """Open a file, or the bytes of one, for reading. part: of a file, its bytes (start, end) alone; end 0 is its own."""
     where = io.BytesIO(media) if isinstance(media, bytes) else f"file:{os.fspath(media)}"
+    if part is not None:
+        where = f"subfile,,start,{part[0]},end,{part[1]},,:{where}"
     return av.open(where, metadata_errors="replace")
 
 

@@ -64,7 +64,7 @@ def test_png_shows_the_frames_of_the_source(outpaint, name):
         ("a_truehd.mkv", "out.mp4", ["aac"], "converted: audio 1 (truehd) to aac"),
         ("two_aac_opus.mkv", "out.webm", ["opus", "opus"], "converted: audio 1 (aac) to opus"),
         ("v.wmv", "out.mkv", ["aac"], "converted: audio 1 (wmav2) to aac"),
-        ("joined.ts", "out.mp4", ["mp3"], None),  # MP4 has one name for MPEG sound
+        ("joined.ts", "out.mp4", ["aac"], "converted: audio 1 (mp2) to aac"),  # the second recording has AAC
         ("joined.ts", "out.webm", ["opus"], "converted: audio 1 (mp2) to opus"),
         ("cover_zero.mp4", "out.mp4", ["aac"], None),
         ("vlate.mp4", "out.mkv", ["aac"], None),
