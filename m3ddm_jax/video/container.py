@@ -17,7 +17,7 @@ _DUMP_LOCK = threading.Lock()  # PyAV has one log level for all threads
 
 
 def open_container(media: Media, part: tuple[int, int] | None = None) -> av.container.InputContainer:
-    """Open a file, or the bytes of one, for reading. part: only these bytes (start, end) of a file; end 0: to its end."""
+    """Open a file, or the bytes of one, for reading. part: only bytes (start, end) of a file; end 0: to its end."""
     where = io.BytesIO(media) if isinstance(media, bytes) else f"file:{os.fspath(media)}"
     if part is not None:
         where = f"subfile,,start,{part[0]},end,{part[1]},,:{where}"

@@ -64,7 +64,7 @@ class FrameSink:
     def _open(self, suffix: str | None, fps: float, size: tuple[int, int]):
         box = self._box if self._places_samples else None
         if suffix == ".gif":
-            return GifWriter(self._part, fps, size, self._like, self._encoding.alpha)
+            return GifWriter(self._part, fps, size, self._like, self._has_alpha)
         if suffix in CONTAINERS:
             return MovieWriter(self._part, suffix, self._encoding, fps, size, self._like, box)
         encoder = ImageEncoder(self._encoding, self._like, size, box)
@@ -133,6 +133,8 @@ class FrameSink:
                     shutil.rmtree(self.path)
                 self._part.rename(self.path)
         finally:
+            if self._source is not None:
+                self._source.close()
             _remove(self._part)
 
 
