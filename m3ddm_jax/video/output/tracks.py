@@ -103,7 +103,7 @@ class Tracks:
         """Whether a track holds the timecode or the chapters, as MP4 has them; both are written as tags."""
         if stream.metadata.get("timecode"):
             return True
-        is_first = not any(s.type == "data" and s.name == "bin_data" for s in self._input.streams[: stream.index])
+        is_first = not any(s.type == "data" and s.name == "bin_data" for s in list(self._input.streams)[: stream.index])
         return stream.name == "bin_data" and is_first and bool(self._input.chapters())
 
     def _name(self, stream: av.stream.Stream) -> str:
