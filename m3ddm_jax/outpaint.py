@@ -218,7 +218,7 @@ def remember_programs() -> None:
 
 def main(source_path: str, target_path: str) -> None:
     values = flags.FLAGS
-    source = FrameSource(source_path, values.fps, deinterlace=not values.keep_interlaced)
+    source = FrameSource(source_path, values.fps, deinterlace=not values["keep-interlaced"].value)
     for note in source.notes:
         print(f"outpaint: {note}", file=sys.stderr)
     target = pathlib.Path(target_path)
@@ -272,7 +272,7 @@ def _define_flags() -> None:
         "preview", None, "Also writes source and result side by side: a .png of a few frames, or a video."
     )
     flags.DEFINE_float("fps", None, "Frames a second of a folder (else 24); a video is sampled anew at this rate.")
-    flags.DEFINE_boolean("keep_interlaced", False, "Leave the fields of interlaced video as they are.")
+    flags.DEFINE_boolean("keep-interlaced", False, "Leave the fields of interlaced video as they are.")
     flags.DEFINE_string(
         "method", None, f"{', '.join(OUTPAINTERS)}; by default lite, m3ddm with --model, isvi with --mask."
     )
