@@ -1,6 +1,9 @@
 """Decoding forward from the start of a file or from a keyframe: frames in the order in which they are shown."""
 
+import collections
+import zlib
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -54,16 +57,28 @@ class Stream:
         self._container.close()
 
 
+class Mark(NamedTuple):
+    """A key frame: its index, and the tick at which the file can be searched for it."""
+
+    index: int
+    tick: int
+
+
 class Listing:
     """The frames of a film in the order in which they are shown, found by decoding all of them.
 
     times, durations: in ticks; a time is None where it is not known. interlaced, transparent: whether any frame is.
+    marks: key frames by their fingerprints, for those that no other key frame shares.
     """
 
     def __init__(self, frames: Iterable[av.VideoFrame]):
         shown, stored, self.durations = [], [], []
         self.interlaced = self.transparent = False
-        for frame in frames:
+        found = collections.defaultdict(list)
+        for index, frame in enumerate(frames):
+            tick = frame.pts if frame.pts is not None else frame.dts
+            if frame.key_frame and tick is not None:
+                found[fingerprint(frame)].append(Mark(index, tick))
             shown.append(frame.pts)
             stored.append(frame.dts)
             self.durations.append(frame.duration or 0)
@@ -71,6 +86,12 @@ class Listing:
             self.transparent = self.transparent or is_transparent(frame)
         # as libav does: decoders give frames in order, so the times that run backwards less often are right
         self.times = min(shown, stored, key=_faults)
+        self.marks = {key: marks[0] for key, marks in found.items() if len(marks) == 1}
+
+
+def fingerprint(frame: av.VideoFrame) -> int:
+    """A checksum of a frame's first plane."""
+    return zlib.crc32(frame.planes[0])
 
 
 def is_transparent(frame: av.VideoFrame) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from m3ddm_jax.video.colour import MATRICES, UNSPECIFIED, Colour, is_yuv
-from m3ddm_jax.video.decoding import Listing, Stream, has_alpha, is_transparent
+from m3ddm_jax.video.decoding import Listing, Mark, Stream, fingerprint, has_alpha, is_transparent
 from m3ddm_jax.video.errors import told_as
 from m3ddm_jax.video.probe import PROGRESSIVE_ORDERS, Packets, Probe
 from m3ddm_jax.video.reader import Reader
@@ -21,6 +21,8 @@ from m3ddm_jax.video.upright import Orientation, Upright, deinterlace_filters, f
 
 CACHE_BYTES = 64 << 20
 CACHE_FRAMES = 32
+_SOUGHT = {"avi", "mpeg", "mpegts", "mov", "matroska", "asf", "flv", "mxf"}  # containers that can go to a time
+_TRIES = 3  # key frames that are looked at after that
 _REWOUND = {"mov", "matroska"}  # containers whose start a seek is sure to find
 
 
@@ -28,12 +30,14 @@ class FilmReader(Reader):
     """Frames of a video file that `probe` has read.
 
     deinterlace: make whole frames of fields. threads: that decode, 0 for as many as there are cores. container: the
-    opened file, at its end. Frames are found by time where the packets tell their times, and counted otherwise: then
-    going back starts again at the first one. Raises ValueError for a file without frames, and for one that breaks off.
+    opened file, at its end. Frames are found by time where the packets tell their times. Otherwise they are counted,
+    and going back looks for a key frame that is known by its fingerprint, or starts again at the first frame. Raises
+    ValueError for a file without frames, and for one that breaks off.
     """
 
     def __init__(self, probe: Probe, container: av.container.InputContainer, deinterlace: bool, threads: int):
         self._probe, self._threads = probe, threads
+        self._marks: dict[int, Mark] = {}
         self._forget()
         with told_as(f"{probe.name} is no readable video"):
             self._stream = _rewound(probe, threads, container)
@@ -47,7 +51,9 @@ class FilmReader(Reader):
                 times, durations = self._order_packets()
             else:
                 listing = Listing(from_start)
-                self._ticks, self._keyframes = None, np.zeros(0, int)
+                self._marks = listing.marks if probe.format in _SOUGHT else {}
+                self._ticks = None
+                self._keyframes = np.array(sorted(mark.index for mark in self._marks.values()), int)
                 times, durations = listing.times, listing.durations
             self._describe(first, times, durations, listing, deinterlace)
             self._probe = dataclasses.replace(probe, packets=Packets([], [], [], [], []))  # no longer needed, and large
@@ -128,7 +134,8 @@ class FilmReader(Reader):
 
     def _decode(self, index: int) -> av.VideoFrame:
         """Decodes up to the frame; where the stream leaves it out, the frame that is shown at its time."""
-        keyframe = int(self._keyframes[self._keyframes <= index].max(initial=0))
+        latest = index - bool(self._fields)  # a filter of fields needs the frame before
+        keyframe = int(self._keyframes[self._keyframes <= latest].max(initial=0))
         if self._stream is None or index < self._next or keyframe > self._next:
             self._go_to(keyframe)
         shown = self._cache.get(index - 1)
@@ -153,14 +160,36 @@ class FilmReader(Reader):
             if self._stream is not None:
                 self._stream.close()
             self._stream = Stream(self._probe, self._threads)
-        if keyframe > 0:
+        if keyframe == 0:
+            self._begin(0, self._stream.frames())
+        elif self._ticks is not None:
             self._stream.seek(int(self._ticks[keyframe]))
-        self._begin(keyframe, self._stream.frames())
+            self._begin(keyframe, self._stream.frames())
+        else:
+            self._look_for(keyframe)
+
+    def _look_for(self, keyframe: int) -> None:
+        """Go on at a key frame that is known by its fingerprint, at or before the one asked for, or at the start."""
+        self._stream.seek(next(mark.tick for mark in self._marks.values() if mark.index == keyframe))
+        frames, tries = self._stream.frames(), 0
+        for frame in frames:
+            if frame.key_frame:
+                mark = self._marks.get(fingerprint(frame))
+                if mark is not None and mark.index <= keyframe:
+                    self._begin(mark.index, itertools.chain([frame], frames))
+                    return
+                tries += 1
+            if tries == _TRIES:
+                break
+        self._keyframes = self._keyframes[self._keyframes != keyframe]
+        self._go_to(0)
 
     def _begin(self, index: int, frames: Iterator[av.VideoFrame]) -> None:
+        first = index
         if self._fields:
             frames = filter_frames(frames, self._fields)
-        self._frames = self._numbered(index, frames)
+            first += index > 0
+        self._frames = self._numbered(first, frames)
         self._next = self._begun = index
 
     def _numbered(self, first: int, frames: Iterator[av.VideoFrame]) -> Iterator[tuple[int, av.VideoFrame]]:
@@ -173,8 +202,8 @@ class FilmReader(Reader):
                 before, after = (f"{w}x{h}" for h, w in (self._shape, (frame.height, frame.width)))
                 name = self._probe.name
                 raise ValueError(f"{name} changes its frame size from {before} to {after} at frame {position}")
+            self._next = position + 1
             if position >= first:
-                self._next = position + 1
                 yield position, frame
 
     def _keep(self, index: int, frame: av.VideoFrame) -> None:

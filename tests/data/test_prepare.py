@@ -84,12 +84,8 @@ def test_the_report_says_what_was_made_and_what_was_skipped_and_why(prepared):
 
 def test_files_of_any_name_and_container_are_taken(tmp_path):
     (tmp_path / "raw").mkdir()
-    frames = shot(0, 24)
-    for name, container_format, encoder in (
-        ("a.ts", "mpegts", "libx264"),
-        ("b.vob", "dvd", "mpeg2video"),
-        ("c", "avi", "mpeg4"),
-    ):
+    kinds = {"a.ts": ("mpegts", "libx264"), "b.vob": ("dvd", "mpeg2video"), "c": ("avi", "mpeg4")}
+    for name, (container_format, encoder) in kinds.items():
         with av.open(str(tmp_path / "raw" / name), "w", format=container_format) as container:
             stream = container.add_stream(encoder, rate=25)
             stream.height, stream.width, stream.pix_fmt, stream.bit_rate = HEIGHT, WIDTH, "yuv420p", 4_000_000

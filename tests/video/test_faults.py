@@ -129,6 +129,12 @@ def test_alpha(fault, name):
     assert source.has_alpha and alpha.shape == (3, 48, 64, 1) and set(np.unique(alpha)) == {0, 255}
 
 
+def test_colours_beside_alpha_are_those_of_ffmpeg(fault):
+    size = 48 * 64 * 3 // 2  # ffmpeg's first choice of decoders leaves alpha out
+    frames = [frame[:size] for frame in native_frames(FrameSource(fault("al.webm")))]
+    assert frames == ffmpeg_frames(fault("al.webm"), "yuv420p", size)
+
+
 def test_fields_are_made_whole_frames(fault):
     woven = FrameSource(fault("inter.mp4"), deinterlace=False)
     source = FrameSource(fault("inter.mp4"))

@@ -89,6 +89,16 @@ def test_a_jump_decodes_from_the_nearest_keyframe(tmp_path, make_video, counted,
     assert len(decoded) < 40
 
 
+def test_a_jump_in_a_counted_file_finds_its_keyframe(tmp_path, make_video, counted, monkeypatch):
+    path = make_video(tmp_path / "long.avi", counted(240), gop=12)
+    frames, decoded = FrameSource(path)[:], []
+    source = FrameSource(path)
+    count_decoded(monkeypatch, decoded)
+    np.testing.assert_array_equal(source[[200]], frames[[200]])
+    np.testing.assert_array_equal(source[[100]], frames[[100]])
+    assert len(decoded) < 60
+
+
 def test_properties_of_a_video(tmp_path, make_video, counted):
     source = FrameSource(make_video(tmp_path / "v.mp4", counted(12), fps=30000 / 1001))
     assert (len(source), source.height, source.width) == (12, 48, 64)
