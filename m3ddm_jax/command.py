@@ -42,6 +42,29 @@ def call(name: str, main: Callable[..., None], arguments: tuple[str, ...], value
 
 
 @contextlib.contextmanager
+def unwinding() -> Iterator[None]:
+    """Ends the process with status 128 + number on SIGTERM and SIGHUP, so that `with` blocks clean up on the way out.
+
+    A signal that is ignored stays ignored, as nohup wants it. While the process ends, further ones are ignored.
+    """
+
+    def stop(number: int, frame: object) -> None:
+        for other in replaced:
+            signal.signal(other, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    replaced = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    replaced = {number: handler for number, handler in replaced.items() if handler != signal.SIG_IGN}
+    for number in replaced:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in replaced.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
 def failing(name: str, *kinds: type[Exception]) -> Iterator[None]:
     """Ends the process with `NAME: what is wrong` in one line on stderr and status 2 where one of `kinds` is raised."""
     try:
@@ -57,4 +80,10 @@ def _parse_flags(name: str, argv: list[str]) -> list[str]:
         for path in (argument.removeprefix("--config=") for argument in argv if argument.startswith("--config=")):
             if not pathlib.Path(path).is_file():
                 raise ValueError(f"there is no config file {path}")
-        return flags.FLAGS(argv)
+        return flags.FLAGS([_underscored(argument) for argument in argv])
+
+
+def _underscored(argument: str) -> str:
+    """--pixel-format=NAME as --pixel_format=NAME: both are accepted."""
+    name, equals, value = argument.partition("=")
+    return name.replace("-", "_").replace("__", "--", 1) + equals + value if name.startswith("--") else argument

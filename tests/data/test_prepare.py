@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import tensorflow_datasets as tfds
 
 from data import pipeline, prepare, sources
 from data.encode import encode_video
+from m3ddm_jax.video.container import open_container
 
 HEIGHT, WIDTH, FPS = 80, 112, 8
 
@@ -41,6 +43,8 @@ def raw(tmp_path_factory):
     for name, frames in videos.items():
         (root / f"{name}.mp4").write_bytes(encode_video(frames, FPS, crf=10))
     (root / "broken.mp4").write_text("no video")
+    (root / "notes.txt").write_text("about the videos")
+    (root / "poster.png").write_bytes(cv2.imencode(".png", barred[0])[1].tobytes())
     (root / "frames").mkdir()
     for number, frame in enumerate(shot(7, 50)):
         cv2.imwrite(str(root / "frames" / f"{number}.png"), frame[..., ::-1])
@@ -64,16 +68,33 @@ def test_the_report_says_what_was_made_and_what_was_skipped_and_why(prepared):
     assert json.loads((out / "report.json").read_text()) == json.loads(json.dumps(report))
     reasons = {(entry["video"], entry["frames"]): entry["reason"] for entry in report["skipped"]}
     unreadable = reasons.pop(("broken.mp4", None))
-    assert unreadable.startswith("unreadable: not a readable video")
+    assert unreadable.startswith("unreadable: ") and "is no readable video" in unreadable
+    assert reasons.pop(("notes.txt", None)).startswith("unreadable: ")
     assert reasons == {
+        ("poster.png", None): "an image beside videos",
         ("cut.mp4", (42, 48)): "shorter than 2 s",
         ("short.mp4", (0, 10)): "shorter than 2 s",
         ("small.mp4", (0, 20)): "smaller than 64 pixels",
         ("still.mp4", (0, 20)): "nothing moves",
     }
-    assert report["videos"] == 8 and report["clips"] == 6
+    assert report["videos"] == 9 and report["clips"] == 6
     assert report["seconds"] == pytest.approx((40 + 18 + 24 + 20) / 8 + 50 / 24, abs=0.01)
     assert os.listdir(out.parent) == ["shards"], "nothing is left beside it"
+
+
+def test_files_of_any_name_and_container_are_taken(tmp_path):
+    (tmp_path / "raw").mkdir()
+    kinds = {"a.ts": ("mpegts", "libx264"), "b.vob": ("dvd", "mpeg2video"), "c": ("avi", "mpeg4")}
+    for name, (container_format, encoder) in kinds.items():
+        with av.open(str(tmp_path / "raw" / name), "w", format=container_format) as container:
+            stream = container.add_stream(encoder, rate=25)
+            stream.height, stream.width, stream.pix_fmt, stream.bit_rate = HEIGHT, WIDTH, "yuv420p", 4_000_000
+            for frame in shot(0, 60):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+            container.mux(stream.encode(None))
+    report = prepare.prepare(tmp_path / "raw", tmp_path / "out", prepare.Settings(short_side=64))
+    assert (report["videos"], report["clips"], report["skipped"]) == (3, 3, [])
+    assert sorted(records(tmp_path / "out")) == ["a.ts/0", "b.vob/0", "c/0"]
 
 
 def test_clips_are_cut_cropped_scaled_and_decodable(prepared, raw):
@@ -89,10 +110,12 @@ def test_clips_are_cut_cropped_scaled_and_decodable(prepared, raw):
         frames = video.read(range(video.info.num_frames))
         assert frames.shape == (video.info.num_frames, video.info.height, video.info.width, 3)
     last = records(prepared[0])["good.mp4/20"]
-    decoded = sources.decode.decode_clip(last["video"], [19])[0]
+    decoded = sources.read_media(last["video"], [19])[0]
     truths = [cv2.resize(frame, (90, 64), interpolation=cv2.INTER_AREA) for frame in shot(0, 40)]
     assert np.argmin([np.abs(decoded.astype(int) - truth).mean() for truth in truths]) == 39
-    assert sources.decode.probe(last["video"]).packets.keyframes.tolist() == [0, 12]
+    with open_container(last["video"]) as container:
+        keys = [packet.is_keyframe for packet in container.demux(video=0) if packet.size]
+    assert np.flatnonzero(keys).tolist() == [0, 12]
 
 
 def test_shards_feed_the_pipeline(prepared):
@@ -155,7 +178,7 @@ def test_the_command_reports_and_exits_0(raw, tmp_path):
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[-1].startswith("6 clips, ") and "skipped still.mp4 frames 0..19: nothing moves" in lines
-    assert len(lines) == 6
+    assert len(lines) == 8
 
 
 @pytest.mark.parametrize(
