@@ -52,6 +52,7 @@ hypothesis.settings.load_profile("repeatable")
 
 # Test files that take the longest, longest first.
 LONGEST = (
+    "tests/eval/test_real_weights.py",
     "tests/test_train.py",
     "tests/parallel/test_scale.py",
     "tests/training/test_diffusion_step.py",
