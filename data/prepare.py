@@ -19,7 +19,6 @@ import os
 import pathlib
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -31,6 +30,9 @@ from data import shots, sources
 from data.builders.clips import Clips
 from data.decode import VideoInfo
 from data.encode import EncodedClip, encode_video
+from m3ddm_jax.files.locking import Lock
+from m3ddm_jax.files.places import check_apart
+from m3ddm_jax.files.writing import new_folder, resolve
 
 SMALLEST_SIDE = 64
 SAMPLES = 12
@@ -71,12 +73,22 @@ def prepare(
 ) -> dict:
     """Writes the shards of all videos below `source` to the new folder `out`; returns the report.
 
-    Raises ValueError where `out` exists and where nothing usable is found; nothing is left behind then.
+    Raises ValueError where `out` exists, lies in `source` or is being prepared already, and where nothing usable is
+    found; nothing is left behind then.
     """
-    settings, source, out = settings or Settings(), pathlib.Path(source), pathlib.Path(out)
+    settings, source, out = settings or Settings(), pathlib.Path(source), resolve(out)
+    check_apart({"output": out}, {"source": source})
     if out.exists():
         raise ValueError(f"{out} exists already")
     paths = sources.find_videos(source)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with Lock(out.with_name(f".{out.name}.lock"), f"the output {out}"):
+        return _prepare(source, paths, out, settings, num_threads)
+
+
+def _prepare(
+    source: pathlib.Path, paths: list[pathlib.Path], out: pathlib.Path, settings: Settings, num_threads: int
+) -> dict:
     results = _map_ordered(lambda path: prepare_video(path, source, settings), paths, num_threads)
     skipped: list[Skipped] = []
     seconds: list[float] = []
@@ -93,9 +105,8 @@ def prepare(
         reasons = collections.Counter(entry.reason for entry in skipped).most_common(3)
         found = "; ".join(f"{reason} ({count} x)" for reason, count in reasons)
         raise ValueError(f"nothing usable in {source}: {found}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as beside:
-        builder = Clips(itertools.chain([first], clips), data_dir=beside)
+    with new_folder(out, replace=False) as made:
+        builder = Clips(itertools.chain([first], clips), data_dir=made)
         try:
             builder.download_and_prepare()
         except RuntimeError as error:  # array_record's way to say that a file cannot be written
@@ -107,9 +118,11 @@ def prepare(
             "skipped": [dataclasses.asdict(entry) for entry in skipped],
             "settings": dataclasses.asdict(settings),
         }
-        made = pathlib.Path(builder.data_dir)
+        # The data set itself is what is wanted, not the folders that TFDS puts around it.
+        for path in pathlib.Path(builder.data_dir).iterdir():
+            path.rename(made / path.name)
+        shutil.rmtree(made / builder.name)
         (made / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-        shutil.move(made, out)
     return report
 
 

@@ -27,14 +27,22 @@ def check_regular(path: str | os.PathLike) -> None:
         raise ValueError(f"{path} is {found}: a regular file is accepted")
 
 
-def read_json(path: str | os.PathLike) -> Any:
-    """What a JSON file holds. Raises ValueError where it cannot be read, FileNotFoundError where there is none."""
+def read_text(path: str | os.PathLike) -> str:
+    """What a small text file holds. Raises ValueError for a large one, and as `check_regular`; OSError where it cannot
+    be read."""
     check_regular(path)
     most, size = limits().json_bytes, os.path.getsize(path)
     if size > most:
-        raise ValueError(f"{path} cannot be read: it has {size:,} bytes, at most {most:,} are accepted ({LIFT}=1)")
+        raise ValueError(f"it has {size:,} bytes, at most {most:,} are accepted ({LIFT}=1 lifts that)")
+    return Path(path).read_text()
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """What a JSON file holds. Raises ValueError where it cannot be read, FileNotFoundError where there is none."""
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(read_text(path))
+    except FileNotFoundError:
+        raise
     except RecursionError:
         raise ValueError(f"{path} cannot be read: its values are nested too deeply") from None
     except (OSError, ValueError) as error:
