@@ -32,6 +32,7 @@ from data.decode import VideoInfo
 from data.encode import EncodedClip, encode_video
 from m3ddm_jax.files.locking import Lock
 from m3ddm_jax.files.places import check_apart
+from m3ddm_jax.files.process import cleaning_up, without_reader
 from m3ddm_jax.files.writing import new_folder, resolve
 
 SMALLEST_SIDE = 64
@@ -77,7 +78,7 @@ def prepare(
     found; nothing is left behind then.
     """
     settings, source, out = settings or Settings(), pathlib.Path(source), resolve(out)
-    check_apart({"output": out}, {"source": source})
+    check_apart([("output", out)], [("source", source)])
     if out.exists():
         raise ValueError(f"{out} exists already")
     paths = sources.find_videos(source)
@@ -189,22 +190,27 @@ def _map_ordered(function: Callable, items: Iterable, num_threads: int) -> Itera
 
 def main(arguments: list[str]) -> None:
     """Runs `prepare` for the command line; exits 2 with one line where it cannot."""
-    options = flags.FLAGS
     logging.set_verbosity(logging.WARNING)
     tfds.disable_progress_bar()  # of its own; ours counts videos
     try:
         if len(arguments) != 3:
             raise ValueError(f"SOURCE and OUT are needed, found {arguments[1:]}")
-        settings = Settings(*(options[name].value for name in ("short-side", "min-seconds", "max-seconds", "crf")))
-        with contextlib.redirect_stdout(None):  # tfds speaks of downloads there
-            report = prepare(*arguments[1:], settings, options.threads)
+        with cleaning_up("data.prepare"), without_reader():
+            _run(*arguments[1:])
     except (ValueError, OSError) as error:
         print(f"data.prepare: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _run(source: str, out: str) -> None:
+    options = flags.FLAGS
+    settings = Settings(*(options[name].value for name in ("short-side", "min-seconds", "max-seconds", "crf")))
+    with contextlib.redirect_stdout(None):  # tfds speaks of downloads there
+        report = prepare(source, out, settings, options.threads)
     for entry in report["skipped"]:
         frames = "" if entry["frames"] is None else f" frames {entry['frames'][0]}..{entry['frames'][1] - 1}"
         print(f"skipped {entry['video']}{frames}: {entry['reason']}")
-    print(f"{report['clips']} clips, {report['seconds']} s, of {report['videos']} videos written to {arguments[2]}")
+    print(f"{report['clips']} clips, {report['seconds']} s, of {report['videos']} videos written to {out}")
 
 
 if __name__ == "__main__":

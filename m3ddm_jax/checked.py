@@ -27,11 +27,17 @@ def accepted_instead(kind: Any, value: Any, least: int = 1, most: int = MOST) ->
         return _sequence(parts, value, least, most)
     fits, accepted = {
         bool: (isinstance(value, bool), "true or false"),
-        int: (type(value) is int and least <= value <= most, f"a whole number from {least} to {most}"),
+        int: (type(value) is int and least <= value <= most, _whole(least, most)),
         float: (type(value) in (int, float) and math.isfinite(value), "a number"),
         str: (isinstance(value, str), "text"),
     }.get(kind, (True, ""))
     return None if fits else accepted
+
+
+def _whole(least: int, most: int) -> str:
+    if most < MOST:
+        return f"a whole number from {least} to {most}"
+    return "a whole number above 0" if least == 1 else f"a whole number, {least} or more"
 
 
 def _choice(parts: Sequence[Any]) -> str:

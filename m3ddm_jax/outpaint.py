@@ -24,6 +24,7 @@ import tqdm
 from absl import flags
 
 from m3ddm_jax import command
+from m3ddm_jax.files.places import check_apart
 from m3ddm_jax.geometry import CENTRE, Canvas, CanvasMasks, Masks
 from m3ddm_jax.pipelines.base import DRAWN, OUTPAINTERS, Outpainter
 from m3ddm_jax.video import FrameSink, FrameSource, MaskSource
@@ -107,10 +108,7 @@ def plan_targets(
     for target, canvas in targets:
         if max(canvas.height, canvas.width) > MAX_SIDE:
             raise ValueError(f"a canvas of {canvas.width}x{canvas.height} is too large: {MAX_SIDE} is the longest side")
-        if source.path is not None and target.resolve() == source.path.resolve():
-            raise ValueError(f"the output {target} is the input")
-        if mask is not None and target.resolve() == pathlib.Path(mask).resolve():
-            raise ValueError(f"the output {target} is the mask")
+        check_apart([("output", target)], [("input", source.path), ("mask", mask)])
         check_writable(target)
     return targets
 
@@ -222,6 +220,10 @@ def main(source_path: str, target_path: str) -> None:
     target = pathlib.Path(target_path)
     targets = plan_targets(source, target, values.aspect, values.size, values.pad, values.anchor, values.mask)
     previews = plan_previews(values.preview, target, targets)
+    cache = (values.cache or None) if values.adapt else None
+    written = [("output", path) for path, _ in targets] + [("preview", path) for path in previews.values()]
+    read = [("mask", values.mask), ("model", values.model), ("second model", values.interpolation_model)]
+    check_apart([*written, ("cache", cache)], [("input", source.path), *read])
     masks = [None] * len(targets)
     if values.mask is not None:
         sampled = values.fps if source.path.is_file() else None
@@ -238,7 +240,7 @@ def main(source_path: str, target_path: str) -> None:
         "propagate": values.propagate,
         "prefer": values.prefer,
         "adapt": values.adapt,
-        "cache": (values.cache or None) if values.adapt else None,
+        "cache": cache,
     }
     method = values.method or default_method(values.model, values.preset, values.mask)
     rng = None

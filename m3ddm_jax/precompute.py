@@ -64,7 +64,7 @@ def precompute(
     Raises ValueError where the config does not fit itself or what was begun in the folder, OSError where nothing can be
     written.
     """
-    check_apart({"output": out}, {f"source {path}": path for _, path, _ in list_sources(config) if path})
+    check_apart([("output", out)], [("source", path) for _, path, _ in list_sources(config) if path])
     recipe = DiffusionRecipe(config)
     if latents.latent_folders(list_sources(config)):
         raise ValueError("the config's clips are latents already: sources of video are accepted")

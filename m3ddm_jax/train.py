@@ -131,7 +131,7 @@ def prepare(
 ) -> tuple[Recipe, Mesh, loop.Cadence, grain.IterDataset]:
     """What is trained, where, how long and on what, alike in all processes; what fails in one fails in all."""
     with processes.agreement() as same:
-        check_apart({"workdir": workdir}, {f"source {path}": path for _, path, _ in list_sources(config) if path})
+        check_apart([("workdir", workdir)], [("source", path) for _, path, _ in list_sources(config) if path])
         recipe = make_recipe(config)
         mesh = make_mesh(**config.mesh, devices=devices)
         check_batch_size(mesh, config.train.batch_size, config.train.accumulate)

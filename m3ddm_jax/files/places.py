@@ -1,7 +1,7 @@
 """Where outputs may go: never onto or into what is read, and only in place of what this program wrote."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from m3ddm_jax.files.writing import resolve
@@ -9,6 +9,7 @@ from m3ddm_jax.files.writing import resolve
 MARKER = ".m3ddm_jax_output"
 """A file of this name, which readers of frames pass over, says that a folder may be replaced."""
 
+_Named = tuple[str, str | os.PathLike | None]
 _MARK = "Written by m3ddm_jax, which may replace this folder.\n"
 
 
@@ -26,20 +27,20 @@ def check_replaceable(folder: Path) -> None:
         )
 
 
-def check_apart(outputs: Mapping[str, str | os.PathLike], inputs: Mapping[str, str | os.PathLike | None]) -> None:
+def check_apart(outputs: Iterable[_Named], inputs: Iterable[_Named]) -> None:
     """Raise ValueError where an output is an input, lies in one or would replace one, links of both kinds followed.
 
-    outputs, inputs: what messages call them -> path; None for an input that is not given.
+    outputs, inputs: what messages call them, and the path; None for one that is not given.
     """
-    for input_name, given in inputs.items():
+    outputs = [(name, path, resolve(path)) for name, path in outputs if path is not None]
+    for input_name, given in inputs:
         if given is None or not os.path.exists(given):
             continue
         source = resolve(given)
-        for output_name, path in outputs.items():
-            target = resolve(path)
-            if target == source or _is_same(target, source):
+        for output_name, path, target in outputs:
+            if target == source or _is_same(target, [source]):
                 raise ValueError(f"the {output_name} {path} is the {input_name}")
-            if source in target.parents or _is_same(target, *_files(source)):
+            if source in target.parents or _is_same(target, _files(source)):
                 raise ValueError(f"the {output_name} {path} lies in the {input_name} {given}")
             if target in source.parents:
                 raise ValueError(f"the {output_name} {path} would replace the {input_name} {given}, which lies in it")
@@ -49,7 +50,7 @@ def _files(source: Path) -> Iterable[Path]:
     return source.iterdir() if source.is_dir() else ()
 
 
-def _is_same(target: Path, *others: Path) -> bool:
+def _is_same(target: Path, others: Iterable[Path]) -> bool:
     """Whether a file is another one under a second name."""
     if not target.is_file():
         return False
