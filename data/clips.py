@@ -2,16 +2,28 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from data.decode import VideoInfo
 from data.images import resize
 from data.masks import Box
 
 SMALLEST_CROP = 0.4
 FLIP_PROBABILITY = 0.5
 GLOBAL_FITS = ("stretch", "pad")
+
+
+class VideoInfo(NamedTuple):
+    """What is known of a video before its pixels are read.
+
+    height and width are those of an upright frame with square pixels; fps is the mean rate in frames per second.
+    """
+
+    num_frames: int
+    fps: float
+    height: int
+    width: int
 
 
 @dataclasses.dataclass(frozen=True)

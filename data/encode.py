@@ -7,6 +7,11 @@ from typing import NamedTuple
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
+
+from m3ddm_jax.video.colour import BT709, Colour
+
+SRGB_VIDEO = Colour(matrix=BT709, primaries=BT709, transfer=BT709)  # what players take RGB for
 
 
 class EncodedClip(NamedTuple):
@@ -20,13 +25,21 @@ class EncodedClip(NamedTuple):
     width: int
 
 
-def encode_video(frames: Iterable[np.ndarray], fps: float, *, crf: int = 18, keyframe_interval: int = 12) -> bytes:
-    """Encodes uint8 [h,w,3] RGB frames of one size, both sides even, as the bytes of an mp4 file.
+def encode_video(
+    frames: Iterable[np.ndarray],
+    fps: float,
+    *,
+    crf: int = 18,
+    keyframe_interval: int = 12,
+    colour: Colour = SRGB_VIDEO,
+) -> bytes:
+    """Encodes uint8 [h,w,3] RGB frames of one size, both sides even, as the bytes of an mp4 file with colour tags.
 
     crf: quality, 0 is lossless but for chroma, 51 the worst. keyframe_interval: frames between points where decoding
-    can begin. Raises ValueError for odd sides, for frames of several sizes and for no frames.
+    can begin. colour: what the file says of its colours, and how RGB becomes YUV. Raises ValueError for odd sides, for
+    frames of several sizes and for no frames.
     """
-    buffer, stream = io.BytesIO(), None
+    buffer, stream, reformatter = io.BytesIO(), None, VideoReformatter()
     with av.open(buffer, "w", format="mp4") as container:
         for frame in frames:
             if stream is None:
@@ -38,10 +51,10 @@ def encode_video(frames: Iterable[np.ndarray], fps: float, *, crf: int = 18, key
                 # without B-frames a seek decodes less
                 stream.options = {"crf": str(crf), "preset": "veryfast", "g": str(keyframe_interval), "bf": "0"}
                 stream.codec_context.thread_count = 1
+                colour.tag(stream.codec_context)
             if frame.shape != (height, width, 3):
                 raise ValueError(f"frames must all be {height}x{width}, found {frame.shape[:2]}")
-            rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-            container.mux(stream.encode(rgb))
+            container.mux(stream.encode(colour.from_rgb(frame, "yuv420p", reformatter)))
         if stream is None:
             raise ValueError("there are no frames to encode")
         container.mux(stream.encode(None))

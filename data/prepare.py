@@ -2,10 +2,11 @@
 
     python -m data.prepare SOURCE OUT [--short-side=256] [--min-seconds=2] [--max-seconds=4] [--crf=18] [--threads=N]
 
-Every video is split at its cuts; black bars are cropped away; shots in which nothing moves and shots that are too short
-or too small are left out, and so are files that cannot be read. What remains is cut to clips of equal length, scaled
-once and re-encoded with a key frame every 12 frames. OUT holds a TFDS data set and `report.json`: what was made, what
-was skipped and why. It must not exist before, and appears when all is done.
+Whatever m3ddm_jax.outpaint reads is accepted, whatever its name. Every video is split at its cuts; black bars are
+cropped away; shots in which nothing moves and shots that are too short or too small are left out, and so are files that
+cannot be read. What remains is cut to clips of equal length, scaled once and re-encoded with a key frame every 12
+frames. OUT holds a TFDS data set and `report.json`: what was made, what was skipped and why, a line for each file. It
+must not exist before, and appears when all is done.
 """
 
 import collections
@@ -28,15 +29,20 @@ from absl import app, flags, logging
 
 from data import shots, sources
 from data.builders.clips import Clips
-from data.decode import VideoInfo
-from data.encode import EncodedClip, encode_video
+from data.clips import VideoInfo
+from data.encode import SRGB_VIDEO, EncodedClip, encode_video
+from data.masks import Box
 from m3ddm_jax.files.locking import Lock
 from m3ddm_jax.files.places import check_apart
 from m3ddm_jax.files.process import cleaning_up, without_reader
 from m3ddm_jax.files.writing import new_folder, resolve
+from m3ddm_jax.video import FrameSource
+from m3ddm_jax.video.colour import UNSPECIFIED, Colour
+from m3ddm_jax.video.images import IMAGE_SUFFIXES
 
 SMALLEST_SIDE = 64
 SAMPLES = 12
+READ_AT_ONCE = 64  # frames, as thumbnails
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +87,7 @@ def prepare(
     check_apart([("output", out)], [("source", source)])
     if out.exists():
         raise ValueError(f"{out} exists already")
-    paths = sources.find_videos(source)
+    paths = sources.find_videos(source, any_name=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     with Lock(out.with_name(f".{out.name}.lock"), f"the output {out}"):
         return _prepare(source, paths, out, settings, num_threads)
@@ -91,7 +97,7 @@ def _prepare(
     source: pathlib.Path, paths: list[pathlib.Path], out: pathlib.Path, settings: Settings, num_threads: int
 ) -> dict:
     results = _map_ordered(lambda path: prepare_video(path, source, settings), paths, num_threads)
-    skipped: list[Skipped] = []
+    skipped = _stray_images(source, paths)
     seconds: list[float] = []
 
     def usable_clips() -> Iterator[EncodedClip]:
@@ -134,31 +140,38 @@ def prepare_video(
     name = path.relative_to(root).as_posix()
     clips, skipped = [], []
     try:
-        info = sources.probe_path(path)
-        thumbnails = np.stack(list(sources.stream_path(path, shots.THUMBNAIL)))[: info.num_frames]
-        borders = [0, *shots.find_cuts(thumbnails), len(thumbnails)]
-        for first, last in itertools.pairwise(borders):
+        video = FrameSource(path, threads=1)
+        info = sources.describe(video)
+        starts = range(0, len(video), READ_AT_ONCE)
+        parts = (range(start, min(start + READ_AT_ONCE, len(video))) for start in starts)
+        thumbnails = np.concatenate([video.read(part, shots.THUMBNAIL) for part in parts])
+        kept = []
+        for shot in itertools.pairwise([0, *shots.find_cuts(thumbnails), len(thumbnails)]):
+            first, last = shot
             if shots.is_still(thumbnails[first:last]):
-                skipped.append(Skipped(name, (first, last), "nothing moves"))
+                skipped.append(Skipped(name, shot, "nothing moves"))
             elif last - first < settings.min_seconds * info.fps - 0.5:
-                skipped.append(Skipped(name, (first, last), f"shorter than {settings.min_seconds:g} s"))
+                skipped.append(Skipped(name, shot, f"shorter than {settings.min_seconds:g} s"))
             else:
-                made = list(encode_shot(path, name, info, (first, last), settings))
-                clips += made
-                if not made:
-                    skipped.append(Skipped(name, (first, last), f"smaller than {SMALLEST_SIDE} pixels"))
+                kept.append((shot, _find_picture(video, info, shot)))
+        for shot, picture in kept:  # apart from the loop above: reading runs forward, and goes back once
+            made = list(encode_shot(video, name, shot, picture, settings))
+            clips += made
+            if not made:
+                skipped.append(Skipped(name, shot, f"smaller than {SMALLEST_SIDE} pixels"))
     except (ValueError, OSError) as error:
         return [], [Skipped(name, None, f"unreadable: {error}")]
     return clips, skipped
 
 
 def encode_shot(
-    path: pathlib.Path, name: str, info: VideoInfo, shot: tuple[int, int], settings: Settings
+    video: FrameSource, name: str, shot: tuple[int, int], picture: Box, settings: Settings
 ) -> Iterator[EncodedClip]:
-    """Cuts the frames first..last of a video to clips of equal length without black bars; none of a tiny picture."""
-    first, last = shot
-    samples = np.linspace(first, last - 1, min(SAMPLES, last - first)).astype(int).tolist()
-    picture = shots.find_picture(sources.read_path(path, samples, packets=info.packets))
+    """Cuts the frames first..last of a video to clips of equal length without black bars; none of a tiny picture.
+
+    picture: what is left of upright frames with square pixels without their bars.
+    """
+    info, (first, last) = sources.describe(video), shot
     shortest = min(picture.bottom - picture.top, picture.right - picture.left)
     if shortest < SMALLEST_SIDE:
         return
@@ -170,10 +183,30 @@ def encode_shot(
     count = math.ceil((last - first) / (settings.max_seconds * info.fps) - 1e-6)
     borders = np.linspace(first, last, count + 1).round().astype(int).tolist()
     for start, end in itertools.pairwise(borders):
-        frames = sources.read_path(path, range(start, end), size, info.packets)
-        frames = frames[:, top : top + height, left : left + width]
-        encoded = encode_video(frames, info.fps, crf=settings.crf)
+        frames = video.read(range(start, end), size)[:, top : top + height, left : left + width]
+        encoded = encode_video(frames, info.fps, crf=settings.crf, colour=_colour_of(video))
         yield EncodedClip(encoded, f"{name}/{start}", end - start, info.fps, height, width)
+
+
+def _find_picture(video: FrameSource, info: VideoInfo, shot: tuple[int, int]) -> Box:
+    first, last = shot
+    samples = np.linspace(first, last - 1, min(SAMPLES, last - first)).astype(int).tolist()
+    return shots.find_picture(video.read(samples, (info.height, info.width)))
+
+
+def _colour_of(video: FrameSource) -> Colour:
+    """How clips are coded: as their video where that says something, limited-range BT.709 else."""
+    colour = video.colour
+    if UNSPECIFIED in (colour.primaries, colour.transfer):
+        return SRGB_VIDEO
+    return Colour(colour.matrix, False, colour.primaries, colour.transfer)
+
+
+def _stray_images(root: pathlib.Path, videos: list[pathlib.Path]) -> list[Skipped]:
+    """The images that belong to no folder of frames."""
+    images = {path for path in sources.visible_files(root) if path.suffix.lower() in IMAGE_SUFFIXES}
+    strays = sorted(path.relative_to(root).as_posix() for path in images if path.parent not in videos)
+    return [Skipped(name, None, "an image beside videos") for name in strays]
 
 
 def _map_ordered(function: Callable, items: Iterable, num_threads: int) -> Iterator:

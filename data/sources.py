@@ -3,18 +3,62 @@
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data import decode, synthetic, visits
-from data.decode import DEFAULT_FPS, PacketIndex, VideoInfo
-from data.images import IMAGE_SUFFIXES, list_images, natural_key, read_image, resize
+from data import synthetic, visits
+from data.clips import VideoInfo
+from data.images import resize
+from m3ddm_jax.video import FrameSource
+from m3ddm_jax.video.container import Media
+from m3ddm_jax.video.images import IMAGE_SUFFIXES, natural_key
 
 KINDS = ("shards", "videos", "synthetic")
-VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif"})
+# of files that are videos, most of which libav reads; `data.prepare` tries files of any other name too
+VIDEO_SUFFIXES = frozenset(
+    {
+        ".3g2",
+        ".3gp",
+        ".apng",
+        ".asf",
+        ".avi",
+        ".divx",
+        ".dv",
+        ".f4v",
+        ".flv",
+        ".gif",
+        ".ivf",
+        ".m1v",
+        ".m2t",
+        ".m2ts",
+        ".m2v",
+        ".m4v",
+        ".mjpeg",
+        ".mjpg",
+        ".mkv",
+        ".mov",
+        ".mp4",
+        ".mpe",
+        ".mpeg",
+        ".mpg",
+        ".mts",
+        ".mxf",
+        ".nut",
+        ".ogm",
+        ".ogv",
+        ".qt",
+        ".rm",
+        ".rmvb",
+        ".ts",
+        ".vob",
+        ".webm",
+        ".wmv",
+        ".y4m",
+    }
+)
 SYNTHETIC_SCENES = 1_000_000
 SYNTHETIC_FRAMES = 64
 VISITS = "visits"
@@ -64,7 +108,7 @@ class FolderSource:
     def __init__(self, path: str | os.PathLike):
         self._root = pathlib.Path(path)
         self._paths = find_videos(self._root)
-        self._probe = functools.lru_cache(maxsize=1024)(probe_path)
+        self._index = functools.lru_cache(maxsize=1024)(index_video)
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -73,9 +117,8 @@ class FolderSource:
         return self._paths[index].relative_to(self._root).as_posix()
 
     def open(self, index: int) -> Video:
-        path = self._paths[index]
-        info = self._probe(path)
-        return Video(self.name(index), info, functools.partial(read_path, path, packets=info.packets))
+        source = self._index(self._paths[index])
+        return Video(self.name(index), describe(source), functools.partial(read_frames, source))
 
 
 class ShardSource:
@@ -101,7 +144,7 @@ class ShardSource:
         except RuntimeError as error:  # array_record's way to say that a file is damaged
             raise ValueError(f"the record cannot be read: {error}") from error
         info = VideoInfo(record["num_frames"], record["fps"], record["height"], record["width"])
-        return Video(record["name"].decode(), info, functools.partial(decode.decode_clip, record["video"]))
+        return Video(record["name"].decode(), info, functools.partial(read_media, record["video"]))
 
 
 class SyntheticSource:
@@ -145,55 +188,60 @@ def draw_frames(
     return np.stack([frame if size is None else resize(frame, size) for frame in frames])
 
 
-def find_videos(root: pathlib.Path) -> list[pathlib.Path]:
-    """Returns what counts as a video below `root`, in natural order.
+def find_videos(root: pathlib.Path, *, any_name: bool = False) -> list[pathlib.Path]:
+    """Returns what counts as a video below `root`, in natural order; what is hidden by a dot is not seen.
 
-    That is every video file, and every folder that holds images and no video file. Raises ValueError where there
-    is none, and where `root` is not a folder.
+    That is every file with a name like a video's, or with any_name every file that is no image, and every folder that
+    holds images and no file with a name like a video's. Raises ValueError where there is none, and where `root` is not
+    a folder.
     """
     if not root.is_dir():
         raise ValueError(f"{root} is not a folder")
-    files = [path for path in root.rglob("*") if path.is_file()]
+    files = visible_files(root)
     videos = {path for path in files if path.suffix.lower() in VIDEO_SUFFIXES}
-    folders = {path.parent for path in files if path.suffix.lower() in IMAGE_SUFFIXES}
-    found = videos | (folders - {path.parent for path in videos})
+    images = {path for path in files if path.suffix.lower() in IMAGE_SUFFIXES}
+    folders = {path.parent for path in images} - {path.parent for path in videos}
+    found = folders | (set(files) - images if any_name else videos)
     if not found:
         raise ValueError(f"{root} holds no video file and no folder of images")
     return sorted(found, key=natural_key)
 
 
-def probe_path(path: pathlib.Path) -> VideoInfo:
-    """Returns what decode.probe does, for a video file or for a folder of images (DEFAULT_FPS frames per second)."""
-    if not path.is_dir():
-        return decode.probe(path)
-    images = list_images(path)
-    if not images:
-        raise ValueError("the folder holds no images")
-    return VideoInfo(len(images), DEFAULT_FPS, *read_image(images[0]).shape[:2])
+def visible_files(root: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the files below a folder, without those that are hidden by a dot at their or a folder's name."""
+    paths = (path for path in root.rglob("*") if path.is_file())
+    return [path for path in paths if not any(part.startswith(".") for part in path.relative_to(root).parts)]
 
 
-def read_path(
-    path: pathlib.Path,
-    indices: Sequence[int],
-    size: tuple[int, int] | None = None,
-    packets: PacketIndex | None = None,
-) -> np.ndarray:
-    """Returns the frames at `indices` of a video file or a folder of images: uint8 [n,h,w,3], scaled to size (h, w)."""
-    if not path.is_dir():
-        return decode.decode_clip(path, indices, size, packets)
-    images = list_images(path)
-    if not all(0 <= index < len(images) for index in indices):
-        raise ValueError(f"frames {min(indices)}..{max(indices)} asked of a folder of {len(images)} images")
-    frames = [read_image(images[index]) for index in indices]
-    if len({frame.shape for frame in frames}) > 1:
-        raise ValueError("the frame size changes")
-    return np.stack([frame if size is None else resize(frame, size) for frame in frames])
+def index_video(media: Media) -> FrameSource:
+    """Opens a video to be read on one thread, and lets go of it: what is kept is where its frames are."""
+    source = FrameSource(media, threads=1)
+    source.close()
+    return source
 
 
-def stream_path(path: pathlib.Path, size: tuple[int, int]) -> Iterator[np.ndarray]:
-    """Reads all frames of a video file or a folder of images: yields uint8 [h,w,3], scaled to size (h, w)."""
-    if not path.is_dir():
-        yield from decode.stream_frames(path, size)
-        return
-    for image in list_images(path):
-        yield resize(read_image(image), size)
+def describe(source: FrameSource) -> VideoInfo:
+    """Returns what is known of an opened video."""
+    return VideoInfo(len(source), source.fps, source.height, max(1, round(source.width * float(source.pixel_aspect))))
+
+
+def read_frames(source: FrameSource, indices: Sequence[int], size: tuple[int, int] | None = None) -> np.ndarray:
+    """Reads frames of an indexed video, which stays as it is, in the order asked and with repeats.
+
+    Returns uint8 [n,h,w,3], RGB, scaled to size (h, w), or else to square pixels. Raises ValueError for an index
+    outside the video and for a frame that cannot be decoded.
+    """
+    info = describe(source)
+    if not len(indices) or min(indices) < 0 or max(indices) >= info.num_frames:
+        found = f"{min(indices)}..{max(indices)}" if len(indices) else "none"
+        raise ValueError(f"frames {found} asked of a video of {info.num_frames} frames")
+    reader = source.again()
+    try:
+        return reader.read(indices, size or (info.height, info.width))
+    finally:
+        reader.close()
+
+
+def read_media(media: Media, indices: Sequence[int], size: tuple[int, int] | None = None) -> np.ndarray:
+    """Reads frames of a video file, or of the bytes of one, as `read_frames` does."""
+    return read_frames(FrameSource(media, threads=1), indices, size)

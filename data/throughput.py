@@ -1,7 +1,6 @@
 """How fast the input pipeline is beside bare decoding, for the benchmark table."""
 
 import concurrent.futures
-import io
 import math
 import os
 import pathlib
@@ -10,12 +9,13 @@ import tempfile
 import time
 from collections.abc import Callable
 
-import av
 import tensorflow_datasets as tfds
 
-from data import decode, pipeline, synthetic
+from data import pipeline, synthetic
 from data.encode import encode_video
 from data.sources import find_videos
+from m3ddm_jax.video import FrameSource
+from m3ddm_jax.video.container import open_container
 
 NUM_FRAMES = 16
 BUCKET = (256, 256)
@@ -53,7 +53,7 @@ def measure(path: str | os.PathLike | None = None, num_threads: int = 2) -> dict
                 start = time.perf_counter()
                 run()
                 seconds[name].append(time.perf_counter() - start)
-    frames = passes * sum(len(decode.probe(video).packets.timestamps) for video in videos)
+    frames = passes * sum(len(FrameSource(video)) for video in videos)
 
     def ratio(other: str) -> float:
         return statistics.median(
@@ -104,7 +104,7 @@ def _run_pipeline(kind: str, path: str | os.PathLike, num_threads: int, clips: i
 
 def _decode_all(videos: list[bytes], num_threads: int, as_rgb: bool) -> None:
     def decode_one(video: bytes) -> None:
-        with av.open(io.BytesIO(video)) as container:
+        with open_container(video) as container:
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1
             for frame in container.decode(stream):

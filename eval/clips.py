@@ -12,8 +12,8 @@ import numpy as np
 
 from m3ddm_jax.geometry import Canvas
 from m3ddm_jax.video import FrameSource
+from m3ddm_jax.video.images import IMAGE_SUFFIXES
 from m3ddm_jax.video.sink import FOREIGN_VIDEO, VIDEO_SUFFIXES
-from m3ddm_jax.video.source import IMAGE_SUFFIXES
 
 MANIFESTS = pathlib.Path(__file__).parent / "manifests"
 RESIZES = ("crop", "squash", "native")

@@ -12,7 +12,7 @@ import numpy as np
 from eval.clips import View, list_clips, match
 from m3ddm_jax.geometry import Canvas
 from m3ddm_jax.video import FrameSource
-from m3ddm_jax.video.source import IMAGE_SUFFIXES
+from m3ddm_jax.video.images import IMAGE_SUFFIXES
 
 MaskReader = Callable[[int, int], np.ndarray]
 """(start, stop) -> uint8 [H,W,1] for all frames alike or [n,H,W,1]; 1 in the generated region."""

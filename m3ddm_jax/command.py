@@ -60,4 +60,10 @@ def _parse_flags(name: str, argv: list[str]) -> list[str]:
         for path in (argument.removeprefix("--config=") for argument in argv if argument.startswith("--config=")):
             if not pathlib.Path(path).is_file():
                 raise ValueError(f"there is no config file {path}")
-        return flags.FLAGS(argv)
+        return flags.FLAGS([_underscored(argument) for argument in argv])
+
+
+def _underscored(argument: str) -> str:
+    """--pixel-format=NAME as --pixel_format=NAME: both are accepted."""
+    name, equals, value = argument.partition("=")
+    return name.replace("-", "_").replace("__", "--", 1) + equals + value if name.startswith("--") else argument

@@ -1,8 +1,10 @@
 """Outpaint a video: python -m m3ddm_jax.outpaint IN OUT [--aspect=16:9 | --size=1280x720 | --pad=L,T,R,B] ...
 
-IN is a video or a folder of frames; OUT ends in .mp4, .mov, .mkv, .webm or .gif, or is a folder of PNG. The canvas only
-grows, and the source's pixels stay as they are. Several aspects (--aspect=16:9,9:16) write one OUT each, named by the
-aspect: out_16x9.mp4. Sound, timing and colour coding are kept. --mask=FILE has what is white there made anew too, and
+IN is a video, an image or a folder of frames. OUT ends in .mp4, .mov, .mkv, .webm or .gif; in .png, .jpg or .webp for a
+single image; or is a folder of PNG: with a slash at its end, without suffix, or there already. The canvas only grows,
+and the source's pixels stay as they are. Several aspects (--aspect=16:9,9:16) write one OUT each, named by the aspect:
+out_16x9.mp4. Sound, subtitles, chapters, tags, timing, depth and colour coding are kept where OUT can hold them; a line
+on stderr names what is converted or left out. --mask=FILE has what is white there made anew too, and
 without a larger canvas that alone: an image for all frames, or a folder or video with a mask a frame, of the source's
 size or of the canvas's. Exit code 0, or 2 with one line that says what is wrong.
 """
@@ -28,10 +30,14 @@ from m3ddm_jax.files.places import check_apart
 from m3ddm_jax.geometry import CENTRE, Canvas, CanvasMasks, Masks
 from m3ddm_jax.pipelines.base import DRAWN, OUTPAINTERS, Outpainter
 from m3ddm_jax.video import FrameSink, FrameSource, MaskSource
+from m3ddm_jax.video.errors import Damaged
+from m3ddm_jax.video.output.codecs import CODECS, IMAGES, NOTHING_ASKED, Asked
 from m3ddm_jax.video.preview import Preview, check_preview
+from m3ddm_jax.video.sdr import to_sdr
 from m3ddm_jax.video.sink import check_writable
 
 MAX_SIDE = 16384  # pixels; the encoders take no more
+_ENCODING_FLAGS = ("codec", "quality", "pixel_format")
 _AROUND = 48  # grey level around the source in a preview
 
 Target = tuple[pathlib.Path, Canvas]
@@ -45,25 +51,26 @@ def outpaint(
     rng: Any,
     masks: Masks | None = None,
     preview: pathlib.Path | None = None,
+    asked: Asked = NOTHING_ASKED,
 ) -> int:
     """Outpaints a source to one file or folder, with progress on a terminal's stderr; returns the number of frames.
 
     masks: of the canvas's size, 1 where nothing of the source is shown; those that the outpainter was made with.
-    preview: file that shows the source beside what is made of it, as `video.preview` says.
+    preview: file that shows the source beside what is made of it, as `video.preview` says. asked: codec, quality and
+    pixel format of the output.
     Raises ValueError where reading, outpainting or writing fails; nothing is left of the output then.
     """
     count, size = 0, (canvas.height, canvas.width)
     with contextlib.ExitStack() as stack:
         shower = None if preview is None else stack.enter_context(Preview(preview, source.fps, len(source), *size))
-        sink = stack.enter_context(FrameSink(path, source.fps, *size, like=source))
-        if sink.lost_sound:
-            print(f"outpaint: {sink.lost_sound}", file=sys.stderr)
+        sink = stack.enter_context(FrameSink(path, source.fps, *size, like=source, box=canvas.box, asked=asked))
+        _report(sink.notes)
         with tqdm.tqdm(total=len(source), unit="frame", desc=path.name, disable=None) as progress:
             for frames in outpainter(source, canvas, rng):
                 end = count + len(frames)
                 originals, shown = source[count:end], None if masks is None else masks[count:end]
                 made = canvas.paste(frames, originals, shown)
-                sink.write(made)
+                sink.write(made, shown)
                 if shower is not None:
                     shower.write(canvas.paste(np.full_like(made, _AROUND), originals, shown), made)
                 progress.update(len(frames))
@@ -79,6 +86,7 @@ def plan_targets(
     pad: str | None = None,
     anchor: str | None = None,
     mask: str | None = None,
+    asked: Asked = NOTHING_ASKED,
 ) -> list[Target]:
     """The outputs that the flags of the same names ask for; raises ValueError for what cannot be made or written.
 
@@ -109,8 +117,18 @@ def plan_targets(
         if max(canvas.height, canvas.width) > MAX_SIDE:
             raise ValueError(f"a canvas of {canvas.width}x{canvas.height} is too large: {MAX_SIDE} is the longest side")
         check_apart([("output", target)], [("input", source.path), ("mask", mask)])
-        check_writable(target)
+        _check(target, asked, source)
     return targets
+
+
+def _check(target: pathlib.Path, asked: Asked, source: FrameSource) -> None:
+    """`check_writable`, whose errors name arguments where a user gave flags."""
+    try:
+        check_writable(target, asked, source)
+    except ValueError as error:
+        name, blank, rest = str(error).partition(" ")
+        flag = f"--{name.replace('_', '-')}" if name in _ENCODING_FLAGS else name
+        raise ValueError(flag + blank + rest) from None
 
 
 def plan_previews(preview: str | None, path: pathlib.Path, targets: Sequence[Target]) -> dict[pathlib.Path, Any]:
@@ -214,11 +232,31 @@ def remember_programs() -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 
+def _report(notes: Sequence[str]) -> None:
+    for note in notes:
+        print(f"outpaint: {note}", file=sys.stderr)
+
+
 def main(source_path: str, target_path: str) -> None:
+    strict = flags.FLAGS.strict
+    try:
+        _outpaint_file(source_path, target_path, "refuse" if strict else "note")
+    except Damaged:
+        if strict:
+            raise
+        _outpaint_file(source_path, target_path, "search")  # damage that only decoding showed
+
+
+def _outpaint_file(source_path: str, target_path: str, damage: str) -> None:
+    """`main`, with what FrameSource does about a damaged video."""
     values = flags.FLAGS
-    source = FrameSource(source_path, values.fps)
+    source = FrameSource(source_path, values.fps, deinterlace=not values.keep_interlaced, damage=damage)
+    if values.sdr:
+        source = to_sdr(source)
+    _report(source.notes)
     target = pathlib.Path(target_path)
-    targets = plan_targets(source, target, values.aspect, values.size, values.pad, values.anchor, values.mask)
+    asked = Asked(values.codec, values.quality, values.pixel_format, target_path.endswith("/"))
+    targets = plan_targets(source, target, values.aspect, values.size, values.pad, values.anchor, values.mask, asked)
     previews = plan_previews(values.preview, target, targets)
     cache = (values.cache or None) if values.adapt else None
     written = [("output", path) for path, _ in targets] + [("preview", path) for path in previews.values()]
@@ -253,7 +291,7 @@ def main(source_path: str, target_path: str) -> None:
         if outpainter is None or mask is not None:  # masks lie on one canvas
             outpainter = make_outpainter(method, mask=mask, **options)
         start = time.monotonic()
-        count = outpaint(source, outpainter, canvas, path, rng, mask, previews[path])
+        count = outpaint(source, outpainter, canvas, path, rng, mask, previews[path], asked)
         seconds = time.monotonic() - start
         print(f"{path}: {canvas.width}x{canvas.height}, {count} frames at {source.fps:g} fps, {seconds:.1f} s")
 
@@ -272,6 +310,17 @@ def _define_flags() -> None:
         "preview", None, "Also writes source and result side by side: a .png of a few frames, or a video."
     )
     flags.DEFINE_float("fps", None, "Frames a second of a folder (else 24); a video is sampled anew at this rate.")
+    flags.DEFINE_boolean("keep_interlaced", False, "Leave the fields of interlaced video as they are.")
+    flags.DEFINE_boolean("strict", False, "Refuse a damaged video instead of outpainting the frames that it still has.")
+    flags.DEFINE_boolean("sdr", False, "Convert HDR video, PQ or HLG, to 8-bit BT.709.")
+    videos = [name for name in CODECS if name not in ("gif", *IMAGES.values())]
+    flags.DEFINE_enum(
+        "codec", None, videos, "Video codec; by default the one that docs/video.md lists for OUT's suffix."
+    )
+    flags.DEFINE_integer(
+        "quality", None, "Constant quality: CRF, for JPEG 1 to 31 (lower is better), for WebP 0 to 100."
+    )
+    flags.DEFINE_string("pixel_format", None, "Pixel format of the output, such as yuv420p; by default the source's.")
     flags.DEFINE_string(
         "method", None, f"{', '.join(OUTPAINTERS)}; by default lite, m3ddm with --model, isvi with --mask."
     )

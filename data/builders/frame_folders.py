@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data.images import list_images, read_image
+from m3ddm_jax.video.images import list_images, read_image
 
 
 def clip_features() -> tfds.features.FeaturesDict:
@@ -41,12 +41,12 @@ def read_clip(frames: pathlib.Path, masks: pathlib.Path | None) -> dict[str, Any
     strangers = [mask.name for mask in annotations if mask.stem not in places]
     if strangers:
         raise ValueError(f"{masks} has masks of no frame of {frames}: {', '.join(strangers)}")
-    height, width = read_image(images[0]).shape[:2]
+    first = read_image(images[0]).frame
     return {
         "name": frames.name,
         "num_frames": len(images),
-        "height": height,
-        "width": width,
+        "height": first.height,
+        "width": first.width,
         "frames": [image.read_bytes() for image in images],
         "masks": [mask.read_bytes() for mask in annotations],
         "annotated": [places[mask.stem] for mask in annotations],

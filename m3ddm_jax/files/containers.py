@@ -29,10 +29,10 @@ def open_container(source: bytes | str | os.PathLike) -> av.container.InputConta
     name = "the video" if isinstance(source, bytes) else str(source)
     options = {"format_whitelist": FORMATS, "protocol_whitelist": "file", "max_pixels": str(limits().pixels)}
     try:
-        container = av.open(_opened(source), options=options)
+        container = av.open(_opened(source), options=options, metadata_errors="replace")
     except av.error.ArgumentError:
         raise ValueError(
-            f"{name} is of a format that is not read: a file of one video is accepted, no playlist or session"
+            f"{name} is no readable image or video: its format is not known, or it is a playlist or session"
         ) from None
     try:
         for stream in container.streams.video:

@@ -14,9 +14,11 @@ _ENDING = (signal.SIGTERM, signal.SIGHUP)
 @contextlib.contextmanager
 def cleaning_up(name: str) -> Iterator[None]:
     """Have SIGTERM and SIGHUP end the block as an exception does, so that nothing half-written remains, with a line on
-    stderr and status 128 + signal. A signal that is ignored, as under nohup, still is."""
+    stderr and status 128 + signal. A signal that is ignored, as under nohup, still is; so are further ones."""
 
     def end(number: int, _: Any) -> None:
+        for other in replaced:
+            signal.signal(other, signal.SIG_IGN)
         print(f"{name}: ended by {signal.Signals(number).name}", file=sys.stderr)
         sys.exit(128 + number)
 
@@ -24,13 +26,13 @@ def cleaning_up(name: str) -> Iterator[None]:
         yield
         return
     before = {number: signal.getsignal(number) for number in _ENDING}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, end)
+    replaced = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
+    for number in replaced:
+        signal.signal(number, end)
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in replaced.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 

@@ -1,273 +1,192 @@
-"""Writing: a video file with the source's sound, clock and colours, or a folder of PNG."""
+"""Writing: a video file with the source's tracks, clock and colours, an image, or a folder of PNG."""
 
 import contextlib
+import os
 import pathlib
 import re
-import shutil
-from collections.abc import Iterator
-from fractions import Fraction
 
-import av
 import numpy as np
 
-from m3ddm_jax.video.colour import FULL, LIMITED, Colour
+from m3ddm_jax.files.places import MARKER, check_replaceable, mark
+from m3ddm_jax.files.writing import new_file, new_folder
 from m3ddm_jax.video.errors import told_as
-from m3ddm_jax.video.source import IMAGE_SUFFIXES, FrameSource
+from m3ddm_jax.video.output.codecs import CONTAINERS, IMAGES, NOTHING_ASKED, Asked, Encoding, choose_encoding
+from m3ddm_jax.video.output.composition import Box
+from m3ddm_jax.video.output.movie import MovieWriter
+from m3ddm_jax.video.output.pictures import FolderWriter, GifWriter, ImageEncoder, ImageWriter
+from m3ddm_jax.video.output.tracks import left_behind
+from m3ddm_jax.video.source import FrameSource
 
-# suffix -> (container, encoder, its options)
-_H264 = ("libx264", {"crf": "16", "preset": "medium"})
-_VP9 = ("libvpx-vp9", {"crf": "20", "b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1"})
-VIDEO_SUFFIXES = {
-    ".mp4": ("mp4", *_H264),
-    ".mov": ("mov", *_H264),
-    ".mkv": ("matroska", *_H264),
-    ".webm": ("webm", *_VP9),
-    ".gif": ("gif", "gif", {}),
-}
-# other people's formats: a folder of such a name is not what was meant
+VIDEO_SUFFIXES = tuple(CONTAINERS)
 FOREIGN_VIDEO = {".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv", ".3gp", ".y4m"}
-FOREIGN_SUFFIXES = FOREIGN_VIDEO | IMAGE_SUFFIXES
-CLOCK = 90_000  # ticks a second of a video whose frames do not come at a constant rate
 PNG_NAME = re.compile(r"[0-9]{6,}\.png")
+_BACKDROP = 0  # grey level behind transparent pixels where an output has no alpha
+_RGB = {"rgb24", "rgba", "bgra", "pal8", "yuvj444p"}  # of outputs that are made from the RGB frames alone
 
 
 class FrameSink:
     """Writes canvas frames, uint8 [n,H,W,3], to `path`; to be used in a `with` block.
 
-    A path that ends in .mp4, .mov, .mkv, .webm or .gif is a video, any other a folder of PNG named 000000.png on. fps:
-    frames per second. height and width: of the canvas, even. like: the source, whose sound is copied as it is and whose
-    timestamps, colour coding and pixel aspect are kept. lost_sound: why sound was left out, or None.
+    path: as `output_kind` reads it: a video, an image, or a folder of PNG named 000000.png on. fps: frames per second.
+    height and width: of the canvas, even. like: the source, whose timing, colours, pixel aspect and other tracks are
+    kept. box: rows and columns of the source on the canvas; in a video its own samples are placed there as they were
+    decoded. asked: codec, quality and pixel format. notes: lines for what is converted or left out.
 
     Everything is written beside `path` and renamed at the end; where that fails, or an exception leaves the block,
-    nothing remains. Raises ValueError for a path that cannot be written, a full disk, or frames of another shape.
+    nothing remains. Raises ValueError for a path or an encoding that cannot be written, a full disk, or frames of
+    another shape.
     """
 
-    def __init__(self, path: str | pathlib.Path, fps: float, height: int, width: int, like: FrameSource | None = None):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        fps: float,
+        height: int,
+        width: int,
+        like: FrameSource | None = None,
+        box: Box | None = None,
+        asked: Asked = NOTHING_ASKED,
+    ):
         self.path = pathlib.Path(path)
-        self._shape = (height, width, 3)
-        self._count = 0
-        check_writable(self.path)
-        self._part = self.path.with_name(f".{self.path.name}.part")
-        with told_as(f"cannot write {self.path}"):
-            _remove(self._part)
-            if self.path.suffix.lower() in VIDEO_SUFFIXES:
-                self._writer = _VideoWriter(self._part, self.path.suffix.lower(), fps, height, width, like)
-            else:
-                self._writer = _PngWriter(self._part)
-        self.lost_sound = self._writer.lost_sound
+        self._shape, self._count = (height, width, 3), 0
+        suffix = check_writable(path, asked, like)
+        self._like, self._box = like, box
+        self._encoding = _encoding(suffix, asked, like)
+        self._source = like.again() if like is not None and box is not None else None
+        self._is_folder = suffix is None
+        with told_as(f"cannot write {self.path}"), contextlib.ExitStack() as stack:
+            self._part = stack.enter_context(new_folder(self.path) if self._is_folder else new_file(self.path))
+            self._writer = self._open(suffix, fps, (height, width))
+            self.notes = self._find_notes(suffix)
+            self._placing = stack.pop_all()
 
-    def write(self, frames: np.ndarray) -> None:
-        """Appends frames uint8 [n,H,W,3]."""
+    def _open(self, suffix: str | None, fps: float, size: tuple[int, int]):
+        box = self._box if self._places_samples else None
+        if suffix == ".gif":
+            return GifWriter(self._part, fps, size, self._like, self._encoding.alpha)
+        if suffix in CONTAINERS:
+            return MovieWriter(self._part, suffix, self._encoding, fps, size, self._like, box)
+        encoder = ImageEncoder(self._encoding, self._like, size, box)
+        return FolderWriter(self._part, encoder) if suffix is None else ImageWriter(self._part, encoder)
+
+    def _find_notes(self, suffix: str | None) -> list[str]:
+        notes = list(getattr(self._writer, "notes", ()))
+        if self._like is not None and self._like.path is not None and self._like.path.is_file():
+            notes += left_behind(self._like) if suffix not in CONTAINERS or suffix == ".gif" else []
+        if self._encoding.note is not None:
+            notes.append(self._encoding.note)
+        if self._flattens:
+            notes.append("transparent pixels lie on black: this output has no alpha")
+        return [f"{self.path.name}: {note}" for note in notes]
+
+    @property
+    def _has_alpha(self) -> bool:
+        return self._source is not None and self._source.has_alpha
+
+    @property
+    def _flattens(self) -> bool:
+        return self._has_alpha and not self._encoding.alpha
+
+    @property
+    def _places_samples(self) -> bool:
+        return self._source is not None and self._encoding.pixel_format not in _RGB and not self._flattens
+
+    def write(self, frames: np.ndarray, masks: np.ndarray | None = None) -> None:
+        """Appends frames uint8 [n,H,W,3]; masks: uint8 [n,H,W,1], 1 where they are shown in the source's place too."""
         if frames.shape[1:] != self._shape or frames.dtype != np.uint8:
             raise ValueError(f"uint8 frames of {self._shape} are needed, found {frames.dtype} {frames.shape[1:]}")
         with told_as(f"cannot write {self.path}"):
-            for frame in frames:
-                self._writer.write(frame, self._count)
+            for number, frame in enumerate(frames):
+                mask = None if masks is None else masks[number]
+                native = self._source.native(self._count) if self._places_samples else None
+                self._writer.write(self._with_alpha(frame, mask), self._count, native, mask)
                 self._count += 1
+
+    def _with_alpha(self, frame: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+        """The frame with the source's alpha in its place and 255 elsewhere, or flattened where the output has none."""
+        if not self._has_alpha:
+            return frame
+        alpha = np.full((*frame.shape[:2], 1), 255, np.uint8)
+        alpha[self._box] = self._source.alpha(slice(self._count, self._count + 1))[0]
+        if mask is not None:
+            alpha[mask != 0] = 255
+        if self._encoding.alpha:
+            return np.concatenate([frame, alpha], axis=-1)
+        weight = alpha / np.float32(255)
+        return np.rint(frame * weight + _BACKDROP * (1 - weight)).astype(np.uint8)
 
     def __enter__(self) -> "FrameSink":
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        try:
-            if error is not None:
-                self._writer.abandon()
-                return
+        if error is not None:
+            self._writer.abandon()
+            self._placing.__exit__(kind, error, trace)
+            return
+        with told_as(f"cannot write {self.path}"), self._placing:
             if not self._count:
                 self._writer.abandon()
                 raise ValueError(f"there are no frames to write to {self.path}")
-            with told_as(f"cannot write {self.path}"):
-                self._writer.finish()
-                if self.path.is_dir():
-                    shutil.rmtree(self.path)
-                self._part.rename(self.path)
-        finally:
-            _remove(self._part)
+            self._writer.finish()
+            if self._is_folder:
+                mark(self._part)
+                _check_folder(self.path)  # it may have been made in the meantime
 
 
-def check_writable(path: pathlib.Path) -> None:
-    """Raises ValueError where a FrameSink could not write or would destroy something else than a former output."""
-    suffix = path.suffix.lower()
-    if suffix in FOREIGN_SUFFIXES:
-        accepted = ", ".join(VIDEO_SUFFIXES)
-        raise ValueError(f"cannot write {suffix}: {path} must end in {accepted}, or without suffix for a folder of PNG")
+def output_suffix(path: str | os.PathLike, folder: bool = False) -> str | None:
+    """The suffix of a video or image in lower case, or None for a folder of PNG.
+
+    A folder is a text with a slash at the end, a folder that is there, or a name without suffix.
+    Raises ValueError for `-` and for a suffix that is not written.
+    """
+    if os.fspath(path) == "-":
+        raise ValueError("cannot write to -: the output must be a file or a folder")
+    found = pathlib.Path(path)
+    suffix = found.suffix.lower()
+    if folder or os.fspath(path).endswith(("/", os.sep)) or not suffix:
+        return None
+    if suffix in CONTAINERS or suffix in IMAGES:
+        return suffix
+    if found.is_dir():
+        return None
+    accepted = ", ".join([*CONTAINERS, *IMAGES])
+    raise ValueError(f"cannot write {suffix}: {found} must end in {accepted}, or in / for a folder of PNG")
+
+
+def check_writable(
+    path: str | os.PathLike, asked: Asked = NOTHING_ASKED, like: FrameSource | None = None
+) -> str | None:
+    """Returns `output_suffix`.
+
+    Raises ValueError where a FrameSink could not write or would destroy something else than a former output.
+    """
+    suffix = output_suffix(path, asked.folder)
+    path = pathlib.Path(path)
     if not path.parent.is_dir():
         raise ValueError(f"cannot write {path}: there is no folder {path.parent}")
-    if suffix in VIDEO_SUFFIXES:
+    if suffix is not None:
         if path.is_dir():
             raise ValueError(f"cannot write {path}: it is a folder")
+        if suffix in IMAGES and like is not None and len(like) != 1:
+            raise ValueError(f"cannot write {path}: an image holds one frame, the source has {len(like)}")
     elif path.is_dir():
-        strangers = [entry.name for entry in path.iterdir() if not PNG_NAME.fullmatch(entry.name)]
-        if strangers:
-            raise ValueError(f"cannot write {path}: the folder holds other things, such as {strangers[0]}")
+        _check_folder(path)
     elif path.exists():
         raise ValueError(f"cannot write {path}: it is a file and no folder")
+    _encoding(suffix, asked, like)
+    return suffix
 
 
-class _PngWriter:
-    lost_sound = None
-
-    def __init__(self, folder: pathlib.Path):
-        self._folder = folder
-        folder.mkdir()
-
-    def write(self, frame: np.ndarray, index: int) -> None:
-        encoder = av.CodecContext.create("png", "w")
-        encoder.height, encoder.width, encoder.pix_fmt = *frame.shape[:2], "rgb24"
-        encoder.time_base, encoder.thread_count = Fraction(1, 1), 1
-        encoder.options = {"compression_level": "1", "pred": "up"}  # five times as fast as the default, and 6 % larger
-        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-        packets = [*encoder.encode(picture), *encoder.encode(None)]
-        (self._folder / f"{index:06d}.png").write_bytes(b"".join(map(bytes, packets)))
-
-    def finish(self) -> None:
-        pass
-
-    def abandon(self) -> None:
-        pass
+def _encoding(suffix: str | None, asked: Asked, like: FrameSource | None) -> Encoding:
+    if like is None:
+        return choose_encoding(suffix or ".png", asked, None)
+    return choose_encoding(suffix or ".png", asked, like.pixel_format, like.bits, like.has_alpha)
 
 
-class _VideoWriter:
-    def __init__(self, path: pathlib.Path, suffix: str, fps: float, height: int, width: int, like: FrameSource | None):
-        self._path = path
-        self._format, self._encoder, self._options = VIDEO_SUFFIXES[suffix]
-        self._rate = Fraction(fps).limit_denominator(100_000)
-        self._size = (height, width)
-        self._like = like
-        self._colour = like.colour if like else Colour()
-        self._times = _uneven_times(like, fps)
-        self._sound: Iterator[tuple[float, av.Packet]] = iter(())
-        self.lost_sound = None
-        self._input = _open_sound(like)
-        self._open()
-        try:
-            self._begin()
-        except (av.error.FFmpegError, ValueError):
-            if self._input is None:
-                self.abandon()
-                raise
-            codecs = ", ".join(sorted({stream.codec_context.name for stream in self._input.streams.audio}))
-            self.lost_sound = f"{suffix} cannot hold the sound of {like.path} ({codecs}): it is left out"
-            self.abandon()
-            self._input = None
-            self._open()
-            self._begin()
-        self._filters = self._make_filters()
-
-    def _open(self) -> None:
-        options = {"movflags": "+faststart"} if self._format in ("mp4", "mov") else {}
-        self._output = av.open(f"file:{self._path}", "w", format=self._format, options=options)
-
-    def _begin(self) -> None:
-        """Adds the streams and writes the header."""
-        self._stream = self._add_video_stream()
-        if self._input is not None:
-            streams = {s.index: self._output.add_stream_from_template(s) for s in self._input.streams.audio}
-            self._sound = _sound_packets(self._input, streams, self._like.start_time)
-        self._output.start_encoding()
-
-    def _add_video_stream(self):
-        stream = self._output.add_stream(self._encoder, rate=self._rate, options=self._options)
-        stream.height, stream.width = self._size
-        stream.pix_fmt = "pal8" if self._encoder == "gif" else "yuv420p"
-        codec = stream.codec_context
-        codec.time_base = 1 / self._rate if self._times is None else Fraction(1, CLOCK)
-        if self._encoder != "gif":
-            codec.color_range = FULL if self._colour.full_range else LIMITED
-            codec.colorspace = self._colour.matrix
-            codec.color_primaries, codec.color_trc = self._colour.primaries, self._colour.transfer
-            if self._like is not None:
-                codec.sample_aspect_ratio = self._like.pixel_aspect
-        return stream
-
-    def _make_filters(self) -> av.filter.Graph:
-        graph = av.filter.Graph()
-        height, width = self._size
-        time_base = self._stream.codec_context.time_base
-        source = graph.add_buffer(width=width, height=height, format=av.VideoFormat("rgb24"), time_base=time_base)
-        sink = graph.add("buffersink")
-        if self._encoder == "gif":
-            # one palette a frame, so that no pass over the whole video is needed
-            split, palette = graph.add("split"), graph.add("palettegen", "stats_mode=single:reserve_transparent=0")
-            use = graph.add("paletteuse", "new=1:dither=sierra2_4a")
-            source.link_to(split)
-            split.link_to(use, 0, 0)
-            split.link_to(palette, 1, 0)
-            palette.link_to(use, 0, 1)
-            use.link_to(sink)
-        else:
-            scale, pixels = graph.add(*self._colour.to_yuv_filter()), graph.add("format", "yuv420p")
-            source.link_to(scale)
-            scale.link_to(pixels)
-            pixels.link_to(sink)
-        graph.configure()
-        return graph
-
-    def write(self, frame: np.ndarray, index: int) -> None:
-        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-        time_base = self._stream.codec_context.time_base
-        picture.time_base = time_base
-        picture.pts = index if self._times is None else round(self._times[index] / time_base)
-        self._filters.push(picture)
-        self._copy_sound(until=float(picture.pts * time_base))
-        self._output.mux(self._stream.encode(self._filters.pull()))
-
-    def _copy_sound(self, until: float | None = None) -> None:
-        """Copies the packets up to a moment, so that sound and picture lie side by side in the file."""
-        for moment, packet in self._sound:
-            self._output.mux(packet)
-            if until is not None and moment > until:
-                return
-
-    def finish(self) -> None:
-        self._copy_sound()
-        self._output.mux(self._stream.encode(None))
-        self._output.close()
-        if self._input is not None:
-            self._input.close()
-
-    def abandon(self) -> None:
-        # what is in the file is thrown away in any case
-        with contextlib.suppress(av.error.FFmpegError, OSError):
-            self._output.close()
-        if self._input is not None:
-            self._input.close()
-
-
-def _uneven_times(like: FrameSource | None, fps: float) -> np.ndarray | None:
-    """Seconds at which the frames are shown, or None where they come at a constant rate."""
-    if like is None or np.allclose(like.timestamps, np.arange(len(like)) / fps, atol=1e-6):
-        return None
-    return like.timestamps
-
-
-def _open_sound(like: FrameSource | None):
-    """The source's file, opened once more, or None where it has no sound."""
-    if like is None or like.path is None or not like.path.is_file():
-        return None
-    container = av.open(f"file:{like.path}")
-    if container.streams.audio:
-        return container
-    container.close()
-    return None
-
-
-def _sound_packets(container, streams: dict, start_time: float) -> Iterator[tuple[float, av.Packet]]:
-    """(seconds, packet) of all audio streams, on a clock that begins with the first frame of the video."""
-    for packet in container.demux(*container.streams.audio):
-        if packet.dts is None:
-            continue
-        shift = round(Fraction(start_time) / packet.time_base)
-        moment = float((packet.dts - shift) * packet.time_base)
-        packet.dts -= shift
-        if packet.pts is not None:
-            packet.pts -= shift
-        packet.stream = streams[packet.stream.index]
-        yield moment, packet
-
-
-def _remove(path: pathlib.Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+def _check_folder(path: pathlib.Path) -> None:
+    """Raises ValueError for a folder that is no former output."""
+    names = [entry.name for entry in path.iterdir()] if path.is_dir() else []
+    strangers = [name for name in names if name != MARKER and not PNG_NAME.fullmatch(name)]
+    if strangers:
+        raise ValueError(f"cannot write {path}: the folder holds other things, such as {strangers[0]}")
+    check_replaceable(path)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import strategies as st
 
 from data import clips
-from data.decode import VideoInfo
+from data.clips import VideoInfo
 from data.masks import Box
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from data import sources
-from data.decode import DEFAULT_FPS
+from m3ddm_jax.video.timeline import DEFAULT_FPS
 
 
 def test_a_folder_lists_videos_and_frame_folders_by_name(video_folder, tmp_path):
@@ -24,10 +24,10 @@ def test_a_folder_lists_videos_and_frame_folders_by_name(video_folder, tmp_path)
 def test_videos_and_frame_folders_read_alike(video_folder, moving_frames):
     source = sources.open_source("videos", video_folder)
     video = source.open(1)
-    assert video.info[:4] == (24, 24.0, 32, 48)
+    assert video.info == (24, 24.0, 32, 48)
     assert np.abs(video.read([5, 2]).astype(int) - moving_frames(24, seed=1)[[5, 2]]).mean() < 4
     folder = source.open(3)
-    assert folder.info[:4] == (12, DEFAULT_FPS, 32, 48)
+    assert folder.info == (12, DEFAULT_FPS, 32, 48)
     assert (folder.read([11, 0]) == moving_frames(12, seed=9)[[11, 0]]).all(), "natural order, exact pixels"
     assert folder.read([3], (16, 20)).shape == (1, 16, 20, 3)
 
@@ -50,11 +50,11 @@ def test_synthetic_scenes_are_videos_of_the_size_asked_and_of_many_aspects():
 def test_frame_folders_that_cannot_be_used_say_why(tmp_path):
     for name, shape in (("1.png", (8, 8, 3)), ("2.png", (8, 10, 3))):
         cv2.imwrite(str(tmp_path / name), np.zeros(shape, np.uint8))
-    with pytest.raises(ValueError, match="size changes"):
-        sources.read_path(tmp_path, [0, 1])
+    with pytest.raises(ValueError, match="must all be 8x8"):
+        sources.read_media(tmp_path, [0, 1])
     (tmp_path / "1.png").write_text("no image")
-    with pytest.raises(ValueError, match=r"1\.png is not a readable image"):
-        sources.probe_path(tmp_path)
+    with pytest.raises(ValueError, match=r"1\.png is no readable image"):
+        sources.index_video(tmp_path)
 
 
 def test_unusable_sources_are_refused(tmp_path):

@@ -1,12 +1,15 @@
 import os
 import pathlib
+from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
 
+from m3ddm_jax.files import writing
+from m3ddm_jax.files.places import MARKER
 from m3ddm_jax.video import FrameSink, FrameSource
-from m3ddm_jax.video import sink as sink_module
+from m3ddm_jax.video.output.codecs import NOTHING_ASKED, Asked
 
 
 def sound_of(path):
@@ -16,9 +19,9 @@ def sound_of(path):
         return [(float(p.pts * p.time_base), bytes(p)) for p in packets if p.size]
 
 
-def copy(source, path, frames=None):
+def copy(source, path, frames=None, asked=NOTHING_ASKED):
     frames = source[:] if frames is None else frames
-    with FrameSink(path, source.fps, *frames.shape[1:3], like=source) as sink:
+    with FrameSink(path, source.fps, *frames.shape[1:3], like=source, asked=asked) as sink:
         for start in range(0, len(frames), 5):
             sink.write(frames[start : start + 5])
     return sink
@@ -28,7 +31,7 @@ def test_a_folder_of_png_is_lossless(tmp_path):
     frames = np.random.default_rng(0).integers(0, 256, (4, 34, 62, 3), np.uint8)
     with FrameSink(tmp_path / "out", 24, 34, 62) as sink:
         sink.write(frames)
-    assert sorted(os.listdir(tmp_path / "out")) == [f"{i:06d}.png" for i in range(4)]
+    assert sorted(os.listdir(tmp_path / "out")) == [MARKER, *(f"{i:06d}.png" for i in range(4))]
     np.testing.assert_array_equal(FrameSource(tmp_path / "out")[:], frames)
     with FrameSink(tmp_path / "out", 24, 34, 62) as sink:  # once more: a former output is replaced, nothing stays
         sink.write(frames[:2])
@@ -64,34 +67,47 @@ def test_sound_is_copied_as_it_is(tmp_path, make_video, counted, suffix):
     source = FrameSource(path)
     sink = copy(source, tmp_path / f"out{suffix}", np.zeros((48, 60, 80, 3), np.uint8))
     before, after = sound_of(path), sound_of(tmp_path / f"out{suffix}")
-    assert sink.lost_sound is None
+    assert sink.notes == []
     assert [data for _, data in after] == [data for _, data in before]
-    begin = FrameSource(tmp_path / f"out{suffix}").start_time
+    begin = -FrameSource(tmp_path / f"out{suffix}").clock.shift(0.0)
     moments = np.array([moment for moment, _ in after]) - begin
-    np.testing.assert_allclose(moments, [moment - source.start_time for moment, _ in before], atol=0.002)
+    np.testing.assert_allclose(moments, [source.clock.shift(moment) for moment, _ in before], atol=0.002)
 
 
 @pytest.mark.parametrize(
-    ("codec", "suffix", "kept"), [("aac", ".webm", 0), ("libopus", ".webm", 1), ("aac", ".gif", 0)]
+    ("codec", "suffix", "written", "note"),
+    [
+        ("aac", ".webm", "opus", "converted: audio 1 (aac) to opus"),
+        ("libopus", ".webm", "opus", None),
+        ("flac", ".mov", "aac", "converted: audio 1 (flac) to aac"),
+        ("flac", ".mkv", "flac", None),
+        ("aac", ".gif", None, "left out: sound"),
+    ],
 )
-def test_sound_that_the_container_cannot_hold(tmp_path, make_video, counted, codec, suffix, kept):
+def test_sound_that_the_container_cannot_hold_is_converted(tmp_path, make_video, counted, codec, suffix, written, note):
     source = FrameSource(make_video(tmp_path / "sound.mkv", counted(24), tone=codec))
     sink = copy(source, tmp_path / f"out{suffix}")
+    assert sink.notes == ([] if note is None else [f"out{suffix}: {note}"])
     with av.open(str(tmp_path / f"out{suffix}")) as container:
-        assert len(container.streams.audio) == kept
-    assert (sink.lost_sound is None) == bool(kept)
-    if not kept:
-        assert codec in sink.lost_sound and "\n" not in sink.lost_sound
+        assert [stream.codec_context.codec.canonical_name for stream in container.streams.audio] == (
+            [] if written is None else [written]
+        )
+        samples = sum(frame.samples for frame in container.decode(audio=0)) if written else 48000
+    assert samples == pytest.approx(48000, abs=3000)
     assert len(FrameSource(tmp_path / f"out{suffix}")) == 24
 
 
-def test_pixel_aspect_is_kept(tmp_path, make_video, counted):
+@pytest.mark.parametrize("aspect", [Fraction(4, 3), Fraction(3, 4)])
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [(".mp4", "h264"), (".mov", "h264"), (".mkv", "h264"), (".mkv", "ffv1"), (".webm", "vp9")]
+)
+def test_pixel_aspect_is_kept(tmp_path, make_video, counted, suffix, codec, aspect):
     def wide(stream):
-        stream.codec_context.sample_aspect_ratio = sink_module.Fraction(4, 3)
+        stream.codec_context.sample_aspect_ratio = aspect
 
-    source = FrameSource(make_video(tmp_path / "w.mp4", counted(2), prepare=wide))
-    copy(source, tmp_path / "out.mp4")
-    assert FrameSource(tmp_path / "out.mp4").pixel_aspect == source.pixel_aspect == sink_module.Fraction(4, 3)
+    source = FrameSource(make_video(tmp_path / "w.mp4", counted(2, 48, 60), prepare=wide))
+    copy(source, tmp_path / f"out{suffix}", asked=Asked(codec=codec))
+    assert FrameSource(tmp_path / f"out{suffix}").pixel_aspect == source.pixel_aspect == aspect
 
 
 @pytest.mark.parametrize("name", ["out.mp4", "out.gif", "out"])
@@ -124,14 +140,16 @@ def test_what_cannot_be_written(tmp_path):
     (tmp_path / "mine" / "holiday.png").touch()
     for name, reason in (
         ("out.avi", "must end in .mp4, .mov, .mkv, .webm, .gif"),
-        ("out.png", "must end in"),
+        ("out.mxf", "must end in .*, or in / for a folder of PNG"),
+        ("-", "must be a file or a folder"),
+        ("mine/", "holds other things"),
         ("nowhere/out.mp4", "there is no folder"),
         ("folder.mp4", "it is a folder"),
         ("file", "it is a file"),
         ("mine", "holds other things, such as holiday.png"),
     ):
         with pytest.raises(ValueError, match=reason):
-            FrameSink(tmp_path / name, 24, 48, 64)
+            FrameSink(f"{tmp_path}/{name}" if name != "-" else name, 24, 48, 64)
     assert sorted(os.listdir(tmp_path)) == ["file", "folder.mp4", "mine"]
 
 
@@ -139,9 +157,9 @@ def test_what_cannot_be_written(tmp_path):
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".webm", ".gif"])
 def test_a_full_disk(tmp_path, monkeypatch, suffix):
     """The file beside the output is a link to a device that is always full."""
-    monkeypatch.setattr(sink_module, "_remove", lambda path: None)
     part = tmp_path / f".out{suffix}.part"
     part.symlink_to("/dev/full")
+    monkeypatch.setattr(writing, "_temporary_name", lambda path, kind: part)
     frames = np.random.default_rng(0).integers(0, 256, (30, 48, 64, 3), np.uint8)
     with (
         pytest.raises(ValueError, match=f"cannot write .*out{suffix}: No space left"),

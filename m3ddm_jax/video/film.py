@@ -1,0 +1,213 @@
+"""Frames of a video file by index: a decoder that runs forward and goes back to keyframes, and what it passed last."""
+
+import collections
+import copy
+import itertools
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+from m3ddm_jax.video.colour import Colour
+from m3ddm_jax.video.damage import Expected, describe_damage
+from m3ddm_jax.video.decoding import Listing, Stream, is_transparent
+from m3ddm_jax.video.errors import Damaged, told_as
+from m3ddm_jax.video.probe import PROGRESSIVE_ORDERS, Probe
+from m3ddm_jax.video.reader import Reader
+from m3ddm_jax.video.timeline import timeline_of
+from m3ddm_jax.video.upright import Orientation, Upright, deinterlace_filters, filter_frames
+
+CACHE_BYTES = 64 << 20
+CACHE_FRAMES = 32
+_REWOUND = {"mov", "matroska"}  # containers whose start a seek is sure to find
+
+
+class FilmReader(Reader):
+    """Frames of a video file that `probe` has read.
+
+    deinterlace: make whole frames of fields. tolerant: find the frames by decoding all, and leave out those that cannot
+    be; a note says how many are missing. threads: that decode, 0 for as many as there are cores. container: the
+    opened file, at its end. Frames are found by time where the packets tell their times, and counted otherwise: then
+    going back starts again at the first one. Raises ValueError for a file without frames, and for one that breaks off.
+    """
+
+    def __init__(
+        self,
+        probe: Probe,
+        container: av.container.InputContainer,
+        deinterlace: bool,
+        threads: int,
+        tolerant: bool = False,
+    ):
+        self._probe, self._threads, self._tolerant = probe, threads, tolerant
+        self._forget()
+        with told_as(f"{probe.name} is no readable video"):
+            self._stream = _rewound(probe, threads, container)
+            frames = self._stream.frames(tolerant)
+            first = next(frames, None)
+            if first is None:
+                raise ValueError(f"{probe.name} has no frames that can be decoded")
+            from_start = itertools.chain([first], frames)
+            listing = None
+            is_reliable = (
+                probe.has_reliable_times and first.pts == min(probe.packets.pts) and not first.interlaced_frame
+            )
+            if is_reliable and not tolerant:
+                times, durations = self._order_packets()
+            else:
+                listing = Listing(from_start)
+                self._ticks, self._keyframes = None, np.zeros(0, int)
+                times, durations = listing.times, listing.durations
+            self._describe(first, times, durations, listing, deinterlace)
+            if listing:
+                self.close()
+            else:
+                self._begin(0, from_start)
+
+    def _order_packets(self) -> tuple[list[int], np.ndarray]:
+        """Times and durations of the frames, from the packets; notes where decoding can begin."""
+        packets = self._probe.packets
+        order = np.argsort(packets.pts, kind="stable")
+        self._ticks = np.array(packets.pts, np.int64)[order]
+        self._keyframes = np.flatnonzero(np.array(packets.keys)[order])
+        return self._ticks.tolist(), np.array(packets.durations)[order]
+
+    def _describe(
+        self,
+        first: av.VideoFrame,
+        times: list[int | None],
+        durations: Sequence[int],
+        listing: Listing | None,
+        deinterlace: bool,
+    ) -> None:
+        probe = self._probe
+        timeline = timeline_of(probe, times, durations)
+        self.fps, self.timestamps, self.durations = timeline.fps, timeline.timestamps, timeline.durations
+        self.clock, self.loops = timeline.clock, probe.loops
+        notes = list(probe.notes)
+        found = len(self.timestamps)
+        wanted = probe.expected or Expected(len(probe.packets.pts), "its packets")
+        if self._tolerant and found < wanted.frames:
+            notes.append(describe_damage(probe.name, found, wanted))
+        flagged = listing is not None and listing.interlaced
+        self._fields = []
+        if flagged or probe.field_order not in PROGRESSIVE_ORDERS:
+            if deinterlace:
+                self._fields = deinterlace_filters(flagged, probe.field_order)
+                notes.append(f"{probe.name} is interlaced: each pair of fields is made a whole frame (bwdif)")
+            else:
+                self.field_order = probe.field_order
+        self.notes = tuple(notes)
+        orientation = Orientation.of(first)
+        self._upright = Upright(probe.facts.crop, orientation)
+        upright = self._upright.apply(first)
+        self.height, self.width, self.pixel_format = upright.height, upright.width, upright.format.name
+        self.bits = max(component.bits for component in upright.format.components)
+        self.has_alpha = listing.transparent if listing else is_transparent(first)
+        aspect = self._stream.pixel_aspect or Fraction(1)
+        self.pixel_aspect = 1 / aspect if orientation.transpose else aspect
+        self.colour = Colour.of(first, self._stream.codec, probe.facts.chroma_location)
+        self._shape, size = (first.height, first.width), sum(plane.buffer_size for plane in first.planes)
+        self._cache_frames = max(2, min(CACHE_FRAMES, CACHE_BYTES // size))
+
+    def again(self) -> "FilmReader":
+        other = copy.copy(self)
+        other._stream = None
+        other._upright = copy.copy(self._upright)
+        other._forget()
+        return other
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._stream, self._frames, self._next = None, iter(()), 0
+        self._reformatter = VideoReformatter()
+        self._cache: collections.OrderedDict[int, av.VideoFrame] = collections.OrderedDict()
+
+    def read(self, index: int, size: tuple[int, int] | None = None) -> np.ndarray:
+        return self.colour.to_rgb(self.native(index), self._reformatter, size)
+
+    def native(self, index: int) -> av.VideoFrame:
+        with told_as(f"{self._probe.name} cannot be decoded"):
+            try:
+                frame = self._cache[index] if index in self._cache else self._decode(index)
+            except av.error.InvalidDataError as error:
+                raise Damaged(f"{self._probe.name} is damaged: frame {index} cannot be decoded") from error
+            return self._upright.apply(frame)
+
+    def _decode(self, index: int) -> av.VideoFrame:
+        """Decodes up to the frame; where the stream leaves it out, the frame that is shown at its time."""
+        keyframe = int(self._keyframes[self._keyframes <= index].max(initial=0))
+        if self._stream is None or index < self._next or keyframe > self._next:
+            self._go_to(keyframe)
+        shown = self._cache.get(index - 1)
+        for position, frame in self._frames:
+            self._keep(position, frame)
+            if position < index:
+                shown = frame
+            elif position > index and shown is None and self._begun > 0:
+                break
+            elif position > index and self._ticks is not None:
+                raise Damaged(f"{self._probe.name} is damaged: frame {index} cannot be decoded")
+            else:
+                found = frame if position == index or shown is None else shown
+                self._keep(index, found)
+                return found
+        if self._begun > 0:
+            self._keyframes = self._keyframes[:0]  # decoding began behind the keyframe: this container cannot seek
+            self._go_to(0)
+            return self._decode(index)
+        raise Damaged(f"{self._probe.name} breaks off: frame {index} of {len(self.timestamps)} cannot be decoded")
+
+    def _go_to(self, keyframe: int) -> None:
+        if self._stream is None or keyframe == 0:
+            if self._stream is not None:
+                self._stream.close()
+            self._stream = Stream(self._probe, self._threads)
+        if keyframe > 0:
+            self._stream.seek(int(self._ticks[keyframe]))
+        self._begin(keyframe, self._stream.frames(self._tolerant))
+
+    def _begin(self, index: int, frames: Iterator[av.VideoFrame]) -> None:
+        if self._fields:
+            frames = filter_frames(frames, self._fields)
+        self._frames = self._numbered(index, frames)
+        self._next = self._begun = index
+
+    def _numbered(self, first: int, frames: Iterator[av.VideoFrame]) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Frames with their indices; those that come before the first are not decoded from all that they need."""
+        for frame in frames:
+            position = self._next
+            if self._ticks is not None and frame.pts is not None:
+                position = int(np.searchsorted(self._ticks, frame.pts, "right")) - 1
+            if (frame.height, frame.width) != self._shape:
+                before, after = (f"{w}x{h}" for h, w in (self._shape, (frame.height, frame.width)))
+                name = self._probe.name
+                raise ValueError(f"{name} changes its frame size from {before} to {after} at frame {position}")
+            if position >= first:
+                self._next = position + 1
+                yield position, frame
+
+    def _keep(self, index: int, frame: av.VideoFrame) -> None:
+        self._cache[index] = frame
+        self._cache.move_to_end(index)
+        while len(self._cache) > self._cache_frames:
+            self._cache.popitem(last=False)
+
+
+def _rewound(probe: Probe, threads: int, container: av.container.InputContainer) -> Stream:
+    """The film at its start: of the container that has been read already, where a seek is sure to find that."""
+    if probe.format in _REWOUND and None not in probe.packets.pts:
+        stream = Stream(probe, threads, container)
+        try:
+            stream.seek(min(probe.packets.pts))
+            return stream
+        except av.error.FFmpegError:
+            pass
+    container.close()
+    return Stream(probe, threads)
