@@ -13,6 +13,7 @@ _GIF_FRAME = re.compile(rb"\x21\xf9\x04.{4}\x00[\x2c\x21]", re.DOTALL)
 _PACED = {"matroska", "mpegts", "mpeg", "flv", "ogg"}  # containers in which nothing but a gap tells of a lost frame
 _STEADY = 0.95  # share of equal steps above which a longer one is a gap
 _LONGEST_GAP = 10.0  # seconds
+_TS_PACKET = 188  # bytes
 
 
 class Expected(NamedTuple):
@@ -33,25 +34,27 @@ def expected_frames(
     container: av.container.InputContainer,
     stream: av.VideoStream,
     pts: list[int | None],
+    empty: int,
     end: float,
     tail: int,
     corrupt: bool,
 ) -> Expected | None:
     """What a file with signs of damage should hold; None for one without.
 
-    pts: of the packets that were found. end: seconds at which the last packet of the file ends. tail: byte at which the
-    last one of the video ends. corrupt: whether libav calls the last packet so.
+    pts: of the packets that were found. empty: how many more were without content, which stand for the frame before.
+    end: seconds at which the last packet of the file ends. tail: byte at which the last one of the video ends. corrupt:
+    whether libav calls the last packet so.
     """
     count, form = len(pts), container.format.name.split(",")[0]
     rate = float(stream.average_rate or stream.guessed_rate or 0)
     length = _length(container, stream)
     # a cut file may hold fewer frames than announced, so may one with an edit list: that ends when it should
-    if stream.frames > count and (end < (container.duration or 0) / av.time_base - 0.1 or _riff_is_cut(media, form)):
+    if stream.frames > count + empty and (form == "avi" or end < (container.duration or 0) / av.time_base - 0.1):
         return Expected(stream.frames, "its header")
     if form == "gif":
         begun = len(_GIF_FRAME.findall(read_bytes(media, size_of(media))))
         if begun > count or not read_bytes(media, 16, from_end=True).rstrip(b"\0").endswith(b";"):
-            return Expected(max(begun, count), "the frames that begin in it")
+            return Expected(max(begun, count + 1), "the frames that begin in it")
     if form == "yuv4mpegpipe" and tail < size_of(media):
         return Expected(count + 1, "the bytes at its end")
     gaps = _lost_in_gaps(pts, float(stream.time_base)) if form in _PACED else 0
@@ -59,7 +62,7 @@ def expected_frames(
         return Expected(count + gaps, "the gaps between its frames")
     if rate > 0 and 0 < round(end * rate) < round(length * rate) - 1:
         return Expected(max(count + 1, round(length * rate)), "its duration")
-    if corrupt or _segment_is_cut(media, form):
+    if corrupt or _segment_is_cut(media, form) or (form == "mpegts" and size_of(media) % _TS_PACKET):
         return Expected(count + 1, "its end, which is cut off")
     return None
 
@@ -69,7 +72,7 @@ def _length(container: av.container.InputContainer, stream: av.VideoStream) -> f
     told = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", ""))
     if told:
         return int(told[1]) * 3600 + int(told[2]) * 60 + float(Fraction(told[3]))
-    if "matroska" in container.format.name and len(container.streams) == 1:
+    if container.format.name.split(",")[0] in ("matroska", "flv") and len(container.streams) == 1:
         return (container.duration or 0) / av.time_base
     return 0.0
 
@@ -85,11 +88,6 @@ def _lost_in_gaps(pts: list[int | None], tick: float) -> int:
         return 0
     gaps = steps[(steps > 1.6 * usual) & (steps <= _LONGEST_GAP)]
     return int(np.sum(np.rint(gaps / usual) - 1))
-
-
-def _riff_is_cut(media: Media, container_format: str) -> bool:
-    head = read_bytes(media, 8)
-    return container_format == "avi" and 8 + int.from_bytes(head[4:], "little") > size_of(media)
 
 
 def _segment_is_cut(media: Media, container_format: str) -> bool:

@@ -124,12 +124,14 @@ def probe(media: Media) -> tuple[Probe, av.container.InputContainer]:
 
 def _read_packets(
     container: av.container.InputContainer, stream: av.VideoStream, name: str
-) -> tuple[Packets, float, int, bool]:
-    """The packets; when the last of the file ends, where the last of the stream does, and whether that is corrupt."""
+) -> tuple[Packets, int, float, int, bool]:
+    """The packets; how many are empty, when the last of the file ends, at which byte the last of the stream does, and
+    whether that is corrupt."""
     packets = Packets([], [], [], [], [])
-    corrupt, end, tail = False, 0.0, 0
+    corrupt, empty, end, tail = False, 0, 0.0, 0
     for packet in container.demux():
         if not packet.size:
+            empty += packet.stream_index == stream.index and packet.dts is not None
             continue
         corrupt = packet.is_corrupt
         pts, dts = packet.pts, packet.dts
@@ -144,7 +146,7 @@ def _read_packets(
             tail = (packet.pos or 0) + packet.size
     if not packets.pts:
         raise ValueError(f"{name} has no frames")
-    return packets, end, tail, corrupt
+    return packets, empty, end, tail, corrupt
 
 
 def _read_loops(media: Media, container_format: str) -> int | None:
