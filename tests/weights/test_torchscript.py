@@ -22,27 +22,6 @@ class Module(torch.nn.Module):
         return self.norm(x)
 
 
-class Evil(torch.nn.Module):
-    """Its code writes to a tensor that says that it ran."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight, self.ran = torch.nn.Parameter(torch.zeros(2)), torch.zeros(1)
-        self.training = False
-
-    @torch.jit.export
-    def __getstate__(self):
-        return (self.weight, self.ran, self.training)
-
-    @torch.jit.export
-    def __setstate__(self, state: tuple[torch.Tensor, torch.Tensor, bool]):
-        torch.save(state[1], "ran")
-        self.weight, self.ran, self.training = state
-
-    def forward(self, x):
-        return x
-
-
 @pytest.mark.parametrize("kind", ["float", "half", "double", "bfloat16"])
 def test_equals_what_torch_reads(tmp_path, kind):
     torch.jit.script(getattr(Module(), kind)()).save(tmp_path / "a.pt")
@@ -85,9 +64,14 @@ STORAGE = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x
 
 @pytest.mark.parametrize(
     "offset, shape, stride",
-    [(b"K\x00", b"K\x03\x85", b"K\x01\x85"), (b"K\x02", b"K\x01\x85", b"K\x01\x85"), (b"K\x00", b"J\xff\xff\xff\x7f\x85", b"K\x00\x85"),
-     (b"K\x00", b"K\x02\x85", b"J\xff\xff\xff\xff\x85"), (b"K\x00", b"K\x02\x85", b")")],
-)  # fmt: skip
+    [
+        (b"K\x00", b"K\x03\x85", b"K\x01\x85"),
+        (b"K\x02", b"K\x01\x85", b"K\x01\x85"),
+        (b"K\x00", b"J\xff\xff\xff\x7f\x85", b"K\x00\x85"),
+        (b"K\x00", b"K\x02\x85", b"J\xff\xff\xff\xff\x85"),
+        (b"K\x00", b"K\x02\x85", b")"),
+    ],
+)
 def test_tensors_stay_inside_their_storage(tmp_path, offset, shape, stride):
     tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + STORAGE + offset + shape + stride + b"\x89}tR"
     pickled = b"\x80\x02c__torch__\nM\n)\x81}X\x01\x00\x00\x00w" + tensor + b"sb."
