@@ -178,12 +178,15 @@ class Checkpoints:
 
 def _drop_empty(folder: str | os.PathLike) -> None:
     """Remove checkpoints that hold nothing, as a failing disk leaves them, with a line."""
-    if is_remote(folder) or jax.process_index() != 0 or not os.path.isdir(folder):
+    if is_remote(folder):
         return
-    for path in pathlib.Path(folder).iterdir():
-        if path.name.isdigit() and path.is_dir() and not any(path.iterdir()):
-            path.rmdir()
-            print(f"checkpoint {path.name} in {folder} was empty: it is removed", file=sys.stderr, flush=True)
+    if jax.process_index() == 0 and os.path.isdir(folder):
+        for path in pathlib.Path(folder).iterdir():
+            if path.name.isdigit() and path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+                print(f"checkpoint {path.name} in {folder} was empty: it is removed", file=sys.stderr, flush=True)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("empty checkpoints are removed")
 
 
 def versions() -> dict[str, str]:

@@ -63,7 +63,7 @@ def expected_frames(
     if rate > 0 and 0 < round(end * rate) < round(length * rate) - 1:
         return Expected(max(count + 1, round(length * rate)), "its duration")
     if corrupt or _segment_is_cut(media, form) or (form == "mpegts" and size_of(media) % _TS_PACKET):
-        return Expected(count + 1, "its end, which is cut off")
+        return Expected(stream.frames or count + 1, "its end, which is cut off")
     return None
 
 

@@ -44,8 +44,8 @@ class FilmReader(Reader):
         self._probe, self._threads, self._tolerant = probe, threads, tolerant
         self._forget()
         with told_as(f"{probe.name} is no readable video"):
-            self._stream = _rewound(probe, threads, container)
-            frames = self._stream.frames(tolerant)
+            self._stream = _rewound(probe, threads, container, tolerant)
+            frames = self._stream.frames()
             first = next(frames, None)
             if first is None:
                 raise ValueError(f"{probe.name} has no frames that can be decoded")
@@ -168,10 +168,10 @@ class FilmReader(Reader):
         if self._stream is None or keyframe == 0:
             if self._stream is not None:
                 self._stream.close()
-            self._stream = Stream(self._probe, self._threads)
+            self._stream = Stream(self._probe, self._threads, tolerant=self._tolerant)
         if keyframe > 0:
             self._stream.seek(int(self._ticks[keyframe]))
-        self._begin(keyframe, self._stream.frames(self._tolerant))
+        self._begin(keyframe, self._stream.frames())
 
     def _begin(self, index: int, frames: Iterator[av.VideoFrame]) -> None:
         if self._fields:
@@ -200,14 +200,14 @@ class FilmReader(Reader):
             self._cache.popitem(last=False)
 
 
-def _rewound(probe: Probe, threads: int, container: av.container.InputContainer) -> Stream:
+def _rewound(probe: Probe, threads: int, container: av.container.InputContainer, tolerant: bool) -> Stream:
     """The film at its start: of the container that has been read already, where a seek is sure to find that."""
     if probe.format in _REWOUND and None not in probe.packets.pts:
-        stream = Stream(probe, threads, container)
+        stream = Stream(probe, threads, container, tolerant)
         try:
             stream.seek(min(probe.packets.pts))
             return stream
         except av.error.FFmpegError:
             pass
     container.close()
-    return Stream(probe, threads)
+    return Stream(probe, threads, tolerant=tolerant)

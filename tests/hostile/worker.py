@@ -261,6 +261,7 @@ def judge(kind, seed, whole, folder):
     try:
         with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
             found = KINDS[kind][1](folder)
+        found = found if isinstance(found, str) else None
     except _EXPECTED as error:
         found = None if str(error).strip() else f"{type(error).__name__} without a message"
     except BaseException as error:  # whatever it is, it is a finding

@@ -1,4 +1,3 @@
-import io
 import re
 from fractions import Fraction
 
@@ -22,12 +21,12 @@ COUNT = 48
 
 
 @pytest.fixture(scope="module")
-def videos():
+def videos(tmp_path_factory):
     """Container -> bytes of a video of 48 different frames, 24 a second."""
-    rng, videos = np.random.default_rng(0), {}
+    rng, videos, folder = np.random.default_rng(0), {}, tmp_path_factory.mktemp("videos")
     frames = [(rng.integers(0, 64, (48, 64, 3)) + 3 * index).astype(np.uint8) for index in range(COUNT)]
     for name, (codec, pixels) in CODECS.items():
-        buffer = io.BytesIO()
+        path = folder / name
         with av.open(
             buffer, "w", format=name, options={"movflags": "+faststart"} if name == "mp4" else {}
         ) as container:
@@ -38,7 +37,7 @@ def videos():
                 picture.pts, picture.time_base = index, Fraction(1, 24)
                 container.mux(stream.encode(picture))
             container.mux(stream.encode(None))
-        videos[name] = buffer.getvalue()
+        videos[name] = path.read_bytes()
     return videos
 
 
