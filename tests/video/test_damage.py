@@ -28,7 +28,7 @@ def videos(tmp_path_factory):
     for name, (codec, pixels) in CODECS.items():
         path = folder / name
         with av.open(
-            buffer, "w", format=name, options={"movflags": "+faststart"} if name == "mp4" else {}
+            str(path), "w", format=name, options={"movflags": "+faststart"} if name == "mp4" else {}
         ) as container:
             stream = container.add_stream(codec, rate=24, options={"g": "8"})
             stream.height, stream.width, stream.pix_fmt = 48, 64, pixels

@@ -50,7 +50,7 @@ def test_code_in_an_archive_does_not_run(tmp_path, monkeypatch):
             return pickle.Unpickler, (str(marker),)
 
     archive(tmp_path / "evil.pt", pickle.dumps(Runs(), 2))
-    with pytest.raises(ValueError, match="evil.pt is not loaded: it holds _pickle.Unpickler") as error:
+    with pytest.raises(ValueError, match="evil.pt is not loaded: it holds _?pickle.Unpickler") as error:
         read_i3d(tmp_path / "evil.pt")
     assert "\n" not in str(error.value)
     stateful = b"\x80\x02c__torch__\nEvil\n)\x81(K\x01tb."
