@@ -315,7 +315,7 @@ def _define_flags() -> None:
     flags.DEFINE_boolean("sdr", False, "Convert HDR video, PQ or HLG, to 8-bit BT.709.")
     videos = [name for name in CODECS if name not in ("gif", *IMAGES.values())]
     flags.DEFINE_enum(
-        "codec", None, videos, "Video codec; by default the one that docs/video.md lists for OUT's suffix."
+        "codec", None, videos, "Video codec; by default the one that docs/outputs.md lists for OUT's suffix."
     )
     flags.DEFINE_integer(
         "quality", None, "Constant quality: CRF, for JPEG 1 to 31 (lower is better), for WebP 0 to 100."

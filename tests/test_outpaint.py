@@ -125,6 +125,65 @@ def test_sound_that_is_converted_or_lost_is_reported(call, folder, tmp_path):
     assert (code, len(out), len(err)) == (0, 1, 0)
 
 
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "out.mp4"), (signal.SIGHUP, "frames")])
+def test_signals_leave_nothing(folder, tmp_path, number, name):
+    """The command is stopped while it writes."""
+    code = (
+        "import os, sys\n"
+        "from m3ddm_jax import outpaint, command\n"
+        "from m3ddm_jax.video import FrameSink\n"
+        "write = FrameSink.write\n"
+        f"FrameSink.write = lambda *given: (write(*given), os.kill(os.getpid(), {int(number)}))\n"
+        "outpaint._define_flags()\n"
+        "command.run('outpaint', outpaint.main, 'IN', 'OUT')\n"
+    )
+    arguments = [folder / "in.mp4", tmp_path / name, "--aspect=16:9", "--method=edge"]
+    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 128 + number, done.stderr
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["with space.mp4", "10:30.mp4", "100%d.mp4", "%03d.mkv", "a.b.webm", "x'y\".mov"])
+def test_names_are_taken_literally(call, folder, tmp_path, name):
+    source = tmp_path / f"in {name.rpartition('.')[0]}.mp4"
+    source.write_bytes((folder / "in.mp4").read_bytes())
+    code, out, err = call(source, tmp_path / name, "--aspect=16:9", "--method=edge")
+    assert (code, err) == (0, []) and len(FrameSource(tmp_path / name)) == 6
+    assert sorted(os.listdir(tmp_path)) == sorted([source.name, name])
+
+
+def test_outputs_by_name(call, refused, folder, tmp_path):
+    flags = ("--aspect=16:9", "--method=edge")
+    for name in ("frames.v2/", "plain", "plain/"):
+        assert call(folder / "in.mp4", f"{tmp_path}/{name}", *flags)[0] == 0
+    (tmp_path / "there.x").mkdir()
+    assert call(folder / "in.mp4", tmp_path / "there.x", *flags)[0] == 0
+    assert sorted(os.listdir(tmp_path)) == ["frames.v2", "plain", "there.x"]
+    assert all(len(list(path.iterdir())) == 6 for path in tmp_path.iterdir())
+    for name, words in (
+        ("out.mxf", "must end in .mp4, .mov, .mkv, .webm, .gif, .png, .jpg, .jpeg, .webp, or in / for a folder of PNG"),
+        ("out.png", "an image holds one frame, the source has 6"),
+    ):
+        assert words in refused(folder / "in.mp4", tmp_path / name, *flags)
+    assert "must be a file or a folder" in refused(folder / "in.mp4", "-", *flags)
+    single = next((tmp_path / "plain").iterdir())
+    for suffix in (".png", ".jpg", ".webp"):
+        assert call(single, tmp_path / f"one{suffix}", "--pad=8,0,8,0", "--method=edge")[0] == 0
+        assert FrameSource(tmp_path / f"one{suffix}").width == 72
+
+
+def test_encodings_are_asked_for_by_flags(call, refused, folder, tmp_path):
+    flags = ("--aspect=16:9", "--method=edge", "--codec=hevc", "--pixel-format=yuv422p10le", "--quality=30")
+    assert call(folder / "in.mp4", tmp_path / "out.mp4", *flags)[0] == 0
+    assert FrameSource(tmp_path / "out.mp4").pixel_format == "yuv422p10le"
+    for flag, words in (
+        ("--quality=52", "--quality must lie in 0..51 for h264, found 52"),
+        ("--codec=ffv1", "--codec must be one of h264, hevc, av1, vp9 for .mp4, found 'ffv1'"),
+        ("--pixel-format=rgb", "--pixel-format must be one of yuv420p"),
+    ):
+        assert words in refused(folder / "in.mp4", tmp_path / "other.mp4", *flags[:2], flag)
+
+
 def bad_inputs(folder):
     """name -> the words that must be told."""
     (folder / "empty.mp4").touch()

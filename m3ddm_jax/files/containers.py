@@ -20,16 +20,22 @@ FORMATS = ",".join([_VIDEO, *(f"{name}_pipe" for name in _IMAGE.split(",")), _SO
 (image2) are not among them: those read other files or the network."""
 
 
-def open_container(source: bytes | str | os.PathLike) -> av.container.InputContainer:
+def open_container(
+    source: bytes | str | os.PathLike, part: tuple[int, int] | None = None
+) -> av.container.InputContainer:
     """Open a video or an image, of a file or of bytes; to be closed by the caller.
 
+    part: of a file, its bytes (start, end) alone; end 0 is its own.
     Raises ValueError for what is no regular file, of another format, or has too many pixels; libav's errors, which are
     OSErrors too, where it is damaged.
     """
     name = "the video" if isinstance(source, bytes) else str(source)
-    options = {"format_whitelist": FORMATS, "protocol_whitelist": "file", "max_pixels": str(limits().pixels)}
+    where, protocols = _opened(source), "file"
+    if part is not None:
+        where, protocols = f"subfile,,start,{part[0]},end,{part[1]},,:file:{os.fspath(source)}", "file,subfile"
+    options = {"format_whitelist": FORMATS, "protocol_whitelist": protocols, "max_pixels": str(limits().pixels)}
     try:
-        container = av.open(_opened(source), options=options, metadata_errors="replace")
+        container = av.open(where, options=options, metadata_errors="replace")
     except av.error.ArgumentError:
         raise ValueError(
             f"{name} is no readable image or video: its format is not known, or it is a playlist or session"

@@ -17,9 +17,9 @@ _NO_FILM = Disposition.attached_pic | Disposition.timed_thumbnails
 _DUMP_LOCK = threading.Lock()  # PyAV has one log level for all threads
 
 
-def open_container(media: Media) -> av.container.InputContainer:
-    """Open a file, or the bytes of one, for reading; raises ValueError as `files.containers.open_container`."""
-    return containers.open_container(media)
+def open_container(media: Media, part: tuple[int, int] | None = None) -> av.container.InputContainer:
+    """Open a file, or the bytes of one, for reading, as `files.containers.open_container`."""
+    return containers.open_container(media, part)
 
 
 def name_of(media: Media) -> str:
@@ -69,7 +69,7 @@ def _preference(stream: av.VideoStream) -> tuple[bool, bool, int]:
 class StreamFacts(NamedTuple):
     """What libav knows of a stream and PyAV has no attribute for.
 
-    crop: pixels (top, bottom, left, right) that the container says to cut away. chroma_location: libav's name, or None.
+    crop: pixels (left, right, top, bottom) that the container says to cut away. chroma_location: libav's name, or None.
     """
 
     crop: tuple[int, int, int, int] = (0, 0, 0, 0)

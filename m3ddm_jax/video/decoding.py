@@ -88,7 +88,12 @@ def is_transparent(frame: av.VideoFrame) -> bool:
     if frame.format.name in ("bgra", "pal8"):
         plane = frame.planes[-1 if frame.format.name == "pal8" else 0]
         return bool((np.frombuffer(plane, np.uint8)[3::4] < 255).any())
-    return any(component.is_alpha for component in frame.format.components)
+    return has_alpha(frame.format)
+
+
+def has_alpha(pixel_format: av.VideoFormat) -> bool:
+    """Whether a format has a component for alpha; palettes do not count."""
+    return any(component.is_alpha for component in pixel_format.components)
 
 
 def _faults(times: list[int | None]) -> int:

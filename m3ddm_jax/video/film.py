@@ -2,6 +2,7 @@
 
 import collections
 import copy
+import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -10,11 +11,11 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from m3ddm_jax.video.colour import Colour
+from m3ddm_jax.video.colour import MATRICES, UNSPECIFIED, Colour, is_yuv
 from m3ddm_jax.video.damage import Expected, describe_damage
-from m3ddm_jax.video.decoding import Listing, Stream, is_transparent
+from m3ddm_jax.video.decoding import Listing, Stream, has_alpha, is_transparent
 from m3ddm_jax.video.errors import Damaged, told_as
-from m3ddm_jax.video.probe import PROGRESSIVE_ORDERS, Probe
+from m3ddm_jax.video.probe import PROGRESSIVE_ORDERS, Packets, Probe
 from m3ddm_jax.video.reader import Reader
 from m3ddm_jax.video.timeline import timeline_of
 from m3ddm_jax.video.upright import Orientation, Upright, deinterlace_filters, filter_frames
@@ -61,6 +62,7 @@ class FilmReader(Reader):
                 self._ticks, self._keyframes = None, np.zeros(0, int)
                 times, durations = listing.times, listing.durations
             self._describe(first, times, durations, listing, deinterlace)
+            self._probe = dataclasses.replace(probe, packets=Packets([], [], [], [], []))  # no longer needed, and large
             if listing:
                 self.close()
             else:
@@ -98,17 +100,21 @@ class FilmReader(Reader):
                 self._fields = deinterlace_filters(flagged, probe.field_order)
                 notes.append(f"{probe.name} is interlaced: each pair of fields is made a whole frame (bwdif)")
             else:
-                self.field_order = probe.field_order
-        self.notes = tuple(notes)
+                self.field_order = 0 if probe.field_order in PROGRESSIVE_ORDERS else probe.field_order
         orientation = Orientation.of(first)
         self._upright = Upright(probe.facts.crop, orientation)
         upright = self._upright.apply(first)
         self.height, self.width, self.pixel_format = upright.height, upright.width, upright.format.name
         self.bits = max(component.bits for component in upright.format.components)
-        self.has_alpha = listing.transparent if listing else is_transparent(first)
+        self.has_alpha = listing.transparent if listing else has_alpha(first.format) or is_transparent(first)
         aspect = self._stream.pixel_aspect or Fraction(1)
         self.pixel_aspect = 1 / aspect if orientation.transpose else aspect
         self.colour = Colour.of(first, self._stream.codec, probe.facts.chroma_location)
+        if is_yuv(first.format) and int(first.colorspace) not in (*MATRICES, UNSPECIFIED):
+            notes.append(
+                f"{probe.name}: matrix {first.colorspace} of H.273 is not known, {self.colour.matrix} is assumed"
+            )
+        self.notes = tuple(notes)
         self._shape, size = (first.height, first.width), sum(plane.buffer_size for plane in first.planes)
         self._cache_frames = max(2, min(CACHE_FRAMES, CACHE_BYTES // size))
 

@@ -67,6 +67,6 @@ class ArrayReader(Reader):
     def read(self, index: int, size: tuple[int, int] | None = None) -> np.ndarray:
         frame = self._frames[index]
         if size is None:
-            return frame
+            return frame.copy()
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
         return self.colour.to_rgb(picture, self._reformatter, size)

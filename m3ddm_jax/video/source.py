@@ -136,6 +136,8 @@ class FrameSource:
     def read(self, indices: Sequence[int], size: tuple[int, int] | None = None) -> np.ndarray:
         """uint8 [n,h,w,3] of any indices, scaled to size (h, w) where one is given; raises IndexError as slices do."""
         shown = [self._shown[index] for index in indices]
+        if len(shown) == 1:
+            return self._reader.read(shown[0], size)[None]
         frames = np.empty((len(shown), *(size or (self.height, self.width)), 3), np.uint8)
         for place in np.argsort(shown, kind="stable"):
             frames[place] = self._reader.read(shown[place], size)

@@ -82,10 +82,10 @@ def filter_frames(frames: Iterable[av.VideoFrame], filters: Sequence[tuple[str, 
 
 
 class Upright:
-    """Cuts frames as the container says, (top, bottom, left, right) pixels, and brings them upright."""
+    """Cuts frames as the container says, (left, right, top, bottom) pixels, and brings them upright."""
 
     def __init__(self, crop: tuple[int, int, int, int], orientation: Orientation):
-        top, bottom, left, right = crop
+        left, right, top, bottom = crop
         cut = [("crop", f"w=iw-{left + right}:h=ih-{top + bottom}:x={left}:y={top}")] if any(crop) else []
         self._filters = cut + orientation.filters()
         self._graphs: dict[tuple, Filters] = {}

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -44,6 +45,8 @@ def raw(tmp_path_factory):
     for name, frames in videos.items():
         (root / f"{name}.mp4").write_bytes(encode_video(frames, FPS, crf=10))
     (root / "broken.mp4").write_text("no video")
+    (root / "notes.txt").write_text("about the videos")
+    (root / "poster.png").write_bytes(cv2.imencode(".png", barred[0])[1].tobytes())
     (root / "frames").mkdir()
     for number, frame in enumerate(shot(7, 50)):
         cv2.imwrite(str(root / "frames" / f"{number}.png"), frame[..., ::-1])
@@ -68,15 +71,36 @@ def test_the_report_says_what_was_made_and_what_was_skipped_and_why(prepared):
     reasons = {(entry["video"], entry["frames"]): entry["reason"] for entry in report["skipped"]}
     unreadable = reasons.pop(("broken.mp4", None))
     assert unreadable.startswith("unreadable: ") and "is no readable video" in unreadable
+    assert reasons.pop(("notes.txt", None)).startswith("unreadable: ")
     assert reasons == {
+        ("poster.png", None): "an image beside videos",
         ("cut.mp4", (42, 48)): "shorter than 2 s",
         ("short.mp4", (0, 10)): "shorter than 2 s",
         ("small.mp4", (0, 20)): "smaller than 64 pixels",
         ("still.mp4", (0, 20)): "nothing moves",
     }
-    assert report["videos"] == 8 and report["clips"] == 6
+    assert report["videos"] == 9 and report["clips"] == 6
     assert report["seconds"] == pytest.approx((40 + 18 + 24 + 20) / 8 + 50 / 24, abs=0.01)
     assert os.listdir(out.parent) == ["shards"], "nothing is left beside it"
+
+
+def test_files_of_any_name_and_container_are_taken(tmp_path):
+    (tmp_path / "raw").mkdir()
+    frames = shot(0, 24)
+    for name, container_format, encoder in (
+        ("a.ts", "mpegts", "libx264"),
+        ("b.vob", "dvd", "mpeg2video"),
+        ("c", "avi", "mpeg4"),
+    ):
+        with av.open(str(tmp_path / "raw" / name), "w", format=container_format) as container:
+            stream = container.add_stream(encoder, rate=25)
+            stream.height, stream.width, stream.pix_fmt, stream.bit_rate = HEIGHT, WIDTH, "yuv420p", 4_000_000
+            for frame in np.repeat(frames, 3, axis=0):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+            container.mux(stream.encode(None))
+    report = prepare.prepare(tmp_path / "raw", tmp_path / "out", prepare.Settings(short_side=64))
+    assert (report["videos"], report["clips"], report["skipped"]) == (3, 3, [])
+    assert sorted(records(tmp_path / "out")) == ["a.ts/0", "b.vob/0", "c/0"]
 
 
 def test_clips_are_cut_cropped_scaled_and_decodable(prepared, raw):
@@ -160,7 +184,7 @@ def test_the_command_reports_and_exits_0(raw, tmp_path):
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[-1].startswith("6 clips, ") and "skipped still.mp4 frames 0..19: nothing moves" in lines
-    assert len(lines) == 6
+    assert len(lines) == 8
 
 
 @pytest.mark.parametrize(

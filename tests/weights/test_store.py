@@ -223,9 +223,9 @@ def test_a_damaged_config_is_one_line(saved, tmp_path, text):
 
 
 def test_twenty_billion_parameters_are_accepted(tmp_path):
-    wide = {"attention_levels": (False, False), "block_out_channels": (10240, 10240), "num_heads": 64, "layers_per_block": 1}
+    wide = {"attention_levels": (False, False), "block_out_channels": (10240, 10240), "layers_per_block": 1}
     shapes = registry.abstract_variables(registry.build("m3ddm", **wide))
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) > 15e9
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) > 20e9
     with pytest.raises(ValueError, match="68,719,476,736 are accepted"):
         wide["block_out_channels"] = (65536, 65536)
         registry.abstract_variables(registry.build("m3ddm", **wide))

@@ -66,7 +66,7 @@ CONTAINERS = {
     ".webm": Container("webm", ("vp9", "av1"), ("vp9", "av1", "vp9"), "libopus", "webvtt"),
     ".gif": Container("gif", ("gif",), ("gif", "gif", "gif"), None),
 }
-_UNUSUAL = ("nv", "mono", "rgb8", "bgr8", "rgb4", "bgr4")  # pixel formats of shared or partial bytes
+_UNUSUAL = ("nv", "mono", "rgb8", "bgr8", "rgb4_", "bgr4_")  # pixel formats of shared or partial bytes
 IMAGES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 

@@ -50,6 +50,8 @@ class Composer:
         if native is not None:
             native = self._convert(self._from_native, _in_order(native), self._work_format)
             placed = self._extend(native)
+            if placed.format.name != native.format.name:  # the filter does not have this format
+                placed = generated
             _copy(placed, native, generated, self._box, mask)
             generated = placed
         return self._convert(self._reduce, generated, self._format)
@@ -127,10 +129,10 @@ def _copy(
         around = np.s_[: rows.start], np.s_[rows.stop :], np.s_[rows, : columns.start], np.s_[rows, columns.stop :]
         for strip in around:
             target[strip] = other[strip]
-        target[rows, columns] = known  # the filter leaves out the last line of an odd number
         if mask is not None:
-            shown = _reduced(mask[..., 0][box] != 0, down, across)
-            target[rows, columns][shown] = other[rows, columns][shown]
+            shown = _reduced(mask[..., 0][box] != 0, down, across).reshape(known.shape[:2] + (1,) * (known.ndim - 2))
+            known = np.where(shown, other[rows, columns], known)
+        target[rows, columns] = known  # also the last line of an odd number, which the filter leaves out
 
 
 def _reduced(mask: np.ndarray, down: int, across: int) -> np.ndarray:

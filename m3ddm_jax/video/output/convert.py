@@ -46,11 +46,11 @@ class SoundTrack:
     """Sound decoded and encoded again; gaps become silence, and what overlaps is left out."""
 
     def __init__(self, template: av.stream.Stream, encoder: str):
-        self._decoder, self._encoder = template.codec_context, encoder
-        self._graph, self._clock = None, None
+        self._template, self._encoder, self._decoder = template.codec_context, encoder, None
+        self._graph, self._shape, self._end, self._offset = None, None, None, 0.0
 
     def add_to(self, output: av.container.OutputContainer) -> av.stream.Stream:
-        layout, rate = _encodable(self._encoder, self._decoder)
+        layout, rate = _encodable(self._encoder, self._template)
         self.stream = output.add_stream(self._encoder, rate=rate, layout=layout)
         self.stream.bit_rate = _BITS_A_CHANNEL[self._encoder] * self.stream.codec_context.channels
         self.stream.codec_context.time_base = Fraction(1, rate)
@@ -58,37 +58,44 @@ class SoundTrack:
 
     def convert(self, packet: av.Packet, offset: float) -> list[av.Packet]:
         encoded = []
+        if packet.stream.codec_context is not self._decoder:  # the first one, or the next of joined recordings
+            encoded += self._drain()
+            self._decoder = packet.stream.codec_context
+        self._offset = offset
         with contextlib.suppress(av.error.InvalidDataError):  # as players do: a damaged packet becomes silence
             for frame in self._decoder.decode(packet):
                 encoded += self._encode(frame, offset)
         return encoded
 
     def finish(self) -> list[av.Packet]:
-        encoded = []
-        for frame in self._decoder.decode(None):
-            encoded += self._encode(frame, 0.0)
+        encoded = self._drain()
         if self._graph is not None:
             self._graph.push(None)
             encoded += self._pull()
         return encoded + self.stream.encode(None)
 
+    def _drain(self) -> list[av.Packet]:
+        """What is left in the decoder."""
+        encoded = []
+        for frame in self._decoder.decode(None) if self._decoder is not None else ():
+            encoded += self._encode(frame, self._offset)
+        return encoded
+
     def _encode(self, frame: av.AudioFrame, offset: float) -> list[av.Packet]:
         shape = (frame.format.name, frame.layout.name, frame.sample_rate)
-        encoded = []
-        if self._graph is None or self._shape != shape:
+        tick, encoded = Fraction(1, frame.sample_rate), []
+        start = self._end if frame.pts is None else float(frame.pts * frame.time_base) + offset
+        if self._shape != shape:
             if self._graph is not None:
                 self._graph.push(None)
                 encoded += self._pull()
+            if start is None or (self._end is not None and start < self._end):  # sound of before, which is there
+                start = self._end
             self._graph, self._shape = self._resampler(frame), shape
-        tick = Fraction(1, frame.sample_rate)
-        if frame.pts is not None:
-            frame.pts = round((float(frame.pts * frame.time_base) + offset) / tick)
-        elif self._clock is not None:
-            frame.pts = self._clock
-        else:
+        if start is None:
             return encoded
-        frame.time_base = tick
-        self._clock = frame.pts + frame.samples
+        frame.pts, frame.time_base = round(start / tick), tick
+        self._end = start + frame.samples / frame.sample_rate
         self._graph.push(frame)
         return encoded + self._pull()
 

@@ -6,7 +6,6 @@ from fractions import Fraction
 
 import av
 import numpy as np
-from av.codec.context import Flags
 
 from m3ddm_jax.video.colour import FULL, SMPTE170M, Colour
 from m3ddm_jax.video.output.codecs import Encoding
@@ -34,9 +33,7 @@ class ImageEncoder:
         options = dict(self._encoding.options)
         if self._jpeg:
             encoder.color_range = FULL
-            encoder.flags |= Flags.qscale
-            encoder.global_quality = int(options.pop("qscale"))
-            picture.quality = encoder.global_quality if hasattr(picture, "quality") else None
+            encoder.qmin = encoder.qmax = int(options.pop("qscale"))
         encoder.options = options
         return b"".join(map(bytes, [*encoder.encode(picture), *encoder.encode(None)]))
 

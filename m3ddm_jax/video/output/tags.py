@@ -65,12 +65,13 @@ def kept_tags(metadata: dict[str, str]) -> dict[str, str]:
 
 
 def fit_labels(
-    container: Container, metadata: dict[str, str], chapters: Sequence[dict], labels: Sequence[Label]
+    container: Container, metadata: dict[str, str], chapters: Sequence[dict], labels: Sequence[Label], covers: bool
 ) -> tuple[dict[str, str], list[str]]:
     """(options of the muxer, what the container drops) for tags, chapters and labels; the first label is the picture's.
 
     A container of a few tiny streams is written to memory and read back, so that this is what the muxer does. Languages
-    get their other ISO 639-2 code where that alone is held.
+    get their other ISO 639-2 code where that alone is held. covers: the container gets a cover picture; MP4 then holds
+    no tags of its users' own.
     """
     options = {}
     lost = _dropped(container, options, metadata, chapters, labels)
@@ -78,7 +79,7 @@ def fit_labels(
         language = label.metadata.get("language")
         if f"language of {label.name}" in lost and language in _LANGUAGES:
             label.metadata["language"] = _LANGUAGES[language]
-    if container.format in ("mp4", "mov") and any(item.startswith("tag ") for item in lost):
+    if container.format in ("mp4", "mov") and not covers and any(item.startswith("tag ") for item in lost):
         options["movflags"] = "+use_metadata_tags"
     return options, _dropped(container, options, metadata, chapters, labels) if lost else []
 

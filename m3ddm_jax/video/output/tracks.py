@@ -9,6 +9,7 @@ from av.stream import Disposition
 from m3ddm_jax.video.container import choose_video, open_container
 from m3ddm_jax.video.output.codecs import Container
 from m3ddm_jax.video.output.convert import CopiedTrack, SoundTrack, TextTrack
+from m3ddm_jax.video.output.recordings import split_recordings
 from m3ddm_jax.video.output.tags import Label, fit_labels, kept_tags
 from m3ddm_jax.video.output.trial import copies, cover_packet, decodes, holds_cover
 from m3ddm_jax.video.source import FrameSource
@@ -35,6 +36,7 @@ class Tracks:
         self._attachments: list[av.stream.Stream] = []
         self._input = open_container(source.path)
         self._picture_index = choose_video(self._input, source.path.name)[0].index
+        self._parts = split_recordings(source)
         self._samples = _first_packets(self._input, self._picture_index)
         for stream in self._input.streams:
             self._decide(stream)
@@ -118,7 +120,7 @@ class Tracks:
     def _decide_sound(self, stream: av.stream.Stream, name: str) -> None:
         packets = self._samples[stream.index]
         if stream.codec_context is not None and packets:
-            if copies(stream, packets, self._container):
+            if self._parts == [None] and copies(stream, packets, self._container):
                 self._keep(stream, CopiedTrack(stream), name)
                 return
             if decodes(stream, packets):
@@ -152,7 +154,7 @@ class Tracks:
         self._metadata = kept_tags(self._input.metadata)
         self._chapters = [self._moved(chapter) for chapter in self._input.chapters()]
         labels = [self._picture, *self._labels.values()]
-        self.options, lost = fit_labels(self._container, self._metadata, self._chapters, labels)
+        self.options, lost = fit_labels(self._container, self._metadata, self._chapters, labels, bool(self._pictures))
         self._dropped += lost
 
     def _moved(self, chapter: dict) -> dict:
@@ -163,17 +165,31 @@ class Tracks:
 
     def _convert_packets(self) -> Iterator[tuple[float, list[av.Packet]]]:
         """(moment on the output's clock, packets) of all tracks, in the order of the source's file."""
-        with open_container(self._source.path) as container:
-            streams = [container.streams[index] for index in self._tracks]
-            for packet in container.demux(*streams) if streams else ():
-                ticks = packet.dts if packet.dts is not None else packet.pts
-                if ticks is None or not packet.size:
-                    continue
-                seconds = float(ticks * packet.time_base)
-                moment = self._source.clock.shift(seconds, packet.pos) + self.lead
-                yield moment, self._tracks[packet.stream_index].convert(packet, moment - seconds)
+        for part in self._parts:
+            with open_container(self._source.path, part) as container:
+                yield from self._convert_part(container, 0 if part is None else part[0])
         for track in self._tracks.values():
             yield float("inf"), track.finish()
+
+    def _convert_part(self, container: av.container.InputContainer, start: int) -> Iterator[tuple[float, list]]:
+        tracks = {stream.index: self._tracks[index] for stream, index in self._streams_in(container)}
+        positions = dict.fromkeys(tracks, start)
+        for packet in container.demux(*(container.streams[index] for index in tracks)) if tracks else ():
+            ticks = packet.dts if packet.dts is not None else packet.pts
+            if ticks is None or not packet.size:
+                continue
+            seconds, index = float(ticks * packet.time_base), packet.stream_index
+            if packet.pos is not None:  # of several packets that are stored as one, the first has it
+                positions[index] = start + packet.pos
+            moment = self._source.clock.shift(seconds, positions[index]) + self.lead
+            yield moment, tracks[index].convert(packet, moment - seconds)
+
+    def _streams_in(self, container: av.container.InputContainer) -> Iterator[tuple[av.stream.Stream, int]]:
+        """The streams of a recording, each with the index of the track that it goes on with, by their order."""
+        for kind in ("audio", "subtitle"):
+            first = [stream.index for stream in self._input.streams if stream.type == kind]
+            here = [stream for stream in container.streams if stream.type == kind]
+            yield from ((stream, index) for stream, index in zip(here, first, strict=False) if index in self._tracks)
 
 
 def left_behind(source: FrameSource) -> list[str]:
