@@ -37,13 +37,14 @@ def expected_frames(
     empty: int,
     end: float,
     tail: int,
-    corrupt: bool,
+    corrupt: int,
+    is_cut: bool,
 ) -> Expected | None:
     """What a file with signs of damage should hold; None for one without.
 
     pts: of the packets that were found. empty: how many more were without content, which stand for the frame before.
     end: seconds at which the last packet of the file ends. tail: byte at which the last one of the video ends. corrupt:
-    whether libav calls the last packet so.
+    how many of the video libav calls so. is_cut: whether it calls the last packet of the file so.
     """
     count, form = len(pts), container.format.name.split(",")[0]
     rate = float(stream.average_rate or stream.guessed_rate or 0)
@@ -62,8 +63,10 @@ def expected_frames(
         return Expected(count + gaps, "the gaps between its frames")
     if rate > 0 and 0 < round(end * rate) < round(length * rate) - 1:
         return Expected(max(count + 1, round(length * rate)), "its duration")
-    if corrupt or _segment_is_cut(media, form) or (form == "mpegts" and size_of(media) % _TS_PACKET):
-        return Expected(stream.frames or count + 1, "its end, which is cut off")
+    if corrupt:
+        return Expected(max(count, stream.frames), "its packets")
+    if is_cut or _segment_is_cut(media, form) or (form == "mpegts" and size_of(media) % _TS_PACKET):
+        return Expected(max(count + 1, stream.frames), "its end, which is cut off")
     return None
 
 

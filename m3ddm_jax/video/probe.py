@@ -124,20 +124,21 @@ def probe(media: Media) -> tuple[Probe, av.container.InputContainer]:
 
 def _read_packets(
     container: av.container.InputContainer, stream: av.VideoStream, name: str
-) -> tuple[Packets, int, float, int, bool]:
-    """The packets; how many are empty, when the last of the file ends, at which byte the last of the stream does, and
-    whether that is corrupt."""
+) -> tuple[Packets, int, float, int, int, bool]:
+    """The packets; how many are empty, when the last of the file ends, at which byte the last of the stream does,
+    how many of the stream are corrupt, and whether the last of the file is."""
     packets = Packets([], [], [], [], [])
-    corrupt, empty, end, tail = False, 0, 0.0, 0
+    corrupt, is_cut, empty, end, tail = [], False, 0, 0.0, 0
     for packet in container.demux():
         if not packet.size:
             empty += packet.stream_index == stream.index and packet.dts is not None
             continue
-        corrupt = packet.is_corrupt
+        is_cut = packet.is_corrupt
         pts, dts = packet.pts, packet.dts
         if dts is not None or pts is not None:
             end = max(end, float(((pts if pts is not None else dts) + (packet.duration or 0)) * packet.time_base))
         if packet.stream_index == stream.index and not packet.is_discard:
+            corrupt.append(packet.is_corrupt)
             packets.pts.append(pts)
             packets.dts.append(dts)
             packets.durations.append(packet.duration or 0)
@@ -146,7 +147,16 @@ def _read_packets(
             tail = (packet.pos or 0) + packet.size
     if not packets.pts:
         raise ValueError(f"{name} has no frames")
-    return packets, empty, end, tail, corrupt
+    return packets, empty, end, tail, _count_corrupt(packets, corrupt, float(stream.time_base)), is_cut
+
+
+def _count_corrupt(packets: Packets, corrupt: list[bool], tick: float) -> int:
+    """Packets that libav calls corrupt, without those next to a clock that starts anew: there recordings are joined."""
+    dts = np.array([np.nan if time is None else time for time in packets.dts]) * tick
+    steps = np.diff(dts)
+    jumps = (steps <= 0) | (steps > LONGEST_GAP)
+    joined = np.append(jumps, False) | np.insert(jumps, 0, False)
+    return int(np.sum(np.array(corrupt) & ~joined))
 
 
 def _read_loops(media: Media, container_format: str) -> int | None:
