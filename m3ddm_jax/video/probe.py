@@ -23,6 +23,7 @@ _TIMED_FORMATS = {"mov", "matroska", "mpegts", "flv"}
 _ONE_FRAME_CODECS = {"h264", "hevc", "av1", "vp9", "png", "ffv1", "qtrle"}
 _INDEXED_FORMATS = {"mov", "matroska", "avi", "nut", "mxf"}  # of which that holds for all codecs without other frames
 CLOCKS_JUMP = {"mpegts", "mpeg"}  # containers of recordings, in which clocks start anew
+_NEAR_A_JOIN = 8  # packets
 LONGEST_GAP = 10.0  # seconds; a longer step of such a clock is a new clock, as for ffmpeg
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # libav's own leave alpha out
 PROGRESSIVE_ORDERS = (0, 1)  # libav's AVFieldOrder: not said, and progressive
@@ -151,12 +152,12 @@ def _read_packets(
 
 
 def _count_corrupt(packets: Packets, corrupt: list[bool], tick: float) -> int:
-    """Packets that libav calls corrupt, without those next to a clock that starts anew: there recordings are joined."""
+    """Packets that libav calls corrupt, without those near a clock that starts anew: there recordings are joined."""
     dts = np.array([np.nan if time is None else time for time in packets.dts]) * tick
     steps = np.diff(dts)
     jumps = (steps <= 0) | (steps > LONGEST_GAP)
-    joined = np.append(jumps, False) | np.insert(jumps, 0, False)
-    return int(np.sum(np.array(corrupt) & ~joined))
+    starts = np.flatnonzero(jumps) + 1
+    return sum(np.abs(starts - index).min(initial=_NEAR_A_JOIN) >= _NEAR_A_JOIN for index in np.flatnonzero(corrupt))
 
 
 def _read_loops(media: Media, container_format: str) -> int | None:
