@@ -34,13 +34,17 @@ _LOOPS_WITHIN = 1 << 20  # bytes from the start of the file
 
 @dataclasses.dataclass(frozen=True)
 class Packets:
-    """A stream's packets in the order of the file; times in ticks, None where there is none."""
+    """A stream's packets in the order of the file; times in ticks, None where there is none.
+
+    discards: whether an edit list cuts any of them away; those are left out here.
+    """
 
     pts: list[int | None]
     dts: list[int | None]
     durations: list[int]
     keys: list[bool]
     positions: list[int | None]
+    discards: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +53,8 @@ class Probe:
 
     media: as it was given. format: libav's name of the container, the first of several. decoder: libav's name of the
     decoder that is needed in place of its first choice, or None. tick: seconds of a timestamp's unit. start: seconds on
-    the file's clock at which the stream begins. rates: frames per second that the file announces, the likeliest first.
+    the file's clock at which the stream begins. end: at which its last frame does, where that is not what the last
+    packet says, or None. rates: frames per second that the file announces, the likeliest first.
     field_order: libav's AVFieldOrder. loops: how often an animation is repeated, 0 for ever, None where it is not.
     is_image: whether the file is a single picture. expected: where the file shows signs of damage, how many frames it
     should have.
@@ -64,6 +69,7 @@ class Probe:
     intra_only: bool
     tick: Fraction
     start: float
+    end: float | None
     rates: tuple[float, ...]
     packets: Packets
     facts: StreamFacts
@@ -111,6 +117,7 @@ def probe(media: Media) -> tuple[Probe, av.container.InputContainer]:
         intra_only=codec.codec.intra_only,
         tick=stream.time_base,
         start=float((stream.start_time or 0) * stream.time_base),
+        end=_end_of(stream, packets) if form == "mov" else None,
         rates=tuple(float(rate) for rate in (stream.average_rate, stream.guessed_rate) if rate),
         packets=packets,
         facts=read_facts(container, stream),
@@ -129,7 +136,7 @@ def _read_packets(
     """The packets; how many are empty, when the last of the file ends, at which byte the last of the stream does,
     how many of the stream are corrupt, and whether the last of the file is."""
     packets = Packets([], [], [], [], [])
-    corrupt, is_cut, empty, end, tail = [], False, 0, 0.0, 0
+    corrupt, is_cut, discards, empty, end, tail = [], False, False, 0, 0.0, 0
     for packet in container.demux():
         if not packet.size:
             empty += packet.stream_index == stream.index and packet.dts is not None
@@ -138,6 +145,7 @@ def _read_packets(
         pts, dts = packet.pts, packet.dts
         if dts is not None or pts is not None:
             end = max(end, float(((pts if pts is not None else dts) + (packet.duration or 0)) * packet.time_base))
+        discards |= packet.stream_index == stream.index and packet.is_discard
         if packet.stream_index == stream.index and not packet.is_discard:
             corrupt.append(packet.is_corrupt)
             packets.pts.append(pts)
@@ -148,6 +156,7 @@ def _read_packets(
             tail = (packet.pos or 0) + packet.size
     if not packets.pts:
         raise ValueError(f"{name} has no frames")
+    packets = dataclasses.replace(packets, discards=discards)
     return packets, empty, end, tail, _count_corrupt(packets, corrupt, float(stream.time_base)), is_cut
 
 
@@ -158,6 +167,14 @@ def _count_corrupt(packets: Packets, corrupt: list[bool], tick: float) -> int:
     jumps = (steps <= 0) | (steps > LONGEST_GAP)
     starts = np.flatnonzero(jumps) + 1
     return sum(np.abs(starts - index).min(initial=_NEAR_A_JOIN) >= _NEAR_A_JOIN for index in np.flatnonzero(corrupt))
+
+
+def _end_of(stream: av.VideoStream, packets: Packets) -> float | None:
+    """Seconds at which the last frame ends: mp4 has durations in the order of decoding, which B-frames change."""
+    reorders = None not in packets.pts and packets.pts != sorted(packets.pts)
+    if not reorders or packets.discards or stream.duration is None:
+        return None
+    return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
 
 
 def _read_loops(media: Media, container_format: str) -> int | None:

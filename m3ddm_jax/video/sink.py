@@ -55,6 +55,8 @@ class FrameSink:
         self._source = like.again() if like is not None and box is not None else None
         self._is_folder = suffix is None
         with told_as(f"cannot write {self.path}"), contextlib.ExitStack() as stack:
+            if self._source is not None:
+                stack.callback(self._source.close)
             self._part = stack.enter_context(new_folder(self.path) if self._is_folder else new_file(self.path))
             self._writer = self._open(suffix, fps, (height, width))
             self.notes = self._find_notes(suffix)
@@ -63,7 +65,7 @@ class FrameSink:
     def _open(self, suffix: str | None, fps: float, size: tuple[int, int]):
         box = self._box if self._places_samples else None
         if suffix == ".gif":
-            return GifWriter(self._part, fps, size, self._like, self._encoding.alpha)
+            return GifWriter(self._part, fps, size, self._like, self._has_alpha)
         if suffix in CONTAINERS:
             return MovieWriter(self._part, suffix, self._encoding, fps, size, self._like, box)
         encoder = ImageEncoder(self._encoding, self._like, size, box)

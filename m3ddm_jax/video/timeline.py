@@ -38,6 +38,9 @@ def timeline_of(probe: Probe, times: Sequence[int | None], durations: Sequence[i
     lengths = np.array(durations, float) * tick
     lengths = np.where(lengths > 0, lengths, 1 / rate)
     known = _fill(probe.start, np.array([np.nan if time is None else time for time in times]) * tick, lengths)
+    if probe.end is not None:
+        left = probe.end - known[-1]
+        lengths[-1] = left if left > 0 else 1 / rate
     steps = np.diff(known)
     jumps = steps <= 0
     if probe.format in CLOCKS_JUMP:

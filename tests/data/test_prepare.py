@@ -95,7 +95,7 @@ def test_files_of_any_name_and_container_are_taken(tmp_path):
         with av.open(str(tmp_path / "raw" / name), "w", format=container_format) as container:
             stream = container.add_stream(encoder, rate=25)
             stream.height, stream.width, stream.pix_fmt, stream.bit_rate = HEIGHT, WIDTH, "yuv420p", 4_000_000
-            for frame in np.repeat(frames, 3, axis=0):
+            for frame in shot(0, 60):
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
             container.mux(stream.encode(None))
     report = prepare.prepare(tmp_path / "raw", tmp_path / "out", prepare.Settings(short_side=64))

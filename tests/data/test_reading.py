@@ -95,7 +95,7 @@ def test_untagged_bt709_of_720_lines_is_read_as_such():
         stream = container.add_stream("libx264", rate=24, options={"crf": "1"})
         stream.height, stream.width, stream.pix_fmt = 720, 64, "yuv420p"
         frame = av.VideoFrame(64, 720, "yuv420p")
-        for plane, value in zip(frame.planes, (86, 103, 193), strict=True):  # BT.709 of (200, 60, 40)
+        for plane, value in zip(frame.planes, (92, 105, 190), strict=True):  # BT.709 of (200, 60, 40)
             plane.update(bytes([value]) * plane.buffer_size)
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))

@@ -1,3 +1,4 @@
+import av
 import numpy as np
 import pytest
 
@@ -30,20 +31,23 @@ def test_a_jumping_clock_runs_on(tmp_path, make_video, counted, offset):
     np.testing.assert_array_equal(source[[30, 3]], source[:][[30, 3]])
 
 
-def test_the_last_frame_of_a_slideshow_keeps_its_duration(tmp_path, counted):
-    import av
-
-    path = tmp_path / "slides.mkv"
+@pytest.mark.parametrize(
+    ("suffix", "encoder", "pixel_format"),
+    [(".mkv", "ffv1", "yuv420p"), (".mov", "prores_ks", "yuv422p10le"), (".webm", "libvpx-vp9", "yuv420p")],
+)
+def test_the_last_frame_of_a_slideshow_keeps_its_duration(tmp_path, counted, suffix, encoder, pixel_format):
+    path = tmp_path / f"slides{suffix}"
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("ffv1", rate=1)
-        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream = container.add_stream(encoder, rate=1)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, pixel_format
+        packets = []
         for index, picture in enumerate(counted(3)):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts = index
-            for packet in stream.encode(frame):
-                packet.duration = packet.duration * (7 if index == 2 else 1)
-                container.mux(packet)
-        container.mux(stream.encode(None))
+            packets += stream.encode(frame)
+        for packet in [*packets, *stream.encode(None)]:
+            packet.duration = round((7 if packet.pts == 2 else 1) / packet.time_base)
+            container.mux(packet)
     source = FrameSource(path)
     assert source.durations.tolist() == pytest.approx([1, 1, 7])
     assert len(FrameSource(path, fps=2)) == 18

@@ -94,10 +94,17 @@ class Tracks:
             self._decide_subtitles(stream, name)
         elif kind == "attachment" and self._container.format == "matroska":
             self._attachments.append(stream)
-        elif kind == "data" and (stream.metadata.get("timecode") or stream.name == "bin_data"):
-            pass  # MP4 keeps timecode and chapters in tracks; both are tags here
+        elif kind == "data" and self._is_of_tags(stream):
+            pass
         elif kind != "video":  # of several pictures one is chosen where the source is read
             self._dropped.append(name)
+
+    def _is_of_tags(self, stream: av.stream.Stream) -> bool:
+        """Whether a track holds the timecode or the chapters, as MP4 has them; both are written as tags."""
+        if stream.metadata.get("timecode"):
+            return True
+        is_first = not any(s.type == "data" and s.name == "bin_data" for s in list(self._input.streams)[: stream.index])
+        return stream.name == "bin_data" and is_first and bool(self._input.chapters())
 
     def _name(self, stream: av.stream.Stream) -> str:
         """Such as `audio 2 (eng, truehd)`."""
