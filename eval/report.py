@@ -139,7 +139,7 @@ def write(path: str | os.PathLike, report: dict[str, Any], pictures: dict[str, l
     files[f"{stem}.md"] = to_markdown(report, list(images)).encode()
     files[path.name] = (json.dumps(_without_nan(report), indent=1, allow_nan=False) + "\n").encode()
     with contextlib.ExitStack() as stack:
-        for name, data in files.items():  # all are written before the first is renamed
+        for name, data in reversed(files.items()):  # all are written before the first is renamed, the JSON is the last
             stack.enter_context(new_file(path.with_name(name))).write_bytes(data)
     return list(files)
 

@@ -86,7 +86,6 @@ def test_the_report_says_what_was_made_and_what_was_skipped_and_why(prepared):
 
 def test_files_of_any_name_and_container_are_taken(tmp_path):
     (tmp_path / "raw").mkdir()
-    frames = shot(0, 24)
     for name, container_format, encoder in (
         ("a.ts", "mpegts", "libx264"),
         ("b.vob", "dvd", "mpeg2video"),
