@@ -5,8 +5,8 @@ HEIGHTxWIDTH-NUMBER-of-COUNT.array_record. A shard appears whole or not at all: 
 are there, and work on it goes on with those that are missing. A record is an .npz file of one example's arrays.
 """
 
-import contextlib
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -18,8 +18,11 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from data.pipeline import bucket_of_step, check_split, record_order, stack_steps
+from m3ddm_jax.files.opening import read_json, read_npz
+from m3ddm_jax.files.writing import clean, new_file, write_file
 
 EXAMPLES_PER_SHARD = 256
+MAX_SHARDS = 1 << 20
 _FACTS = "latents.json"
 
 
@@ -35,10 +38,17 @@ class Shard(NamedTuple):
 def plan_shards(buckets: Sequence[tuple[int, int]], examples: int, examples_per_shard: int) -> list[Shard]:
     """All shards of a folder: `examples` in equal parts over the buckets, no example twice.
 
-    Raises ValueError where there are fewer examples than buckets.
+    Raises ValueError where there are fewer examples than buckets, or more shards than MAX_SHARDS.
     """
+    numbers = [examples, examples_per_shard, *itertools.chain(*buckets)]
+    if any(len(bucket) != 2 for bucket in buckets) or not all(type(number) is int for number in numbers):
+        raise ValueError(
+            f"{examples!r} examples of {buckets!r} in shards of {examples_per_shard!r}: whole numbers only"
+        )
     if examples < len(buckets) or examples_per_shard < 1:
         raise ValueError(f"{examples} examples in shards of {examples_per_shard} for {len(buckets)} buckets: too few")
+    if examples // examples_per_shard + len(buckets) > MAX_SHARDS:
+        raise ValueError(f"{examples} examples in shards of {examples_per_shard}: {MAX_SHARDS} shards are accepted")
     shards: list[Shard] = []
     first = 0
     for place, (height, width) in enumerate(buckets):
@@ -56,11 +66,9 @@ def read_facts(folder: str | os.PathLike) -> dict[str, Any] | None:
     """What latents.json says; None where there is no such file. Raises ValueError where it is no JSON object."""
     path = pathlib.Path(folder) / _FACTS
     try:
-        facts = json.loads(path.read_text())
+        facts = read_json(path)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
     if not isinstance(facts, dict):
         raise ValueError(f"{path} holds no JSON object")
     return facts
@@ -73,39 +81,35 @@ def write_facts(folder: str | os.PathLike, facts: Mapping[str, Any]) -> None:
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{_FACTS}"
-    if any(path != temporary for path in folder.iterdir()):
+    clean(folder)
+    if any(folder.iterdir()):
         raise ValueError(f"{folder} exists already and holds no {_FACTS}")
-    temporary.write_text(json.dumps(facts, indent=2) + "\n")
-    temporary.replace(folder / _FACTS)
+    write_file(folder / _FACTS, json.dumps(facts, indent=2) + "\n")
 
 
 def write_shard(folder: str | os.PathLike, shard: Shard, examples: Iterable[Mapping[str, np.ndarray]]) -> None:
-    """Writes the shard's examples under a name that starts with a dot, and gives it its own name at the end.
+    """Writes the shard's examples under a temporary name, and gives it its own name at the end.
 
     Raises OSError where it cannot be written; what `examples` raises passes through. Nothing is left behind then.
     """
     path = pathlib.Path(folder) / shard.name
-    temporary = path.with_name(f".{shard.name}")
     try:
-        # Uncompressed: latents hardly shrink, and a record is read whole.
-        writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
-        try:
-            for example in examples:
-                writer.write(_pack(example))
-        finally:
-            writer.close()
-        temporary.replace(path)
+        with new_file(path) as temporary:
+            # Uncompressed: latents hardly shrink, and a record is read whole.
+            writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
+            try:
+                for example in examples:
+                    writer.write(_pack(example))
+            finally:
+                writer.close()
     except RuntimeError as error:  # array_record's way to say that a file cannot be written
         raise OSError(f"cannot write {path}: {error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def missing_shards(folder: str | os.PathLike, shards: Sequence[Shard]) -> list[Shard]:
     """Those of the shards that the folder does not have yet."""
-    return [shard for shard in shards if not (pathlib.Path(folder) / shard.name).exists()]
+    found = {path.name for path in pathlib.Path(folder).iterdir()}
+    return [shard for shard in shards if shard.name not in found]
 
 
 class LatentFolder:
@@ -123,7 +127,7 @@ class LatentFolder:
         try:
             shards = plan_shards(facts["buckets"], facts["examples"], facts["examples_per_shard"])
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{self._path / _FACTS} does not describe its shards: {error!r}") from None
+            raise ValueError(f"{self._path / _FACTS} does not describe its shards: {error!r:.300}") from None
         missing = missing_shards(self._path, shards)
         if missing:
             found = f"{len(shards) - len(missing)} of {len(shards)} shards"
@@ -211,5 +215,4 @@ def _pack(example: Mapping[str, np.ndarray]) -> bytes:
 
 
 def _unpack(record: bytes) -> dict[str, np.ndarray]:
-    with np.load(io.BytesIO(record)) as arrays:
-        return dict(arrays)
+    return read_npz(io.BytesIO(record))

@@ -20,7 +20,6 @@ import os
 import pathlib
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -33,6 +32,10 @@ from data.builders.clips import Clips
 from data.clips import VideoInfo
 from data.encode import SRGB_VIDEO, EncodedClip, encode_video
 from data.masks import Box
+from m3ddm_jax.files.locking import Lock
+from m3ddm_jax.files.places import check_apart
+from m3ddm_jax.files.process import cleaning_up, without_reader
+from m3ddm_jax.files.writing import new_folder, resolve
 from m3ddm_jax.video import FrameSource
 from m3ddm_jax.video.colour import UNSPECIFIED, Colour
 from m3ddm_jax.video.images import IMAGE_SUFFIXES
@@ -77,12 +80,22 @@ def prepare(
 ) -> dict:
     """Writes the shards of all videos below `source` to the new folder `out`; returns the report.
 
-    Raises ValueError where `out` exists and where nothing usable is found; nothing is left behind then.
+    Raises ValueError where `out` exists, lies in `source` or is being prepared already, and where nothing usable is
+    found; nothing is left behind then.
     """
-    settings, source, out = settings or Settings(), pathlib.Path(source), pathlib.Path(out)
+    settings, source, out = settings or Settings(), pathlib.Path(source), resolve(out)
+    check_apart([("output", out)], [("source", source)])
     if out.exists():
         raise ValueError(f"{out} exists already")
     paths = sources.find_videos(source, any_name=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with Lock(out.with_name(f".{out.name}.lock"), f"the output {out}"):
+        return _prepare(source, paths, out, settings, num_threads)
+
+
+def _prepare(
+    source: pathlib.Path, paths: list[pathlib.Path], out: pathlib.Path, settings: Settings, num_threads: int
+) -> dict:
     results = _map_ordered(lambda path: prepare_video(path, source, settings), paths, num_threads)
     skipped = _stray_images(source, paths)
     seconds: list[float] = []
@@ -99,9 +112,8 @@ def prepare(
         reasons = collections.Counter(entry.reason for entry in skipped).most_common(3)
         found = "; ".join(f"{reason} ({count} x)" for reason, count in reasons)
         raise ValueError(f"nothing usable in {source}: {found}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as beside:
-        builder = Clips(itertools.chain([first], clips), data_dir=beside)
+    with new_folder(out, replace=False) as made:
+        builder = Clips(itertools.chain([first], clips), data_dir=made)
         try:
             builder.download_and_prepare()
         except RuntimeError as error:  # array_record's way to say that a file cannot be written
@@ -113,9 +125,11 @@ def prepare(
             "skipped": [dataclasses.asdict(entry) for entry in skipped],
             "settings": dataclasses.asdict(settings),
         }
-        made = pathlib.Path(builder.data_dir)
+        # The data set itself is what is wanted, not the folders that TFDS puts around it.
+        for path in pathlib.Path(builder.data_dir).iterdir():
+            path.rename(made / path.name)
+        shutil.rmtree(made / builder.name)
         (made / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-        shutil.move(made, out)
     return report
 
 
@@ -209,22 +223,27 @@ def _map_ordered(function: Callable, items: Iterable, num_threads: int) -> Itera
 
 def main(arguments: list[str]) -> None:
     """Runs `prepare` for the command line; exits 2 with one line where it cannot."""
-    options = flags.FLAGS
     logging.set_verbosity(logging.WARNING)
     tfds.disable_progress_bar()  # of its own; ours counts videos
     try:
         if len(arguments) != 3:
             raise ValueError(f"SOURCE and OUT are needed, found {arguments[1:]}")
-        settings = Settings(*(options[name].value for name in ("short-side", "min-seconds", "max-seconds", "crf")))
-        with contextlib.redirect_stdout(None):  # tfds speaks of downloads there
-            report = prepare(*arguments[1:], settings, options.threads)
+        with cleaning_up("data.prepare"), without_reader():
+            _run(*arguments[1:])
     except (ValueError, OSError) as error:
         print(f"data.prepare: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _run(source: str, out: str) -> None:
+    options = flags.FLAGS
+    settings = Settings(*(options[name].value for name in ("short-side", "min-seconds", "max-seconds", "crf")))
+    with contextlib.redirect_stdout(None):  # tfds speaks of downloads there
+        report = prepare(source, out, settings, options.threads)
     for entry in report["skipped"]:
         frames = "" if entry["frames"] is None else f" frames {entry['frames'][0]}..{entry['frames'][1] - 1}"
         print(f"skipped {entry['video']}{frames}: {entry['reason']}")
-    print(f"{report['clips']} clips, {report['seconds']} s, of {report['videos']} videos written to {arguments[2]}")
+    print(f"{report['clips']} clips, {report['seconds']} s, of {report['videos']} videos written to {out}")
 
 
 if __name__ == "__main__":

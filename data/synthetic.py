@@ -6,7 +6,6 @@ writes one scene as an H.264 video. Any frame of a scene can be drawn alone, and
 smooth and bounded, so that what leaves the frame comes back.
 """
 
-import pathlib
 import re
 import sys
 
@@ -17,6 +16,7 @@ from absl import app, flags
 from data.encode import encode_video
 from data.layers import Camera, smooth_path
 from data.worlds import WORLDS
+from m3ddm_jax.files.writing import write_file
 
 FPS = 24
 MIN_SIDE = 16
@@ -74,13 +74,7 @@ def write_scene(paths: list[str], size: str, num_frames: int, seed: int) -> None
         raise ValueError(f"--size must be WIDTHxHEIGHT in pixels, both even, found {size!r}")
     drawn = Scene(seed, height, width)
     encoded = encode_video((drawn.frame(index) for index in tqdm.trange(num_frames, unit="frame")), FPS)
-    target = pathlib.Path(paths[0])
-    beside = target.with_name(f".{target.name}.part")
-    try:
-        beside.write_bytes(encoded)
-        beside.replace(target)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_file(paths[0], encoded)
 
 
 if __name__ == "__main__":

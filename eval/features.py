@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import zipfile
 from collections.abc import Sequence
 from functools import partial
 
@@ -14,6 +13,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from m3ddm_jax.files.opening import read_npz
+from m3ddm_jax.files.writing import new_file
 from m3ddm_jax.types import Array, Variables
 
 SIDE = 224
@@ -114,18 +115,16 @@ class Features:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write an .npz file that `load` reads back; whole or not at all."""
-        temporary = f"{os.fspath(path)}.part"
-        with open(temporary, "wb") as file:  # given a name, numpy would append a suffix to it
+        with new_file(path) as part, part.open("wb") as file:  # given a name, numpy would append a suffix to it
             np.savez(file, clip_ids=self.clip_ids, values=self.values)
-        os.replace(temporary, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Features":
         """Raises ValueError for a file that is missing or no file of features."""
         try:
-            with np.load(path) as file:
-                return cls(file["clip_ids"], file["values"])
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            arrays = read_npz(path)
+            return cls(arrays["clip_ids"], arrays["values"])
+        except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"{path} holds no features: {error}") from None
 
 

@@ -5,14 +5,14 @@ import json
 import os
 import pathlib
 import subprocess
-import zipfile
-import zlib
 from typing import Any
 
 import numpy as np
 
 from eval.networks import file_sha256
 from eval.scores import ClipScores
+from m3ddm_jax.files.opening import read_npz
+from m3ddm_jax.files.writing import new_file
 
 _CODE = ("eval", "m3ddm_jax")
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -49,8 +49,7 @@ class KeptScores:
         if self._folder is None:
             return None
         try:
-            with np.load(self._folder / f"{name}.npz") as file:
-                arrays = {entry: file[entry] for entry in file.files}  # zip checks each by its CRC
+            arrays = read_npz(self._folder / f"{name}.npz")  # zip checks each by its CRC
             if str(arrays.pop("key")) != key:
                 return None
             size, picture = tuple(arrays.pop("size").tolist()), arrays.pop("picture")
@@ -59,7 +58,7 @@ class KeptScores:
                 group, metric = entry.split("/")
                 groups[group][metric] = float(value) if group == "motion" else value
             return ClipScores(**groups, size=size, picture=picture)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        except (OSError, ValueError, TypeError, KeyError):
             return None
 
     def save(self, name: str, key: str, scores: ClipScores) -> None:
@@ -69,14 +68,8 @@ class KeptScores:
         flat = {"key": np.array(key), "size": np.array(scores.size), "picture": scores.picture}
         for group in ("per_frame", "motion", "features"):
             flat |= {f"{group}/{metric}": value for metric, value in getattr(scores, group).items()}
-        path = self._folder / f"{name}.npz"
-        part = path.with_name(f".{path.name}.part")
-        try:
-            with open(part, "wb") as file:
-                np.savez(file, **flat)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        with new_file(self._folder / f"{name}.npz") as part, part.open("wb") as file:
+            np.savez(file, **flat)
 
 
 def code_commit() -> dict[str, Any] | None:

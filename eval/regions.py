@@ -6,7 +6,6 @@ import pathlib
 from collections.abc import Callable
 from typing import Protocol
 
-import cv2
 import numpy as np
 
 from eval.clips import View, list_clips, match
@@ -108,10 +107,7 @@ class MaskFolder:
     def masks(self, clip: str, truth: View) -> MaskReader:
         path = self.files[clip]
         if path.suffix.lower() in IMAGE_SUFFIXES:
-            image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-            if image is None:
-                raise ValueError(f"{path} is no image")
-            mask = _fitted(path, image[None, ..., None], truth)[0]
+            mask = _fitted(path, FrameSource(path)[:1], truth)[0]
             return lambda start, stop: mask
         source = FrameSource(path)
         if len(source) < len(truth):

@@ -1,5 +1,6 @@
 """A report of scores: the JSON file, the same as Markdown, and pictures beside it; all of them or none."""
 
+import contextlib
 import json
 import math
 import os
@@ -11,6 +12,7 @@ import numpy as np
 
 from eval.image_metrics import psnr
 from eval.pictures import draw_curves, draw_page, encode_png
+from m3ddm_jax.files.writing import new_file
 
 _DIGITS = {"psnr_video": 2, "psnr_frame": 2, "colour_shift": 2, "known_error": 0, "fvd": 2, "vfid": 3, "bmse": 5}
 _DIGITS |= {"warping_error": 6, "warping_error_truth": 6}
@@ -136,15 +138,9 @@ def write(path: str | os.PathLike, report: dict[str, Any], pictures: dict[str, l
     files = {name: encode_png(image) for name, image in images.items()}
     files[f"{stem}.md"] = to_markdown(report, list(images)).encode()
     files[path.name] = (json.dumps(_without_nan(report), indent=1, allow_nan=False) + "\n").encode()
-    parts = {path.with_name(f".{name}.part"): path.with_name(name) for name in files}
-    try:
-        for part, data in zip(parts, files.values(), strict=True):
-            part.write_bytes(data)
-        for part, final in parts.items():
-            os.replace(part, final)
-    finally:
-        for part in parts:
-            part.unlink(missing_ok=True)
+    with contextlib.ExitStack() as stack:
+        for name, data in reversed(files.items()):  # all are written before the first is renamed, the JSON is the last
+            stack.enter_context(new_file(path.with_name(name))).write_bytes(data)
     return list(files)
 
 

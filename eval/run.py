@@ -24,6 +24,7 @@ from eval.evaluation import Method, Task, evaluate
 from eval.networks import Network, file_sha256, load_network, load_packaged_network
 from eval.regions import parse_regions
 from m3ddm_jax import command
+from m3ddm_jax.files.places import check_apart
 from m3ddm_jax.outpaint import make_outpainter, parse_settings
 from m3ddm_jax.pipelines.base import OUTPAINTERS, OverModels
 
@@ -82,6 +83,9 @@ def make_task(values: flags.FlagValues) -> Task:
     """The task that flags ask for. Raises ValueError for flags, folders and weights that do not fit together."""
     if not values.method and not values.outputs:
         raise ValueError("--outputs or --method is needed")
+    written = [("report", values.report), ("kept outputs", values.outputs if values.method else None)]
+    read = [("truth", values.truth), ("masks", values.masks), ("outputs", None if values.method else values.outputs)]
+    check_apart(written, read)
     if values.report:
         report.check_writable(values.report)
     preset = protocol.get_preset(values.preset, values.resize)

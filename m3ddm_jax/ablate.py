@@ -16,8 +16,10 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from m3ddm_jax import command
+from m3ddm_jax.files.writing import write_file
 from m3ddm_jax.recipes import make_recipe
 from m3ddm_jax.train import train
+from m3ddm_jax.training.loop import read_metrics
 
 Curve = list[tuple[int, float]]
 
@@ -97,8 +99,7 @@ def _make_variant(config: ConfigDict, name: str) -> ConfigDict:
 def read_curves(path: pathlib.Path) -> dict[str, Curve]:
     """The curves of a run's metrics.jsonl, by the names of the metrics."""
     curves: dict[str, Curve] = {}
-    for line in path.read_text().splitlines():
-        values = json.loads(line)
+    for values in read_metrics(path):
         step = values.pop("step")
         for name, value in values.items():
             curves.setdefault(name, []).append((step, value))
@@ -110,7 +111,7 @@ def write_report(path: pathlib.Path, config: ConfigDict, trained: Mapping[str, T
     common = config.to_dict()
     differences = common.pop("variants")
     variants = {name: {"differs": differences[name], **dataclasses.asdict(run)} for name, run in trained.items()}
-    path.write_text(json.dumps({"config": common, "variants": variants}))
+    write_file(path, json.dumps({"config": common, "variants": variants}))
 
 
 def format_table(trained: Mapping[str, Trained]) -> str:

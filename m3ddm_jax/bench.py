@@ -33,6 +33,7 @@ from data import throughput
 from m3ddm_jax import command
 from m3ddm_jax.benchmarks import attention, flops, flow, forward, generator, models, outpaint, plan
 from m3ddm_jax.benchmarks.report import surroundings, table
+from m3ddm_jax.files.writing import write_file
 from m3ddm_jax.measure import memory, timing
 from m3ddm_jax.measure.chips import CHIPS
 from m3ddm_jax.train import train
@@ -93,7 +94,7 @@ def main() -> None:
     print(table(result))
     if path:
         about = surroundings() | {"load_before": before}
-        pathlib.Path(path).write_text(json.dumps({"what": what, "result": result, **about}, indent=1) + "\n")
+        write_file(path, json.dumps({"what": what, "result": result, **about}, indent=1) + "\n")
 
 
 def _define_flags() -> None:

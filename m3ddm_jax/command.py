@@ -1,5 +1,5 @@
-"""How a command of ours runs: flags are read, and whatever is wrong is one line on stderr and exit status 2, or 130
-where somebody interrupted it."""
+"""How a command of ours runs: flags are read, and whatever is wrong is one line on stderr and exit status 2, or 128 +
+signal where somebody ended it."""
 
 import contextlib
 import os
@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable, Iterator
 
 from absl import app, flags, logging
+
+from m3ddm_jax.files.process import cleaning_up, without_reader
 
 _FAILURES = (ValueError, OSError, FloatingPointError)
 
@@ -35,33 +37,11 @@ def call(name: str, main: Callable[..., None], arguments: tuple[str, ...], value
             expected, found = (" ".join(words) or "no argument" for words in (arguments, values))
             raise ValueError(f"{expected} expected, found {found}")
         try:
-            main(*values)
+            with cleaning_up(name), without_reader():
+                main(*values)
         except KeyboardInterrupt:
             print(f"{name}: interrupted", file=sys.stderr)
             sys.exit(128 + signal.SIGINT)
-
-
-@contextlib.contextmanager
-def unwinding() -> Iterator[None]:
-    """Ends the process with status 128 + number on SIGTERM and SIGHUP, so that `with` blocks clean up on the way out.
-
-    A signal that is ignored stays ignored, as nohup wants it. While the process ends, further ones are ignored.
-    """
-
-    def stop(number: int, frame: object) -> None:
-        for other in replaced:
-            signal.signal(other, signal.SIG_IGN)
-        sys.exit(128 + number)
-
-    replaced = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    replaced = {number: handler for number, handler in replaced.items() if handler != signal.SIG_IGN}
-    for number in replaced:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in replaced.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

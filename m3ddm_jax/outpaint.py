@@ -26,9 +26,11 @@ import tqdm
 from absl import flags
 
 from m3ddm_jax import command
+from m3ddm_jax.files.places import check_apart
 from m3ddm_jax.geometry import CENTRE, Canvas, CanvasMasks, Masks
 from m3ddm_jax.pipelines.base import DRAWN, OUTPAINTERS, Outpainter
 from m3ddm_jax.video import FrameSink, FrameSource, MaskSource
+from m3ddm_jax.video.errors import Damaged
 from m3ddm_jax.video.output.codecs import CODECS, IMAGES, NOTHING_ASKED, Asked
 from m3ddm_jax.video.preview import Preview, check_preview
 from m3ddm_jax.video.sdr import to_sdr
@@ -114,10 +116,7 @@ def plan_targets(
     for target, canvas in targets:
         if max(canvas.height, canvas.width) > MAX_SIDE:
             raise ValueError(f"a canvas of {canvas.width}x{canvas.height} is too large: {MAX_SIDE} is the longest side")
-        if source.path is not None and target.resolve() == source.path.resolve():
-            raise ValueError(f"the output {target} is the input")
-        if mask is not None and target.resolve() == pathlib.Path(mask).resolve():
-            raise ValueError(f"the output {target} is the mask")
+        check_apart([("output", target)], [("input", source.path), ("mask", mask)])
         _check(target, asked, source)
     return targets
 
@@ -239,8 +238,19 @@ def _report(notes: Sequence[str]) -> None:
 
 
 def main(source_path: str, target_path: str) -> None:
+    strict = flags.FLAGS.strict
+    try:
+        _outpaint_file(source_path, target_path, "refuse" if strict else "note")
+    except Damaged:
+        if strict:
+            raise
+        _outpaint_file(source_path, target_path, "search")  # damage that only decoding showed
+
+
+def _outpaint_file(source_path: str, target_path: str, damage: str) -> None:
+    """`main`, with what FrameSource does about a damaged video."""
     values = flags.FLAGS
-    source = FrameSource(source_path, values.fps, deinterlace=not values.keep_interlaced)
+    source = FrameSource(source_path, values.fps, deinterlace=not values.keep_interlaced, damage=damage)
     if values.sdr:
         source = to_sdr(source)
     _report(source.notes)
@@ -248,6 +258,10 @@ def main(source_path: str, target_path: str) -> None:
     asked = Asked(values.codec, values.quality, values.pixel_format, target_path.endswith("/"))
     targets = plan_targets(source, target, values.aspect, values.size, values.pad, values.anchor, values.mask, asked)
     previews = plan_previews(values.preview, target, targets)
+    cache = (values.cache or None) if values.adapt else None
+    written = [("output", path) for path, _ in targets] + [("preview", path) for path in previews.values()]
+    read = [("mask", values.mask), ("model", values.model), ("second model", values.interpolation_model)]
+    check_apart([*written, ("cache", cache)], [("input", source.path), *read])
     masks = [None] * len(targets)
     if values.mask is not None:
         sampled = values.fps if source.path.is_file() else None
@@ -264,7 +278,7 @@ def main(source_path: str, target_path: str) -> None:
         "propagate": values.propagate,
         "prefer": values.prefer,
         "adapt": values.adapt,
-        "cache": (values.cache or None) if values.adapt else None,
+        "cache": cache,
     }
     method = values.method or default_method(values.model, values.preset, values.mask)
     rng = None
@@ -277,8 +291,7 @@ def main(source_path: str, target_path: str) -> None:
         if outpainter is None or mask is not None:  # masks lie on one canvas
             outpainter = make_outpainter(method, mask=mask, **options)
         start = time.monotonic()
-        with command.unwinding():
-            count = outpaint(source, outpainter, canvas, path, rng, mask, previews[path], asked)
+        count = outpaint(source, outpainter, canvas, path, rng, mask, previews[path], asked)
         seconds = time.monotonic() - start
         print(f"{path}: {canvas.width}x{canvas.height}, {count} frames at {source.fps:g} fps, {seconds:.1f} s")
 
@@ -298,6 +311,7 @@ def _define_flags() -> None:
     )
     flags.DEFINE_float("fps", None, "Frames a second of a folder (else 24); a video is sampled anew at this rate.")
     flags.DEFINE_boolean("keep_interlaced", False, "Leave the fields of interlaced video as they are.")
+    flags.DEFINE_boolean("strict", False, "Refuse a damaged video instead of outpainting the frames that it still has.")
     flags.DEFINE_boolean("sdr", False, "Convert HDR video, PQ or HLG, to 8-bit BT.709.")
     videos = [name for name in CODECS if name not in ("gif", *IMAGES.values())]
     flags.DEFINE_enum(

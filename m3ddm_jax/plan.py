@@ -18,6 +18,8 @@ from m3ddm_jax import command
 from m3ddm_jax.benchmarks import plan as planning
 from m3ddm_jax.benchmarks.report import surroundings, table
 from m3ddm_jax.benchmarks.sweep import overridden, sweep
+from m3ddm_jax.files.opening import read_json
+from m3ddm_jax.files.writing import write_file
 from m3ddm_jax.parallel.topology import topology_devices
 
 LEVELS = ("O0", "O1", "O2", "O3")
@@ -39,13 +41,22 @@ def make_plan(
     about = {"what": what, "topology": topology, "slices": slices, "optimization level": level}
     name = planning.program_hash(lowered, about, program.mesh)
     path = pathlib.Path(cache).expanduser() / f"{name}.json"
-    if cache and path.is_file():
-        return json.loads(path.read_text())
+    if cache and (cached := _cached(path)):
+        return cached
     result = about | planning.plan(config, program, lowered) | {"program": name}
     if cache:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n")
+        write_file(path, json.dumps(result, indent=1) + "\n")
     return result
+
+
+def _cached(path: pathlib.Path) -> dict[str, Any] | None:
+    """A plan that was made before; None where there is none, or it is damaged."""
+    try:
+        plan = read_json(path)
+    except (OSError, ValueError):
+        return None
+    return plan if isinstance(plan, dict) and "program" in plan else None
 
 
 def make_sweep(config: ConfigDict, topology: str, **options: Any) -> dict[str, Any]:
@@ -82,7 +93,7 @@ def main() -> None:
     for overrides, plan in (result["plans"] if options.sweep else {"": result}).items():
         _show(overrides, plan)
     if options.report:
-        pathlib.Path(options.report).write_text(json.dumps(result | surroundings(), indent=1) + "\n")
+        write_file(options.report, json.dumps(result | surroundings(), indent=1) + "\n")
 
 
 def _show(overrides: str, plan: dict[str, Any]) -> None:

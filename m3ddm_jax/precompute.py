@@ -22,6 +22,7 @@ from tqdm import tqdm
 from data import latents
 from data.pipeline import make_batches
 from m3ddm_jax import command
+from m3ddm_jax.files.places import check_apart
 from m3ddm_jax.parallel.mesh import batch_shards, make_mesh, put_batch, replicated
 from m3ddm_jax.recipes.base import clip_settings, list_sources
 from m3ddm_jax.recipes.diffusion import DiffusionRecipe
@@ -63,6 +64,7 @@ def precompute(
     Raises ValueError where the config does not fit itself or what was begun in the folder, OSError where nothing can be
     written.
     """
+    check_apart([("output", out)], [("source", path) for _, path, _ in list_sources(config) if path])
     recipe = DiffusionRecipe(config)
     if latents.latent_folders(list_sources(config)):
         raise ValueError("the config's clips are latents already: sources of video are accepted")

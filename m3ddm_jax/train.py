@@ -27,6 +27,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from m3ddm_jax import command
+from m3ddm_jax.files.locking import Lock
+from m3ddm_jax.files.places import check_apart
 from m3ddm_jax.parallel import processes
 from m3ddm_jax.parallel.mesh import check_batch_size, make_mesh, put_batch, replicated
 from m3ddm_jax.recipes import Recipe, make_recipe
@@ -59,8 +61,10 @@ def train(
     """
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stopping(stall_seconds))
-        recipe, mesh, cadence, dataset = prepare(config, devices)
+        recipe, mesh, cadence, dataset = prepare(config, workdir, devices)
         folder, publish = stack.enter_context(local_folder(workdir))
+        with processes.agreement():
+            stack.enter_context(locked(workdir))
         put = functools.partial(put_batch, mesh)
         stack.enter_context(jax.set_mesh(mesh))
         batches = iter(dataset)
@@ -123,10 +127,11 @@ def train(
 
 
 def prepare(
-    config: ConfigDict, devices: Sequence[jax.Device] | None
+    config: ConfigDict, workdir: str, devices: Sequence[jax.Device] | None
 ) -> tuple[Recipe, Mesh, loop.Cadence, grain.IterDataset]:
     """What is trained, where, how long and on what, alike in all processes; what fails in one fails in all."""
     with processes.agreement() as same:
+        check_apart([("workdir", workdir)], [("source", path) for _, path, _ in list_sources(config) if path])
         recipe = make_recipe(config)
         mesh = make_mesh(**config.mesh, devices=devices)
         check_batch_size(mesh, config.train.batch_size, config.train.accumulate)
@@ -161,6 +166,14 @@ def local_folder(workdir: str) -> Iterator[tuple[pathlib.Path, Callable[[], None
     with tempfile.TemporaryDirectory() as folder:
         mirror = Mirror(workdir, folder, names=("metrics.jsonl",))
         yield pathlib.Path(folder), mirror.publish if jax.process_index() == 0 else lambda: None
+
+
+def locked(workdir: str) -> contextlib.AbstractContextManager:
+    """Keeps other runs out of a run's folder, in the first process; a bucket has no locks."""
+    if is_remote(workdir) or jax.process_index() != 0:
+        return contextlib.nullcontext()
+    pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
+    return Lock(pathlib.Path(workdir, ".lock"), f"the workdir {workdir}")
 
 
 def fingerprints(config: ConfigDict, fixed: dict[str, Any]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -68,8 +69,11 @@ def test_a_process_of_its_own_says_one_line_whatever_comes(folder, tmp_path):
     assert (code, len(out), err) == (0, 1, [])
     assert "even" in line_of(*run_process(folder / "in.mp4", tmp_path / "other", "--size=41x33", "--method=edge"))
     (tmp_path / "cut.mp4").write_bytes((folder / "in.mp4").read_bytes()[:-800])
-    line = line_of(*run_process(tmp_path / "cut.mp4", tmp_path / "other", "--aspect=16:9", "--method=edge"))
+    line = line_of(*run_process(tmp_path / "cut.mp4", tmp_path / "other", "--aspect=16:9", "--method=edge", "--strict"))
     assert "breaks off" in line and sorted(os.listdir(tmp_path)) == ["cut.mp4", "out"]
+    code, _, err = run_process(tmp_path / "cut.mp4", tmp_path / "other", "--aspect=16:9", "--method=edge")
+    found = len(FrameSource(tmp_path / "other"))
+    assert code == 0 and len(err) == 1 and f"{found} frames came, at least 6 are expected" in err[0] and 0 < found < 6
 
 
 @pytest.mark.parametrize("method", ["edge", "blur", "telea", "mosaic"])
@@ -200,7 +204,6 @@ def bad_inputs(folder):
         "missing.mp4": "no file or folder",
         "empty.mp4": "no readable video",
         "text.mp4": "no readable video",
-        "cut.mp4": "breaks off",
         "zero.mp4": "no video stream",
         "no_images": "no images",
         "changing": "must all be 40x32",
@@ -480,4 +483,73 @@ def test_a_full_disk_leaves_nothing(refused, folder, tmp_path, name):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert f"cannot write {tmp_path / name}" in line
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("preview", ["in.mp4", "link.mp4", "hard.mp4"])
+def test_a_preview_is_no_input(refused, folder, tmp_path, preview):
+    shutil.copy(folder / "in.mp4", tmp_path / "in.mp4")
+    (tmp_path / "link.mp4").symlink_to("in.mp4")
+    os.link(tmp_path / "in.mp4", tmp_path / "hard.mp4")
+    arguments = ["--aspect=16:9", "--method=edge", f"--preview={tmp_path / preview}"]
+    assert "the preview" in refused(tmp_path / "in.mp4", tmp_path / "out.mp4", *arguments)
+    assert (tmp_path / "in.mp4").read_bytes() == (folder / "in.mp4").read_bytes()
+
+
+def test_a_folder_of_one_s_own_frames_is_never_replaced(refused, call, folder, tmp_path):
+    (tmp_path / "d").mkdir()
+    for name in ("000000.png", "000001.png"):
+        shutil.copy(folder / "frames" / name, tmp_path / "d")
+    arguments = ["--aspect=16:9", "--method=edge"]
+    assert "which lies in it" in refused(tmp_path / "d" / "000000.png", tmp_path / "d", *arguments)
+    assert "delete this one" in refused(folder / "in.mp4", tmp_path / "d", *arguments)
+    assert len(os.listdir(tmp_path / "d")) == 2
+    for _ in range(2):
+        assert call(folder / "in.mp4", tmp_path / "out", *arguments)[0] == 0
+    assert len(FrameSource(tmp_path / "out")) == 6 and sorted(os.listdir(tmp_path)) == ["d", "out"]
+
+
+def test_a_link_to_a_folder_is_written_through(call, folder, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    assert call(folder / "in.mp4", tmp_path / "link", "--aspect=16:9", "--method=edge")[0] == 0
+    assert (tmp_path / "link").is_symlink() and len(FrameSource(tmp_path / "real")) == 6
+
+
+def test_pipes_are_refused(refused, folder, tmp_path):
+    (tmp_path / "frames").mkdir()
+    os.mkfifo(tmp_path / "frames" / "0.png")
+    os.mkfifo(tmp_path / "in.mp4")
+    for source in (tmp_path / "in.mp4", tmp_path / "frames"):
+        refused(source, tmp_path / "out", "--aspect=16:9", "--method=edge")
+
+
+def test_an_image_with_trailing_bytes_is_one_mask(folder, tmp_path):
+    mask = draw(tmp_path / "mask.png", 32, 40, HOLE)
+    mask.write_bytes(mask.read_bytes() + b"\0")
+    assert MaskSource(mask, 6).count == 1
+
+
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="/dev/full is not here: nothing is always full")
+def test_a_full_disk_behind_stdout_is_no_failure(folder, tmp_path):
+    command = [sys.executable, "-m", "m3ddm_jax.outpaint", folder / "in.mp4", tmp_path / "out", "--aspect=16:9"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*command, "--method=edge"], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and len(FrameSource(tmp_path / "out")) == 6
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_nothing(folder, tmp_path, number):
+    code = f"""
+import os, sys
+from m3ddm_jax import command, outpaint
+from m3ddm_jax.video.sink import FrameSink
+write = FrameSink.write
+FrameSink.write = lambda *arguments: (write(*arguments), os.kill(os.getpid(), {number.value}))
+outpaint._define_flags()
+command.run("outpaint", outpaint.main, "IN", "OUT")
+"""
+    command = [sys.executable, "-c", code, folder / "in.mp4", tmp_path / "out", "--aspect=16:9", "--method=edge"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 128 + number and done.stderr == f"outpaint: ended by {number.name}\n"
     assert os.listdir(tmp_path) == []

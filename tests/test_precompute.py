@@ -16,6 +16,7 @@ import pytest
 from configs import m3ddm_tiny
 from data.latents import LatentFolder
 from m3ddm_jax import precompute as entry
+from m3ddm_jax.files.writing import place
 from m3ddm_jax.models import registry
 from m3ddm_jax.recipes.diffusion import DiffusionRecipe
 from m3ddm_jax.training.encoding import encode_batch
@@ -95,7 +96,8 @@ def test_a_stop_and_a_second_run_make_the_same_folder_bit_for_bit(whole, config,
     missing = precompute(config, out, stop=lambda: next(asked) == 4)  # in the middle of the last shard
     assert [shard.name[:11] for shard in missing] == ["16x16-00000"]
     assert len(os.listdir(out)) == 3, "nothing half-written"
-    (out / f".{missing[0].name}").write_bytes(b"what a killed process leaves")
+    leftover = out / f".{missing[0].name}.{place()}-{2**22}-00000000.part"
+    leftover.write_bytes(b"what a killed process leaves")
     assert precompute(config, out) == []
     assert contents(out) == contents(whole)
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}

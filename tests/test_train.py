@@ -313,3 +313,19 @@ def test_samples_are_shown_and_measured(tmp_path):
     [line] = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert line == {"step": 7} | completion_metrics(completion_sums(half) for half in halves)
     assert FrameSource(tmp_path / "samples" / "000007.gif")[0:3].shape == (3, 32, 48, 3)
+
+
+def test_a_workdir_is_one_run_s(codec, tmp_path):
+    """A second run is refused before it touches anything."""
+    workdir = tmp_path / "run"
+    with trainer.locked(str(workdir)), pytest.raises(ValueError, match="is in use by process .* lock file"):
+        run(make_config(codec), workdir)
+    assert list(workdir.iterdir()) == []
+
+
+def test_a_workdir_in_a_source_is_refused(codec, tmp_path):
+    config = make_config(codec)
+    with config.unlocked():
+        config.data.sources = [ConfigDict({"kind": "videos", "path": str(tmp_path), "weight": 1.0})]
+    with pytest.raises(ValueError, match="the workdir .* lies in the source"):
+        run(config, tmp_path / "run")

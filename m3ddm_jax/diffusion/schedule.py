@@ -64,4 +64,6 @@ def make_schedule(
     alphas_cumprod = shift_snr(_SCHEDULES[name](num_timesteps), shift)
     if zero_terminal_snr:
         alphas_cumprod = rescale_zero_terminal_snr(alphas_cumprod)
+    if not (np.isfinite(alphas_cumprod).all() and alphas_cumprod[0] > 0):
+        raise ValueError(f"the schedule's shift {shift} leaves no signal: numbers near 1 are accepted")
     return Schedule(alphas_cumprod.astype(np.float32))

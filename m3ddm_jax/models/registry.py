@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from m3ddm_jax.checked import MOST, accepted_instead
 from m3ddm_jax.models.asfn import ASFN, StyleDiscriminator
 from m3ddm_jax.models.autoencoder import PatchCodec
 from m3ddm_jax.models.deepfill import DeepFill
@@ -28,6 +29,16 @@ from m3ddm_jax.models.unet3d import M3DDMUNet
 
 # How a model is run, not what it is: never written to config.json.
 _RUN_TIME_FIELDS = {"parent", "name", "dtype", "remat"}
+# How many layers of a kind there may be, from and to: tracing a network takes time for each.
+_COUNTS = {
+    "layers_per_block": (1, 16),
+    "layers": (1, 128),
+    "depth": (1, 128),
+    "transfer_blocks": (0, 32),
+    "res_blocks": (0, 32),
+}
+MAX_PARAMETERS = 1 << 36
+"""Parameters that a model may have."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,13 +137,21 @@ def _fields(module: type[nn.Module]) -> dict[str, dataclasses.Field]:
 
 
 def build(kind: str, **hyper) -> nn.Module:
-    """The module of a kind. Raises ValueError for an unknown kind or hyper-parameter, naming what is accepted."""
-    if kind not in _KINDS:
+    """The module of a kind.
+
+    Raises ValueError for an unknown kind or hyper-parameter and for a value that is none, naming what is accepted.
+    """
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise ValueError(f"model kind {kind!r} is unknown: one of {', '.join(sorted(_KINDS))} is accepted")
     module = _KINDS[kind].module
     unknown = sorted(set(hyper) - set(_fields(module)))
     if unknown:
         raise ValueError(f"model {kind!r} has no {', '.join(unknown)}: it takes {', '.join(_fields(module))}")
+    for name, value in hyper.items():
+        if name not in _RUN_TIME_FIELDS:
+            least, most = _COUNTS.get(name, (1, MOST))
+            if accepted := accepted_instead(_fields(module)[name].type, value, least, most):
+                raise ValueError(f"{name} of model {kind!r} is {value!r:.100}: {accepted} is accepted")
     return module(**{name: tuple(value) if isinstance(value, list) else value for name, value in hyper.items()})
 
 
@@ -154,10 +173,22 @@ def init(module: nn.Module, key: jax.Array) -> Mapping[str, Any]:
 
 
 def abstract_variables(module: nn.Module) -> Mapping[str, Any]:
-    """Shapes and dtypes of a module's variables; nothing is computed."""
+    """Shapes and dtypes of a module's variables; nothing is computed.
+
+    Raises ValueError for hyper-parameters that make no network together, or one above MAX_PARAMETERS.
+    """
     return jax.tree.map(lambda leaf: leaf, _shapes(module))  # a tree of the caller's own
 
 
 @functools.cache
 def _shapes(module: nn.Module) -> Mapping[str, Any]:
-    return jax.eval_shape(lambda: init(module, jax.random.key(0)))
+    kind, _ = describe(module)
+    try:
+        shapes = jax.eval_shape(lambda: init(module, jax.random.key(0)))
+    except Exception as error:  # hyper-parameters that do not fit together fail wherever they meet
+        reason = next(iter(str(error).splitlines()), "")
+        raise ValueError(f"{kind} of these hyper-parameters is no network: {type(error).__name__}, {reason}") from error
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    if count > MAX_PARAMETERS:
+        raise ValueError(f"{kind} of these hyper-parameters has {count:,} parameters: {MAX_PARAMETERS:,} are accepted")
+    return shapes

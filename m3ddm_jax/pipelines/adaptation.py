@@ -20,6 +20,7 @@ import numpy as np
 import optax
 from tqdm import trange
 
+from m3ddm_jax.files.writing import recover
 from m3ddm_jax.geometry import Canvas
 from m3ddm_jax.models import registry
 from m3ddm_jax.models.residual_unet import ResidualUNet
@@ -123,9 +124,8 @@ class Adapter:
             return None
         frames = [source[span.start : span.stop] for span in _spans(shot, len(tasks))]
         folder = self._cache and self._cache / self._name(frames, canvas)
-        if folder and folder.is_dir():
-            network, variables = load_model(folder)
-            return Correction(network, variables, load_settings(folder)["share"], canvas)
+        if folder and (cached := self._cached(folder, canvas)):
+            return cached
         examples = self._examples(frames, tasks, canvas)
         variables = self._learn(examples)
         share = self._share(variables, examples)
@@ -135,6 +135,21 @@ class Adapter:
             except OSError as error:
                 print(f"what was learnt is not kept: {error}", file=sys.stderr)
         return Correction(self._network, variables, share, canvas)
+
+    def _cached(self, folder: Path, canvas: Canvas) -> Correction | None:
+        """What was learnt before; None where nothing was, or what is there is damaged, with a line on stderr."""
+        recover(folder)
+        if not folder.exists():
+            return None
+        try:
+            network, variables = load_model(folder)
+            share = load_settings(folder).get("share")
+            if network != self._network or type(share) is not float or not 0 <= share <= _TRUSTED:
+                raise ValueError(f"{folder} holds another network, or the share {share!r:.100}")
+        except ValueError as error:
+            print(f"a damaged cache entry is passed over: {error}", file=sys.stderr)
+            return None
+        return Correction(network, variables, share, canvas)
 
     def _name(self, frames: list[FramesTHWC], canvas: Canvas) -> str:
         """Tells what is learnt from what: these frames, hidden for this canvas, in so many updates."""

@@ -9,13 +9,15 @@ import flax.linen as nn
 import jax
 from jax.sharding import Mesh
 
+from m3ddm_jax.checked import accepted_instead
 from m3ddm_jax.diffusion.guidance import Guidance
 from m3ddm_jax.diffusion.schedule import Schedule, make_schedule
 from m3ddm_jax.diffusion.solvers import make_solver
-from m3ddm_jax.flow.region_fill import hide
+from m3ddm_jax.diffusion.targets import PREDICTIONS
+from m3ddm_jax.flow.region_fill import UNKNOWN, hide
 from m3ddm_jax.models import registry
 from m3ddm_jax.parallel.mesh import replicated
-from m3ddm_jax.pipelines.options import CheckedSettings, computing_in
+from m3ddm_jax.pipelines.options import CheckedSettings, at_most, computing_in
 from m3ddm_jax.pipelines.sampler import Conditions, make_sampler
 from m3ddm_jax.types import Latents, Variables
 from m3ddm_jax.weights import load_model, load_settings
@@ -37,13 +39,13 @@ class SampleSettings(CheckedSettings):
       stay as they are (hard).
     """
 
-    lines: int
-    global_frames: int
-    num_frames: int
+    lines: int = at_most(4096)
+    global_frames: int = at_most(1024)
+    num_frames: int = at_most(1024)
     noise_scale: float
     strength: float
     solver: str
-    steps: int
+    steps: int = at_most(10_000)
     guidance_local: float
     guidance_global: float
     guidance_interval: tuple[float, float]
@@ -60,6 +62,17 @@ class Diffusion:
     unknown: str
 
 
+_DIFFUSION = {
+    "schedule": str,
+    "zero_terminal_snr": bool,
+    "shift": float,
+    "prediction": Literal[PREDICTIONS],
+    "unknown": Literal[UNKNOWN],
+}
+"""What pipeline.json says of a model's diffusion, and of what type."""
+_SECTIONS = {"sample": dict, "stage": str}
+
+
 def load_kind(folder: Path, kind: str) -> tuple[nn.Module, Variables]:
     """(module, variables) of a model folder of that kind; raises ValueError for another, else as load_model."""
     module, variables = load_model(folder)
@@ -74,13 +87,24 @@ def load_pipeline(folder: Path, *names: str) -> tuple[Any, ...]:
 
     Raises ValueError where there is none, or where it does not say something.
     """
-    stored = load_settings(folder)
+    stored, path = load_settings(folder), folder / "pipeline.json"
     try:
         said = stored["diffusion"]
+        if not isinstance(said, dict):
+            raise ValueError(f"its diffusion is {said!r:.100}: values by name are accepted")
+        for name, kind in _DIFFUSION.items():
+            if accepted := accepted_instead(kind, said[name]):
+                raise ValueError(f"its {name} is {said[name]!r:.100}: {accepted} is accepted")
         schedule = make_schedule(said["schedule"], zero_terminal_snr=said["zero_terminal_snr"], shift=said["shift"])
-        return Diffusion(schedule, said["prediction"], said["unknown"]), *(stored[name] for name in names)
+        found = [stored[name] for name in names]
+        for name, value in zip(names, found, strict=True):
+            if not isinstance(value, _SECTIONS[name]):
+                raise ValueError(f"its {name} is {value!r:.100}: a {_SECTIONS[name].__name__} is accepted")
+        return Diffusion(schedule, said["prediction"], said["unknown"]), *found
     except KeyError as error:
-        raise ValueError(f"{folder / 'pipeline.json'} does not say {error}") from None
+        raise ValueError(f"{path} does not say {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be used: {error}") from None
 
 
 class Denoiser:

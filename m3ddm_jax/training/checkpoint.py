@@ -3,15 +3,21 @@
 import importlib.metadata
 import json
 import os
+import pathlib
+import secrets
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from m3ddm_jax.parallel.processes import gather_text
+from m3ddm_jax.training.checksums import find_damage, write_checksums
 from m3ddm_jax.training.mirror import is_remote
 from m3ddm_jax.training.state import State
 
@@ -28,7 +34,8 @@ class Checkpoints:
     config, mesh: kept in the meta for the reader.
     beside: called whenever a checkpoint is saved.
 
-    That a checkpoint is written, and how long it took, the first process says on the terminal.
+    A checkpoint on a disk has checksums, which are checked when it is restored. That one is written, and how long it
+    took, the first process says on the terminal.
     """
 
     def __init__(
@@ -51,12 +58,14 @@ class Checkpoints:
             "versions": versions(),
             "mesh": dict(mesh.shape),
         }
+        _drop_empty(folder)
         self._manager = ocp.CheckpointManager(
             folder if is_remote(folder) else os.path.abspath(folder),
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
                 create=True,
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._say_written),
+                cleanup_tmp_directories=True,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._finish),
             ),
             item_names=("state", "data", "meta"),
         )
@@ -84,26 +93,79 @@ class Checkpoints:
         )
         self._beside()
 
-    def _say_written(self) -> None:
-        """Called in the background, where a checkpoint is complete."""
-        if self._speaks:
-            step, start = self._begun
-            print(f"checkpoint {step} written in {time.perf_counter() - start:.1f} s", flush=True)
+    def _finish(self) -> None:
+        """Called in the background by the first process, where a checkpoint is complete but for its name."""
+        step, start = self._begun
+        if not is_remote(self._manager.directory):  # buckets have checksums of their own
+            for folder in self._manager.directory.glob(f"{step}.*"):
+                write_checksums(pathlib.Path(folder))
+        print(f"checkpoint {step} written in {time.perf_counter() - start:.1f} s", flush=True)
 
     def restore(self, like: State) -> tuple[State, int]:
-        """(state, examples seen) of the newest checkpoint, laid out as `like` (`training.state.abstract_state`) says.
+        """(state, examples seen) of the newest checkpoint that is not damaged, laid out as `like`
+        (`training.state.abstract_state`) says.
 
-        Raises ValueError where the checkpoint is of other networks, or of another task, than this run's.
+        Those that are damaged are set aside, with a line, once an older one is restored. Raises ValueError where all
+        are, and where the checkpoint is of other networks, or of another task, than this run's.
         """
-        step = self.latest_step()
-        small = self._manager.restore(
-            step, args=ocp.args.Composite(data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore())
-        )
+        damaged: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            if reason := self._damage(step):
+                damaged[step] = reason
+                continue
+            restored = self._restore(step, like)
+            self._set_aside(damaged)
+            return restored
+        found = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
+        raise ValueError(f"no checkpoint in {self._manager.directory} can be restored: {found}")
+
+    def _restore(self, step: int, like: State) -> tuple[State, int]:
+        small = self._read_small(step)
         here = {**flatten_dict(self._fixed, sep="."), **_shapes(like)}
         there = {**flatten_dict(small.meta["fixed"], sep="."), **small.meta["state"]}
         check_fit(f"checkpoint {step} in {self._manager.directory}", there, here)
         state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like))).state
         return state, small.data["examples_seen"]
+
+    def _read_small(self, step: int) -> Any:
+        return self._manager.restore(
+            step, args=ocp.args.Composite(data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore())
+        )
+
+    def _damage(self, step: int) -> str | None:
+        """Why a checkpoint cannot be restored, the same in all processes, each of which reads a part of it."""
+        found = None
+        try:
+            if not is_remote(self._manager.directory):
+                folder = pathlib.Path(self._manager.directory) / str(step)
+                found = find_damage(folder, jax.process_index(), jax.process_count())
+        except FileNotFoundError:
+            if self._speaks:
+                print(f"checkpoint {step} has no checksums: it is restored unchecked", file=sys.stderr, flush=True)
+        try:
+            small = None if found else self._read_small(step)
+            if small and not (isinstance(small.meta["fixed"], dict) and isinstance(small.data["examples_seen"], int)):
+                found = "its meta or data is not what is saved"
+        except Exception as error:  # what is damaged raises whatever its bytes lead to
+            found = f"{type(error).__name__}, {next(iter(str(error).splitlines()), '')}"
+        if jax.process_count() == 1:
+            return found
+        return next((text for text in gather_text(found or "") if text), None)
+
+    def _set_aside(self, damaged: Mapping[int, str]) -> None:
+        """Move checkpoints out of the way of those that will have their names."""
+        if not damaged:
+            return
+        aside = self._manager.directory.with_name(f"{self._manager.directory.name}.damaged")
+        if self._speaks:
+            aside.mkdir(exist_ok=True)
+            for step, reason in damaged.items():
+                target = aside / f"{step}-{secrets.token_hex(4)}"
+                (self._manager.directory / str(step)).rename(target)
+                print(f"checkpoint {step} is damaged ({reason}): set aside as {target}", file=sys.stderr, flush=True)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+        self._manager.reload()
 
     def wait(self) -> None:
         """Return when everything saved is on disk."""
@@ -112,6 +174,19 @@ class Checkpoints:
     def close(self) -> None:
         """Wait, and give up the folder."""
         self._manager.close()
+
+
+def _drop_empty(folder: str | os.PathLike) -> None:
+    """Remove checkpoints that hold nothing, as a failing disk leaves them, with a line."""
+    if is_remote(folder):
+        return
+    if jax.process_index() == 0 and os.path.isdir(folder):
+        for path in pathlib.Path(folder).iterdir():
+            if path.name.isdigit() and path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+                print(f"checkpoint {path.name} in {folder} was empty: it is removed", file=sys.stderr, flush=True)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("empty checkpoints are removed")
 
 
 def versions() -> dict[str, str]:

@@ -8,6 +8,7 @@ import math
 import pathlib
 import signal
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from m3ddm_jax.files.writing import write_file
 from m3ddm_jax.training.checkpoint import Checkpoints
 from m3ddm_jax.training.state import State, layout_of
 
@@ -88,8 +90,8 @@ class MetricsLog:
             from tensorboardX import SummaryWriter  # imports torch where it is installed, which takes seconds
 
             path = self._workdir / "metrics.jsonl"
-            kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
-            path.write_text("".join(kept))
+            kept = [values for values in read_metrics(path) if values["step"] <= step]
+            write_file(path, "".join(json.dumps(values) + "\n" for values in kept))
             self._file = path.open("a")
             self._writer = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=step + 1)
 
@@ -150,9 +152,30 @@ class MetricsLog:
             self._writer.close()
 
 
-def _lines(path: pathlib.Path) -> list[str]:
-    """Whole lines of a log; a last line that was cut off is dropped."""
-    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")] if path.exists() else []
+def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl; a last line that was cut off is dropped, and so are damaged ones.
+
+    Of a log with damaged lines a copy is kept beside it, with a line on stderr.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_bytes().decode(errors="replace").split("\n")[:-1]
+    found = [_parse(line) for line in lines]
+    if None in found:
+        copy = path.with_name(f"{path.name}.damaged")
+        write_file(copy, path.read_bytes())
+        number = found.count(None)
+        print(f"{path}: {number} damaged lines are left out, the file as it was is {copy}", file=sys.stderr, flush=True)
+    return [values for values in found if values is not None]
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    numbers = isinstance(values, dict) and all(type(value) in (int, float) for value in values.values())
+    return values if numbers and type(values.get("step")) is int else None
 
 
 def run(
@@ -200,9 +223,9 @@ def run(
             if newest in (None, gone_back_to):
                 raise
         # Out of the handler, which still held the state that is given up: there may be room for one alone.
-        log.go_back(newest, reason)
         state, _ = checkpoints.restore(like)
-        gone_back_to = newest
+        gone_back_to = int(state.step)
+        log.go_back(gone_back_to, reason)
 
 
 def _go_on(state: State, *, step_fn, batches, put, cadence, checkpoints, examples_seen, log, sample, stop) -> State:

@@ -1,6 +1,5 @@
 """Opening files for reading: the only place where libav opens what others made, and the choice of the video track."""
 
-import io
 import os
 import pathlib
 import re
@@ -10,6 +9,8 @@ from typing import NamedTuple
 import av
 from av.stream import Disposition
 
+from m3ddm_jax.files import containers
+
 Media = str | os.PathLike | bytes
 
 _NO_FILM = Disposition.attached_pic | Disposition.timed_thumbnails
@@ -17,11 +18,8 @@ _DUMP_LOCK = threading.Lock()  # PyAV has one log level for all threads
 
 
 def open_container(media: Media, part: tuple[int, int] | None = None) -> av.container.InputContainer:
-    """Open a file, or the bytes of one, for reading. part: only bytes (start, end) of a file; end 0: to its end."""
-    where = io.BytesIO(media) if isinstance(media, bytes) else f"file:{os.fspath(media)}"
-    if part is not None:
-        where = f"subfile,,start,{part[0]},end,{part[1]},,:{where}"
-    return av.open(where, metadata_errors="replace")
+    """Open a file, or the bytes of one, for reading, as `files.containers.open_container`."""
+    return containers.open_container(media, part)
 
 
 def name_of(media: Media) -> str:

@@ -16,9 +16,17 @@ class Stream:
     """The film of a file, opened at its start, with its decoder.
 
     threads: how many decode, 0 for as many as there are cores. container: one that is open and at its start already.
+    tolerant: pass over frames of damaged packets, and over those that the decoder had to make up.
     """
 
-    def __init__(self, probe: Probe, threads: int = 0, container: av.container.InputContainer | None = None):
+    def __init__(
+        self,
+        probe: Probe,
+        threads: int = 0,
+        container: av.container.InputContainer | None = None,
+        tolerant: bool = False,
+    ):
+        self._tolerant = tolerant
         self._container = container or open_container(probe.media)
         self._stream = self._container.streams[probe.stream_index]
         self.codec = self._stream.codec_context
@@ -39,17 +47,21 @@ class Stream:
 
     def frames(self) -> Iterator[av.VideoFrame]:
         """Frames from here on; what cannot be decoded before the first of them is passed over."""
-        begun = False
+        begun, damaged = False, set()
         for packet in self._container.demux(self._stream):
             if not packet.size and packet.dts is not None:
                 continue  # Theora repeats a frame by an empty packet; that at the end has no time
+            if self._tolerant and packet.is_corrupt:
+                damaged.add(packet.pts)
             try:
                 decoded = self.codec.decode(packet)
             except av.error.InvalidDataError:
-                if begun:
+                if begun and not self._tolerant:
                     raise
                 continue  # a recording begins anywhere
             begun = begun or bool(decoded)
+            if self._tolerant:
+                decoded = [frame for frame in decoded if not frame.is_corrupt and frame.pts not in damaged]
             yield from decoded
 
     def close(self) -> None:

@@ -6,6 +6,10 @@ from collections.abc import Iterator
 import av
 
 
+class Damaged(ValueError):
+    """A video file breaks off, or frames in its middle cannot be decoded."""
+
+
 @contextlib.contextmanager
 def told_as(message: str) -> Iterator[None]:
     """Raises ValueError "message: reason" in place of an error of libav or of the file system."""

@@ -12,8 +12,9 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from m3ddm_jax.video.colour import MATRICES, UNSPECIFIED, Colour, is_yuv
+from m3ddm_jax.video.damage import Expected, describe_damage
 from m3ddm_jax.video.decoding import Listing, Mark, Stream, fingerprint, has_alpha, is_transparent
-from m3ddm_jax.video.errors import told_as
+from m3ddm_jax.video.errors import Damaged, told_as
 from m3ddm_jax.video.probe import PROGRESSIVE_ORDERS, Packets, Probe
 from m3ddm_jax.video.reader import Reader
 from m3ddm_jax.video.timeline import timeline_of
@@ -29,29 +30,40 @@ _REWOUND = {"mov", "matroska"}  # containers whose start a seek is sure to find
 class FilmReader(Reader):
     """Frames of a video file that `probe` has read.
 
-    deinterlace: make whole frames of fields. threads: that decode, 0 for as many as there are cores. container: the
+    deinterlace: make whole frames of fields. tolerant: find the frames by decoding all, and leave out those that cannot
+    be; a note says how many are missing. threads: that decode, 0 for as many as there are cores. container: the
     opened file, at its end. Frames are found by time where the packets tell their times. Otherwise they are counted,
     and going back looks for a key frame that is known by its fingerprint, or starts again at the first frame. Raises
     ValueError for a file without frames, and for one that breaks off.
     """
 
-    def __init__(self, probe: Probe, container: av.container.InputContainer, deinterlace: bool, threads: int):
-        self._probe, self._threads = probe, threads
+    def __init__(
+        self,
+        probe: Probe,
+        container: av.container.InputContainer,
+        deinterlace: bool,
+        threads: int,
+        tolerant: bool = False,
+    ):
+        self._probe, self._threads, self._tolerant = probe, threads, tolerant
         self._marks: dict[int, Mark] = {}
         self._forget()
         with told_as(f"{probe.name} is no readable video"):
-            self._stream = _rewound(probe, threads, container)
+            self._stream = _rewound(probe, threads, container, tolerant)
             frames = self._stream.frames()
             first = next(frames, None)
             if first is None:
                 raise ValueError(f"{probe.name} has no frames that can be decoded")
             from_start = itertools.chain([first], frames)
             listing = None
-            if probe.has_reliable_times and first.pts == min(probe.packets.pts) and not first.interlaced_frame:
+            is_reliable = (
+                probe.has_reliable_times and first.pts == min(probe.packets.pts) and not first.interlaced_frame
+            )
+            if is_reliable and not tolerant:
                 times, durations = self._order_packets()
             else:
                 listing = Listing(from_start)
-                self._marks = listing.marks if probe.format in _SOUGHT else {}
+                self._marks = listing.marks if probe.format in _SOUGHT and not tolerant else {}
                 self._ticks = None
                 self._keyframes = np.array(sorted(mark.index for mark in self._marks.values()), int)
                 times, durations = listing.times, listing.durations
@@ -82,8 +94,13 @@ class FilmReader(Reader):
         timeline = timeline_of(probe, times, durations)
         self.fps, self.timestamps, self.durations = timeline.fps, timeline.timestamps, timeline.durations
         self.clock, self.loops = timeline.clock, probe.loops
+        notes = list(probe.notes)
+        found = len(self.timestamps)
+        wanted = probe.expected or Expected(len(probe.packets.pts), "its packets")
+        if self._tolerant and found < wanted.frames:
+            notes.append(describe_damage(probe.name, found, wanted))
         flagged = listing is not None and listing.interlaced
-        self._fields, notes = [], list(probe.notes)
+        self._fields = []
         if flagged or probe.field_order not in PROGRESSIVE_ORDERS:
             if deinterlace:
                 self._fields = deinterlace_filters(flagged, probe.field_order)
@@ -129,7 +146,10 @@ class FilmReader(Reader):
 
     def native(self, index: int) -> av.VideoFrame:
         with told_as(f"{self._probe.name} cannot be decoded"):
-            frame = self._cache[index] if index in self._cache else self._decode(index)
+            try:
+                frame = self._cache[index] if index in self._cache else self._decode(index)
+            except av.error.InvalidDataError as error:
+                raise Damaged(f"{self._probe.name} is damaged: frame {index} cannot be decoded") from error
             return self._upright.apply(frame)
 
     def _decode(self, index: int) -> av.VideoFrame:
@@ -145,6 +165,8 @@ class FilmReader(Reader):
                 shown = frame
             elif position > index and shown is None and self._begun > 0:
                 break
+            elif position > index and self._ticks is not None:
+                raise Damaged(f"{self._probe.name} is damaged: frame {index} cannot be decoded")
             else:
                 found = frame if position == index or shown is None else shown
                 self._keep(index, found)
@@ -153,13 +175,13 @@ class FilmReader(Reader):
             self._keyframes = self._keyframes[:0]  # decoding began behind the keyframe: this container cannot seek
             self._go_to(0)
             return self._decode(index)
-        raise ValueError(f"{self._probe.name} breaks off: frame {index} of {len(self.timestamps)} cannot be decoded")
+        raise Damaged(f"{self._probe.name} breaks off: frame {index} of {len(self.timestamps)} cannot be decoded")
 
     def _go_to(self, keyframe: int) -> None:
         if self._stream is None or keyframe == 0:
             if self._stream is not None:
                 self._stream.close()
-            self._stream = Stream(self._probe, self._threads)
+            self._stream = Stream(self._probe, self._threads, tolerant=self._tolerant)
         if keyframe == 0:
             self._begin(0, self._stream.frames())
         elif self._ticks is not None:
@@ -213,14 +235,14 @@ class FilmReader(Reader):
             self._cache.popitem(last=False)
 
 
-def _rewound(probe: Probe, threads: int, container: av.container.InputContainer) -> Stream:
+def _rewound(probe: Probe, threads: int, container: av.container.InputContainer, tolerant: bool) -> Stream:
     """The film at its start: of the container that has been read already, where a seek is sure to find that."""
     if probe.format in _REWOUND and None not in probe.packets.pts:
-        stream = Stream(probe, threads, container)
+        stream = Stream(probe, threads, container, tolerant)
         try:
             stream.seek(min(probe.packets.pts))
             return stream
         except av.error.FFmpegError:
             pass
     container.close()
-    return Stream(probe, threads)
+    return Stream(probe, threads, tolerant=tolerant)

@@ -6,6 +6,7 @@ import pathlib
 import cv2
 import numpy as np
 
+from m3ddm_jax.files.writing import write_file
 from m3ddm_jax.video.errors import told_as
 from m3ddm_jax.video.sink import VIDEO_SUFFIXES, FrameSink, check_writable
 
@@ -50,14 +51,9 @@ class Preview:
         if self._sink is not None:
             self._sink.__exit__(kind, error, trace)
         elif error is None:
-            part = self._path.with_name(f".{self._path.name}.part")
+            sheet = np.concatenate(self._rows)[..., ::-1]
             with told_as(f"cannot write {self._path}"):
-                try:
-                    sheet = np.concatenate(self._rows)[..., ::-1]
-                    part.write_bytes(cv2.imencode(".png", sheet)[1].tobytes())
-                    part.replace(self._path)
-                finally:
-                    part.unlink(missing_ok=True)
+                write_file(self._path, cv2.imencode(".png", sheet)[1].tobytes())
 
 
 def check_preview(path: pathlib.Path) -> None:

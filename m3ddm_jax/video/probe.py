@@ -16,13 +16,14 @@ from m3ddm_jax.video.container import (
     read_bytes,
     read_facts,
 )
-from m3ddm_jax.video.damage import ends_early
+from m3ddm_jax.video.damage import Expected, expected_frames
 
 # containers that store when each frame is shown, and codecs whose packets hold one frame each
 _TIMED_FORMATS = {"mov", "matroska", "mpegts", "flv"}
 _ONE_FRAME_CODECS = {"h264", "hevc", "av1", "vp9", "png", "ffv1", "qtrle"}
 _INDEXED_FORMATS = {"mov", "matroska", "avi", "nut", "mxf"}  # of which that holds for all codecs without other frames
 CLOCKS_JUMP = {"mpegts", "mpeg"}  # containers of recordings, in which clocks start anew
+_NEAR_A_JOIN = 8  # packets
 LONGEST_GAP = 10.0  # seconds; a longer step of such a clock is a new clock, as for ffmpeg
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # libav's own leave alpha out
 PROGRESSIVE_ORDERS = (0, 1)  # libav's AVFieldOrder: not said, and progressive
@@ -55,7 +56,8 @@ class Probe:
     the file's clock at which the stream begins. end: at which its last frame does, where that is not what the last
     packet says, or None. rates: frames per second that the file announces, the likeliest first.
     field_order: libav's AVFieldOrder. loops: how often an animation is repeated, 0 for ever, None where it is not.
-    is_image: whether the file is a single picture.
+    is_image: whether the file is a single picture. expected: where the file shows signs of damage, how many frames it
+    should have.
     """
 
     media: Media
@@ -75,6 +77,7 @@ class Probe:
     loops: int | None
     is_image: bool
     notes: tuple[str, ...]
+    expected: Expected | None
 
     @property
     def has_reliable_times(self) -> bool:
@@ -95,15 +98,14 @@ class Probe:
 def probe(media: Media) -> tuple[Probe, av.container.InputContainer]:
     """Reads the packets of a file; also returns the container, which has come to its end.
 
-    Raises ValueError for a file that has no video, or breaks off.
+    Raises ValueError for a file that has no video.
     """
     name = name_of(media)
     container = open_container(media)
     stream, notes = choose_video(container, name)
     codec, form = stream.codec_context, container.format.name.split(",")[0]
-    packets = _read_packets(container, stream, name)
-    if ends_early(media, form):
-        raise ValueError(f"{name} breaks off: it is truncated or damaged")
+    packets, *signs = _read_packets(container, stream, name)
+    expected = expected_frames(media, container, stream, packets.pts, *signs)
     has_alpha = stream.metadata.get("alpha_mode", stream.metadata.get("ALPHA_MODE")) == "1"
     found = Probe(
         media=media,
@@ -123,34 +125,48 @@ def probe(media: Media) -> tuple[Probe, av.container.InputContainer]:
         loops=_read_loops(media, form),
         is_image=form.endswith("_pipe") or form == "image2",
         notes=tuple(notes),
+        expected=expected,
     )
     return found, container
 
 
-def _read_packets(container: av.container.InputContainer, stream: av.VideoStream, name: str) -> Packets:
+def _read_packets(
+    container: av.container.InputContainer, stream: av.VideoStream, name: str
+) -> tuple[Packets, int, float, int, int, bool]:
+    """The packets; how many are empty, when the last of the file ends, at which byte the last of the stream does,
+    how many of the stream are corrupt, and whether the last of the file is."""
     packets = Packets([], [], [], [], [])
-    corrupt, discards, end = False, False, 0.0
+    corrupt, is_cut, discards, empty, end, tail = [], False, False, 0, 0.0, 0
     for packet in container.demux():
         if not packet.size:
+            empty += packet.stream_index == stream.index and packet.dts is not None
             continue
-        corrupt = packet.is_corrupt  # of the last one: a file that ends within a packet
+        is_cut = packet.is_corrupt
         pts, dts = packet.pts, packet.dts
         if dts is not None or pts is not None:
             end = max(end, float(((pts if pts is not None else dts) + (packet.duration or 0)) * packet.time_base))
         discards |= packet.stream_index == stream.index and packet.is_discard
         if packet.stream_index == stream.index and not packet.is_discard:
+            corrupt.append(packet.is_corrupt)
             packets.pts.append(pts)
             packets.dts.append(dts)
             packets.durations.append(packet.duration or 0)
             packets.keys.append(packet.is_keyframe)
             packets.positions.append(packet.pos)
+            tail = (packet.pos or 0) + packet.size
     if not packets.pts:
         raise ValueError(f"{name} has no frames")
-    # a cut file may hold fewer frames than announced, so may one with an edit list: that ends when it should
-    missing = len(packets.pts) < stream.frames and end < (container.duration or 0) / av.time_base - 0.1
-    if corrupt or missing:
-        raise ValueError(f"{name} breaks off: it is truncated or damaged")
-    return dataclasses.replace(packets, discards=discards)
+    packets = dataclasses.replace(packets, discards=discards)
+    return packets, empty, end, tail, _count_corrupt(packets, corrupt, float(stream.time_base)), is_cut
+
+
+def _count_corrupt(packets: Packets, corrupt: list[bool], tick: float) -> int:
+    """Packets that libav calls corrupt, without those near a clock that starts anew: there recordings are joined."""
+    dts = np.array([np.nan if time is None else time for time in packets.dts]) * tick
+    steps = np.diff(dts)
+    jumps = (steps <= 0) | (steps > LONGEST_GAP)
+    starts = np.flatnonzero(jumps) + 1
+    return sum(np.abs(starts - index).min(initial=_NEAR_A_JOIN) >= _NEAR_A_JOIN for index in np.flatnonzero(corrupt))
 
 
 def _end_of(stream: av.VideoStream, packets: Packets) -> float | None:

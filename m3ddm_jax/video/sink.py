@@ -1,12 +1,14 @@
 """Writing: a video file with the source's tracks, clock and colours, an image, or a folder of PNG."""
 
+import contextlib
 import os
 import pathlib
 import re
-import shutil
 
 import numpy as np
 
+from m3ddm_jax.files.places import MARKER, check_replaceable, mark
+from m3ddm_jax.files.writing import new_file, new_folder
 from m3ddm_jax.video.errors import told_as
 from m3ddm_jax.video.output.codecs import CONTAINERS, IMAGES, NOTHING_ASKED, Asked, Encoding, choose_encoding
 from m3ddm_jax.video.output.composition import Box
@@ -51,15 +53,14 @@ class FrameSink:
         self._like, self._box = like, box
         self._encoding = _encoding(suffix, asked, like)
         self._source = like.again() if like is not None and box is not None else None
-        self._part = self.path.with_name(f".{self.path.name}.part")
-        try:
-            with told_as(f"cannot write {self.path}"):
-                _remove(self._part)
-                self._writer = self._open(suffix, fps, (height, width))
+        self._is_folder = suffix is None
+        with told_as(f"cannot write {self.path}"), contextlib.ExitStack() as stack:
+            if self._source is not None:
+                stack.callback(self._source.close)
+            self._part = stack.enter_context(new_folder(self.path) if self._is_folder else new_file(self.path))
+            self._writer = self._open(suffix, fps, (height, width))
             self.notes = self._find_notes(suffix)
-        except BaseException:
-            _remove(self._part)
-            raise
+            self._placing = stack.pop_all()
 
     def _open(self, suffix: str | None, fps: float, size: tuple[int, int]):
         box = self._box if self._places_samples else None
@@ -120,22 +121,18 @@ class FrameSink:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        try:
-            if error is not None:
-                self._writer.abandon()
-                return
+        if error is not None:
+            self._writer.abandon()
+            self._placing.__exit__(kind, error, trace)
+            return
+        with told_as(f"cannot write {self.path}"), self._placing:
             if not self._count:
                 self._writer.abandon()
                 raise ValueError(f"there are no frames to write to {self.path}")
-            with told_as(f"cannot write {self.path}"):
-                self._writer.finish()
-                if self.path.is_dir():
-                    shutil.rmtree(self.path)
-                self._part.rename(self.path)
-        finally:
-            if self._source is not None:
-                self._source.close()
-            _remove(self._part)
+            self._writer.finish()
+            if self._is_folder:
+                mark(self._part)
+                _check_folder(self.path)  # it may have been made in the meantime
 
 
 def output_suffix(path: str | os.PathLike, folder: bool = False) -> str | None:
@@ -175,9 +172,7 @@ def check_writable(
         if suffix in IMAGES and like is not None and len(like) != 1:
             raise ValueError(f"cannot write {path}: an image holds one frame, the source has {len(like)}")
     elif path.is_dir():
-        strangers = [entry.name for entry in path.iterdir() if not PNG_NAME.fullmatch(entry.name)]
-        if strangers:
-            raise ValueError(f"cannot write {path}: the folder holds other things, such as {strangers[0]}")
+        _check_folder(path)
     elif path.exists():
         raise ValueError(f"cannot write {path}: it is a file and no folder")
     _encoding(suffix, asked, like)
@@ -190,8 +185,10 @@ def _encoding(suffix: str | None, asked: Asked, like: FrameSource | None) -> Enc
     return choose_encoding(suffix or ".png", asked, like.pixel_format, like.bits, like.has_alpha)
 
 
-def _remove(path: pathlib.Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+def _check_folder(path: pathlib.Path) -> None:
+    """Raises ValueError for a folder that is no former output."""
+    names = [entry.name for entry in path.iterdir()] if path.is_dir() else []
+    strangers = [name for name in names if name != MARKER and not PNG_NAME.fullmatch(name)]
+    if strangers:
+        raise ValueError(f"cannot write {path}: the folder holds other things, such as {strangers[0]}")
+    check_replaceable(path)

@@ -1,20 +1,23 @@
 """Reading: any frame of a video file or of images, in bounded memory."""
 
 import copy
-import math
 import pathlib
 from collections.abc import Sequence
+from typing import Literal
 
 import av
 import numpy as np
 
 from m3ddm_jax.video.container import Media, name_of
-from m3ddm_jax.video.errors import told_as
+from m3ddm_jax.video.damage import describe_damage
+from m3ddm_jax.video.errors import Damaged, told_as
 from m3ddm_jax.video.film import FilmReader
 from m3ddm_jax.video.images import IMAGE_SUFFIXES, ImageReader, list_images
 from m3ddm_jax.video.probe import probe
 from m3ddm_jax.video.reader import ArrayReader, Reader
-from m3ddm_jax.video.timeline import DEFAULT_FPS
+from m3ddm_jax.video.timeline import DEFAULT_FPS, check_rate
+
+_MOST_FRAMES = 10_000_000  # of a video that is sampled anew
 
 
 class FrameSource:
@@ -23,6 +26,8 @@ class FrameSource:
     media: a video file or an image, the bytes of one, or a folder of images in natural order of their names. fps:
     frames per second; images have 24 where none is given, a video is sampled anew at the rate that is given.
     deinterlace: make whole frames of the fields of interlaced video. threads: that decode, 0 for one for each core.
+    damage: a video with signs of damage is refused, or read as far as it goes with a note; or it is searched for
+    damage that shows in decoding alone, which takes as long as decoding all of it.
 
     Attributes:
       path: of the file or folder, None for bytes and arrays.
@@ -38,13 +43,21 @@ class FrameSource:
       notes: a line each on what was chosen or changed in reading, for the user.
 
     Memory is bounded: reading on decodes forward, reading back starts again at a keyframe, and a few decoded frames are
-    kept. Raises ValueError for what cannot be read: nothing there, no video, no frames, frames of several sizes, a file
-    that breaks off.
+    kept. Raises ValueError for what cannot be read: nothing there, no video, no frames, frames of several sizes, and
+    Damaged, also while frames are read, for a file that breaks off or is damaged.
     """
 
-    def __init__(self, media: Media, fps: float | None = None, *, deinterlace: bool = True, threads: int = 0):
-        if fps is not None and not (0 < fps < math.inf):
-            raise ValueError(f"fps must be positive, found {fps:g}")
+    def __init__(
+        self,
+        media: Media,
+        fps: float | None = None,
+        *,
+        deinterlace: bool = True,
+        threads: int = 0,
+        damage: Literal["refuse", "note", "search"] = "refuse",
+    ):
+        if fps is not None:
+            check_rate("fps", fps)
         self.path = None if isinstance(media, bytes) else pathlib.Path(media)
         if self.path is not None and self.path.is_dir():
             images = list_images(self.path)
@@ -60,7 +73,11 @@ class FrameSource:
             container.close()
             self._begin(ImageReader([media], fps or DEFAULT_FPS))
             return
-        self._begin(FilmReader(probed, container, deinterlace, threads))
+        if probed.expected is not None and damage == "refuse":
+            container.close()
+            raise Damaged(describe_damage(probed.name, len(probed.packets.pts), probed.expected))
+        tolerant = damage == "search" or probed.expected is not None
+        self._begin(FilmReader(probed, container, deinterlace, threads, tolerant))
         if fps is not None:
             self._resample(fps)
 
@@ -86,6 +103,8 @@ class FrameSource:
     def _resample(self, fps: float) -> None:
         """Takes the frame that is shown at each tick of `fps`."""
         length = self.timestamps[-1] + self.durations[-1]
+        if length * fps > _MOST_FRAMES:
+            raise ValueError(f"{length:g} s at {fps:g} frames per second: {_MOST_FRAMES:,} frames are accepted")
         ticks = np.arange(max(1, round(length * fps))) / fps
         # a tick that falls on a frame shows it, whatever the last digit says
         self._shown = np.maximum(0, np.searchsorted(self.timestamps, ticks + 1e-6, "right") - 1).tolist()

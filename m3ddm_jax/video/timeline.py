@@ -9,6 +9,7 @@ from m3ddm_jax.video.clock import TAIL, Clock, Piece
 from m3ddm_jax.video.probe import CLOCKS_JUMP, LONGEST_GAP, Probe
 
 DEFAULT_FPS = 24.0
+SLOWEST, FASTEST = 1e-3, 1e5  # frames per second
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +24,12 @@ class Timeline:
     durations: np.ndarray
     fps: float
     clock: Clock
+
+
+def check_rate(what: str, fps: float) -> None:
+    """Raises ValueError for a rate at which no video comes."""
+    if not SLOWEST <= fps <= FASTEST:
+        raise ValueError(f"{what} must be {SLOWEST:g} to {FASTEST:g} frames per second, found {fps:g}")
 
 
 def timeline_of(probe: Probe, times: Sequence[int | None], durations: Sequence[int]) -> Timeline:
@@ -48,6 +55,7 @@ def timeline_of(probe: Probe, times: Sequence[int | None], durations: Sequence[i
         lengths = np.where(np.abs(lengths - 1 / steady) <= _nearness(tick), 1 / steady, lengths)
     length = timestamps[-1]
     mean = (len(times) - 1) / length if length > 0 else rate
+    check_rate(f"{probe.name} has a rate that", steady or mean)
     return Timeline(timestamps, np.append(np.diff(timestamps), lengths[-1]), steady or mean, clock)
 
 

@@ -1,7 +1,6 @@
 """Somebody's checkpoint: where its weights lie, and what its config.json and its shapes say about the network."""
 
 import dataclasses
-import json
 import os
 import warnings
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from m3ddm_jax.files.opening import read_json, read_text
 from m3ddm_jax.weights import hub
 from m3ddm_jax.weights.torch_files import SUFFIXES, read_state_dict
 
@@ -87,9 +87,9 @@ def _read_config(path: Path) -> dict[str, Any]:
             return {}
         path = found[0]
     try:
-        config = json.loads(path.read_text()) if path.suffix == ".json" else yaml.safe_load(path.read_text())
+        config = read_json(path) if path.suffix == ".json" else yaml.safe_load(read_text(path))
         config = dict(config.get("config", config))
-    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
     if "kind" in config:
         raise ValueError(f"{path.parent} is a model folder of this library already: it needs no conversion")

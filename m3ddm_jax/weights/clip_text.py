@@ -1,6 +1,5 @@
 """CLIP's text tower beside a Stable Diffusion model, as transformers stores it, and the empty prompt's embedding."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from m3ddm_jax.files.opening import read_json
 from m3ddm_jax.models.clip_text import CLIPText
 from m3ddm_jax.types import Variables
 from m3ddm_jax.weights.checkpoint import Checkpoint, contradictions, open_checkpoint
@@ -155,11 +155,9 @@ def _torch_name(path: str) -> str:
 def _read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object; None where there is no such file."""
     try:
-        value = json.loads(path.read_text())
+        value = read_json(path)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds no JSON object")
     return value

@@ -1,9 +1,10 @@
 """Models on the Hugging Face hub, named hf:OWNER/NAME wherever a model folder may be named."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+
+from m3ddm_jax.files.opening import read_json
 
 _PREFIX = "hf:"
 _MODEL_FOLDER = ["config.json", "pipeline.json", "weights.safetensors", "autoencoder/*", "image_encoder/*"]
@@ -23,7 +24,7 @@ def resolve(model: str | os.PathLike) -> Path:
         return Path(model)
     folder = fetch(str(model), _MODEL_FOLDER)
     try:
-        ours = "kind" in json.loads((folder / "config.json").read_text())
+        ours = "kind" in read_json(folder / "config.json")
     except (OSError, ValueError, TypeError):
         ours = False
     if not ours:

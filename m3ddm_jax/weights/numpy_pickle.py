@@ -4,7 +4,7 @@ import dataclasses
 import io
 import math
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,23 @@ _MAX_ARRAYS = 10_000
 _SCALARS = {f"{kind}{size}" for kind in "fiu" for size in (1, 2, 4, 8)} | {"b1"}
 
 
-class _Refused(Exception):
+class Refused(Exception):
     """What a pickle holds that is not accepted."""
+
+
+class Function:
+    """What stands for a function that a pickle names; nothing in the pickle can change it."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Callable[..., Any]):
+        self._call = call
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._call(*arguments)
+
+    def __setstate__(self, _: Any) -> None:
+        raise Refused("a function with a state")
 
 
 class _DType:
@@ -24,7 +39,7 @@ class _DType:
 
     def __init__(self, name: str, *_: Any):
         if name not in _SCALARS:
-            raise _Refused(f"an array of dtype {name!r}, numbers are accepted")
+            raise Refused(f"an array of dtype {name!r}, numbers are accepted")
         self.dtype = np.dtype(name)
 
     def __setstate__(self, state: tuple) -> None:
@@ -39,7 +54,7 @@ class _Array:
     def __setstate__(self, state: tuple) -> None:
         _, shape, kind, is_fortran, data = state
         if not isinstance(data, bytes | bytearray) or math.prod(shape) * kind.dtype.itemsize != len(data):
-            raise _Refused(f"an array of shape {shape} with other content than its size says")
+            raise Refused(f"an array of shape {shape} with other content than its size says")
         flat = np.frombuffer(data, kind.dtype)
         self.value = flat.reshape(shape, order="F" if is_fortran else "C")
 
@@ -56,7 +71,10 @@ def _from_buffer(data: bytes, kind: _DType, shape: tuple[int, ...], order: str) 
     return array
 
 
-_FUNCTIONS = {("multiarray", "_reconstruct"): _reconstruct, ("numeric", "_frombuffer"): _from_buffer}
+_FUNCTIONS = {
+    ("multiarray", "_reconstruct"): Function(_reconstruct),
+    ("numeric", "_frombuffer"): Function(_from_buffer),
+}
 
 
 class _Unpickler(pickle.Unpickler):
@@ -68,7 +86,7 @@ class _Unpickler(pickle.Unpickler):
         package, _, last = module.rpartition(".")
         if package in _CORES and (last, name) in _FUNCTIONS:
             return _FUNCTIONS[last, name]
-        raise _Refused(f"{module}.{name}, only numpy arrays are accepted")
+        raise Refused(f"{module}.{name}, only numpy arrays are accepted")
 
 
 def read_numpy_pickle(data: bytes, source: str) -> dict[str, np.ndarray]:
@@ -81,7 +99,7 @@ def read_numpy_pickle(data: bytes, source: str) -> dict[str, np.ndarray]:
     try:
         content = _Unpickler(io.BytesIO(data)).load()
         return dict(_Walk().arrays(content, (), _MAX_DEPTH))
-    except _Refused as error:
+    except Refused as error:
         raise ValueError(f"{source} is not loaded: it holds {error}") from None
     except Exception as error:  # a damaged pickle raises what its bytes lead to
         raise ValueError(f"{source} cannot be read: {type(error).__name__}, {error}") from None
@@ -96,11 +114,11 @@ class _Walk:
     def arrays(self, content: Any, path: tuple[str, ...], depth: int) -> Iterator[tuple[str, np.ndarray]]:
         self.visited += 1
         if self.visited > _MAX_ARRAYS or depth == 0:
-            raise _Refused(f"more than {_MAX_ARRAYS} arrays or {_MAX_DEPTH} levels of dicts")
+            raise Refused(f"more than {_MAX_ARRAYS} arrays or {_MAX_DEPTH} levels of dicts")
         if isinstance(content, _Array) and content.value is not None:
             yield "/".join(path), content.value
         elif isinstance(content, dict) and all(isinstance(key, str) for key in content):
             for key, value in content.items():
                 yield from self.arrays(value, (*path, key), depth - 1)
         else:
-            raise _Refused(f"{type(content).__name__.strip('_')}, dicts of numpy arrays are accepted")
+            raise Refused(f"{type(content).__name__.strip('_')}, dicts of numpy arrays are accepted")

@@ -1,6 +1,5 @@
 """OpenCLIP checkpoints -> our vision tower; text towers and what follows the tokens that we read are left."""
 
-import json
 import math
 import os
 import re
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
+from m3ddm_jax.files.opening import read_json
 from m3ddm_jax.models.openclip import MEAN, STD, OpenCLIPVision
 from m3ddm_jax.types import Variables
 from m3ddm_jax.weights.names import count, size, take, targets
@@ -113,7 +113,7 @@ def _contradictions(module: OpenCLIPVision, config: Mapping[str, Any]) -> list[s
 def _read_config(path: Path) -> dict[str, Any] | None:
     """What the model and its preprocessing are; None where there is no such file."""
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
         preprocessing = content.get("preprocess_cfg", {})
         config = {**content.get("model_cfg", content), "preprocess_cfg": {**preprocessing}}
         return {**config, "vision_cfg": {**config["vision_cfg"]}}

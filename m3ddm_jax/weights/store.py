@@ -2,8 +2,6 @@
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,8 @@ import flax.linen as nn
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from m3ddm_jax.files.opening import check_regular, read_json
+from m3ddm_jax.files.writing import bring_along, new_folder, recover, resolve
 from m3ddm_jax.models import registry
 from m3ddm_jax.types import Variables
 from m3ddm_jax.weights.memory import check_memory
@@ -35,7 +35,7 @@ def save_model(
     autoencoder: tuple[nn.Module, Variables] | None = None,
     image_encoder: tuple[nn.Module, Variables] | None = None,
 ) -> None:
-    """Write a model folder that `load_model` reads back; the model in a folder that is there is replaced at the end.
+    """Write a model folder that `load_model` reads back; a folder that is there is replaced at the end, as a whole.
 
     Weights are stored in the dtype that they have: float16 halves the folder. They are copied one at a time, so that
     views of a file never fill memory. What else lies in an old folder stays, its sub-folders too where none are given.
@@ -44,37 +44,23 @@ def save_model(
     autoencoder, image_encoder: the codec of a latent model, and what a globally guided one sees whole videos through,
       written to sub-folders of these names in the same layout.
     """
-    folder = Path(folder).resolve()
+    folder = resolve(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        _write(temporary / "new", module, variables)
+    with new_folder(folder) as new:
+        _write(new, module, variables)
         if settings is not None:
-            (temporary / "new" / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+            (new / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
         for name, part in ((_AUTOENCODER, autoencoder), (_IMAGE_ENCODER, image_encoder)):
             if part is not None:
-                _write(temporary / "new" / name, *part)
-        if folder.exists():
-            _replace(folder, temporary / "new")
-        else:
-            (temporary / "new").rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+                (new / name).mkdir()
+                _write(new / name, *part)
+        bring_along(folder, new, besides=(_SETTINGS,))
 
 
 def _write(folder: Path, module: nn.Module, variables: Variables) -> None:
-    folder.mkdir()
     kind, hyper = registry.describe(module)
     (folder / _CONFIG).write_text(json.dumps({"kind": kind, **hyper}, indent=2) + "\n")
     write_safetensors(folder / _WEIGHTS, flatten_dict(variables, sep="."))
-
-
-def _replace(folder: Path, new: Path) -> None:
-    (folder / _SETTINGS).unlink(missing_ok=True)
-    for path in new.iterdir():
-        if (folder / path.name).is_dir():
-            shutil.rmtree(folder / path.name)
-        path.replace(folder / path.name)
 
 
 def check_replaceable(folder: str | os.PathLike, kind: str) -> None:
@@ -84,6 +70,7 @@ def check_replaceable(folder: str | os.PathLike, kind: str) -> None:
     of that kind are fine.
     """
     folder = Path(folder)
+    recover(folder)
     if not folder.is_dir():
         if folder.exists():
             raise ValueError(f"{folder} is a file: name a folder")
@@ -102,20 +89,41 @@ def load_model(folder: str | os.PathLike) -> tuple[nn.Module, Variables]:
 
     Float32 weights are read-only views of the file: they are read when they are used, and take memory once.
     Raises ValueError where the folder, its config or its weights are missing or broken, where weights are missing,
-    surplus or of another shape than the config says (all of them are listed), and where memory is too little.
+    surplus or of another shape than the config says (all of them are listed), where some are not finite (the first
+    are named), and where memory is too little.
     """
     folder = Path(folder)
+    recover(folder)
     config = _read_json(folder / _CONFIG)
     if "kind" not in config:
         raise ValueError(f"{folder / _CONFIG} names no model kind")
-    module = registry.build(config.pop("kind"), **config)
+    try:
+        module = registry.build(config.pop("kind"), **config)
+        expected = flatten_dict(registry.abstract_variables(module), sep=".")
+    except ValueError as error:
+        raise ValueError(f"{folder / _CONFIG} cannot be used: {error}") from error
     if not (folder / _WEIGHTS).exists():
         raise ValueError(f"{folder} has no {_WEIGHTS}")
-    expected = flatten_dict(registry.abstract_variables(module), sep=".")
+    check_regular(folder / _WEIGHTS)
     check_memory(str(folder), 4 * sum(leaf.size for leaf in expected.values()))
     weights = read_safetensors(folder / _WEIGHTS)
     check_names(str(folder / _WEIGHTS), _shapes(weights), _shapes(expected))
-    return module, unflatten_dict({name: np.asarray(value, np.float32) for name, value in weights.items()}, sep=".")
+    weights = {name: np.asarray(value, np.float32) for name, value in weights.items()}
+    check_finite(str(folder / _WEIGHTS), weights)
+    return module, unflatten_dict(weights, sep=".")
+
+
+def check_finite(source: str, tensors: Mapping[str, Any]) -> None:
+    """Raise ValueError, naming the first few, where tensors of a source hold values that are not finite."""
+    # Extremes tell as much as all values do, and take no memory.
+    wrong = [name for name, value in tensors.items() if value.size and not _is_finite(np.asarray(value))]
+    if wrong:
+        more = f" and {len(wrong) - _FEW // 4} more" if len(wrong) > _FEW // 4 else ""
+        raise ValueError(f"{source} holds values that are not finite: in {', '.join(wrong[: _FEW // 4])}{more}")
+
+
+def _is_finite(values: np.ndarray) -> bool:
+    return bool(np.isfinite(values.min()) and np.isfinite(values.max()))
 
 
 def _shapes(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -181,11 +189,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.parent.is_dir():
         raise ValueError(f"{path.parent} is not a model folder: no such folder")
     try:
-        value = json.loads(path.read_text())
+        value = read_json(path)
     except FileNotFoundError:
         raise ValueError(f"{path.parent} is not a model folder: it has no {path.name}") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds no JSON object")
     return value

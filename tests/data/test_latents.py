@@ -2,6 +2,7 @@ import collections
 import itertools
 import json
 import os
+import time
 
 import numpy as np
 import pytest
@@ -159,3 +160,13 @@ def test_latents_and_pixels_are_not_mixed():
     assert latents.latent_folders([("latents", "a", 1.0), ("latents", "b", 2.0)]) == [("a", 1.0), ("b", 2.0)]
     with pytest.raises(ValueError, match="cannot be mixed in one run: found sources of the kinds latents, synthetic"):
         latents.latent_folders([("latents", "a", 1.0), ("synthetic", "", 1.0)])
+
+
+@pytest.mark.parametrize("examples", [10**12, 1e12, -1, "4", None, [4], True])
+def test_facts_of_impossible_shards_are_refused_at_once(tmp_path, examples):
+    facts = {"buckets": [[16, 16]], "examples": examples, "examples_per_shard": 4}
+    (tmp_path / "latents.json").write_text(json.dumps(facts))
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match="does not describe its shards"):
+        latents.LatentFolder(tmp_path)
+    assert time.perf_counter() - start < 1

@@ -14,6 +14,8 @@ import tensorflow_datasets as tfds
 
 from data import pipeline, prepare, sources
 from data.encode import encode_video
+from m3ddm_jax.files.locking import Lock
+from m3ddm_jax.files.writing import place
 from m3ddm_jax.video.container import open_container
 
 HEIGHT, WIDTH, FPS = 80, 112, 8
@@ -212,3 +214,19 @@ def test_a_full_disk_exits_2_and_leaves_nothing(raw, tmp_path):
     done = run_process(raw, tmp_path / "out", "--short-side=64", preexec_fn=limit)
     assert done.returncode == 2 and "data.prepare: cannot write" in done.stderr and "Traceback" not in done.stderr
     assert os.listdir(tmp_path) == []
+
+
+def test_two_at_once_are_refused_and_leftovers_go(raw, tmp_path):
+    out, settings = tmp_path / "out", prepare.Settings(short_side=64)
+    leftover = tmp_path / f".out.{place()}-{2**22}-01234567.part"
+    leftover.mkdir()
+    with Lock(tmp_path / ".out.lock", "it"), pytest.raises(ValueError, match="the output .*out is in use by process"):
+        prepare.prepare(raw, out, settings)
+    assert not out.exists()
+    prepare.prepare(raw, out, settings)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and (out / "report.json").is_file()
+
+
+def test_an_output_in_the_source_is_refused(raw):
+    with pytest.raises(ValueError, match="the output .* lies in the source"):
+        prepare.prepare(raw, raw / "frames" / "out")

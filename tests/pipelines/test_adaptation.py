@@ -1,3 +1,5 @@
+import shutil
+
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
@@ -129,3 +131,22 @@ def test_a_cache_that_cannot_be_written_is_told(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert adapter(made_wrong_by(-40.0), 1, tmp_path / "file")(source(), range(10), CANVAS).share >= 0
     assert "what was learnt is not kept" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["cut", "share", "file", "empty"])
+def test_a_damaged_cache_entry_counts_as_absent(tmp_path, capsys, damage):
+    make = made_wrong_by(-40.0)
+    learnt = adapter(make, 1, tmp_path)(source(), range(10), CANVAS)
+    (entry,) = tmp_path.iterdir()
+    weights = entry / "weights.safetensors"
+    if damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:-9])
+    elif damage == "share":
+        (entry / "pipeline.json").write_text('{"share": "much"}')
+    else:
+        shutil.rmtree(entry)
+        entry.mkdir() if damage == "empty" else entry.write_text("")
+    again = adapter(make, 1, tmp_path)(source(), range(10), CANVAS)
+    assert again.share == learnt.share and "damaged cache entry is passed over" in capsys.readouterr().err
+    assert adapter(make, 1, tmp_path)(source(), range(10), CANVAS).share == learnt.share
+    assert capsys.readouterr().err == "" and list(tmp_path.iterdir()) == [entry]

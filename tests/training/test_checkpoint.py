@@ -1,4 +1,6 @@
 import re
+import shutil
+import time
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,7 @@ import optax
 import pytest
 
 from m3ddm_jax.parallel.mesh import make_mesh
+from m3ddm_jax.training import checksums
 from m3ddm_jax.training.checkpoint import Checkpoints
 from m3ddm_jax.training.optim import make_optimizer
 from m3ddm_jax.training.state import abstract_state, init_state
@@ -110,3 +113,83 @@ def test_another_optimizer_is_refused(tmp_path, optimizer):
     checkpoints.close()
     with pytest.raises(ValueError, match="absent here"):
         opened(tmp_path, mesh).restore(like(optax.sgd(0.1), mesh)[2])
+
+
+@pytest.fixture
+def two(tmp_path, optimizer):
+    """A folder with checkpoints 1 and 2, of different states, and what opens and restores it."""
+    mesh = make_mesh(devices=jax.devices()[:1])
+    state = fresh(optimizer, mesh)
+    checkpoints = opened(tmp_path / "checkpoints", mesh)
+    for step in (1, 2):
+        checkpoints.save(state.replace(step=jnp.int32(step)), step, examples_seen=10 * step)
+    checkpoints.close()
+
+    def restore():
+        checkpoints = opened(tmp_path / "checkpoints", mesh)
+        try:
+            restored, seen = checkpoints.restore(like(optimizer, mesh)[2])
+        finally:
+            checkpoints.close()
+        assert_same(restored, state.replace(step=restored.step))
+        assert seen == 10 * int(restored.step)
+        return int(restored.step)
+
+    return tmp_path / "checkpoints", restore
+
+
+def test_no_flipped_bit_is_restored_silently(two, capsys):
+    folder, restore = two
+    rng, whole = np.random.default_rng(0), folder.parent / "whole"
+    shutil.copytree(folder, whole)
+    assert restore() == 2
+    files = sorted(path for path in (folder / "2").rglob("*") if path.is_file() and path.parent != folder / "2")
+    flips = [files[index] for index in rng.integers(len(files), size=8)]
+    flips += [max(files, key=lambda path: path.stat().st_size)] * 4
+    for path in flips:
+        data = bytearray(path.read_bytes())
+        data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+        path.write_bytes(data)
+        capsys.readouterr()
+        assert restore() == 1
+        assert "checkpoint 2 is damaged" in capsys.readouterr().err
+        assert len(list((folder.parent / "checkpoints.damaged").iterdir())) == 1
+        for part in (folder, folder.parent / "checkpoints.damaged"):
+            shutil.rmtree(part)
+        shutil.copytree(whole, folder)
+
+
+def test_a_checkpoint_without_checksums_is_restored_with_a_line(two, capsys):
+    folder, restore = two
+    (folder / "2" / "checksums.json").unlink()
+    assert restore() == 2
+    assert capsys.readouterr().err == "checkpoint 2 has no checksums: it is restored unchecked\n"
+
+
+def test_an_empty_checkpoint_and_one_without_its_files_are_passed_over(two, capsys):
+    folder, restore = two
+    (folder / "18").mkdir()
+    shutil.rmtree(folder / "2" / "state")
+    assert restore() == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and "18" in lines[0] and "checkpoint 2 is damaged" in lines[1]
+    assert restore() == 1
+
+
+def test_where_all_are_damaged_none_is_moved(two):
+    folder, restore = two
+    for step in "12":
+        (folder / step / "checksums.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="no checkpoint in .* can be restored: 2: .*; 1: ") as error:
+        restore()
+    assert "\n" not in str(error.value) and {"1", "2"} <= {path.name for path in folder.iterdir()}
+
+
+def test_checksums_cost_little_and_come_in_the_background(tmp_path):
+    folder = tmp_path / "step"
+    (folder / "state").mkdir(parents=True)
+    (folder / "state" / "a").write_bytes(bytes(100 << 20))
+    start = time.perf_counter()
+    checksums.write_checksums(folder)
+    assert time.perf_counter() - start < 2, "50 MB a second is far below what a disk writes"
+    assert checksums.find_damage(folder) is None

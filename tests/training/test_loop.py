@@ -281,3 +281,14 @@ def test_parts_of_metrics_are_logged_and_not_shown(tmp_path, capsys):
     log.close()
     assert lines(tmp_path) == [{"step": 1, "grad_norm": 2.0, "grad_norm/conv_in": 1.0}]
     assert capsys.readouterr().out == "step 1/1  grad_norm 2\n"
+
+
+def test_damaged_lines_of_a_log_are_set_aside(tmp_path, capsys):
+    whole = '{"step": 1, "loss": 0.5}\n'
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(whole + "[]\n" + "\0" * 9 + "\n" + '{"loss": 1}\n' + '{"step": 2, "loss": 0.25}\n{"step": 3, "lo')
+    assert [values["step"] for values in loop.read_metrics(path)] == [1, 2]
+    assert "3 damaged lines are left out" in capsys.readouterr().err
+    assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == path.read_bytes()
+    path.write_text(whole)
+    assert loop.read_metrics(path) == [{"step": 1, "loss": 0.5}] and capsys.readouterr().err == ""

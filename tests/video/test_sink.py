@@ -6,8 +6,9 @@ import av
 import numpy as np
 import pytest
 
+from m3ddm_jax.files import writing
+from m3ddm_jax.files.places import MARKER
 from m3ddm_jax.video import FrameSink, FrameSource
-from m3ddm_jax.video import sink as sink_module
 from m3ddm_jax.video.output.codecs import NOTHING_ASKED, Asked
 
 
@@ -30,7 +31,7 @@ def test_a_folder_of_png_is_lossless(tmp_path):
     frames = np.random.default_rng(0).integers(0, 256, (4, 34, 62, 3), np.uint8)
     with FrameSink(tmp_path / "out", 24, 34, 62) as sink:
         sink.write(frames)
-    assert sorted(os.listdir(tmp_path / "out")) == [f"{i:06d}.png" for i in range(4)]
+    assert sorted(os.listdir(tmp_path / "out")) == [MARKER, *(f"{i:06d}.png" for i in range(4))]
     np.testing.assert_array_equal(FrameSource(tmp_path / "out")[:], frames)
     with FrameSink(tmp_path / "out", 24, 34, 62) as sink:  # once more: a former output is replaced, nothing stays
         sink.write(frames[:2])
@@ -156,9 +157,9 @@ def test_what_cannot_be_written(tmp_path):
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".webm", ".gif"])
 def test_a_full_disk(tmp_path, monkeypatch, suffix):
     """The file beside the output is a link to a device that is always full."""
-    monkeypatch.setattr(sink_module, "_remove", lambda path: None)
     part = tmp_path / f".out{suffix}.part"
     part.symlink_to("/dev/full")
+    monkeypatch.setattr(writing, "_temporary_name", lambda path, kind: part)
     frames = np.random.default_rng(0).integers(0, 256, (30, 48, 64, 3), np.uint8)
     with (
         pytest.raises(ValueError, match=f"cannot write .*out{suffix}: No space left"),

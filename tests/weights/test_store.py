@@ -1,10 +1,14 @@
 import json
+import os
+import shutil
+import time
 
 import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from m3ddm_jax.files.writing import place
 from m3ddm_jax.models import registry
 from m3ddm_jax.models.autoencoder import PatchCodec
 from m3ddm_jax.models.unet3d import M3DDMUNet
@@ -169,3 +173,83 @@ def test_broken_folders_are_one_clear_line(saved, tmp_path):
     (tmp_path / "weights.safetensors").write_bytes(b"not tensors")
     with pytest.raises(ValueError, match="cannot be read"):
         load_model(tmp_path)
+
+
+def damaged(saved, tmp_path, change):
+    """A copy of the folder whose config.json `change` has changed."""
+    shutil.copytree(saved[0], tmp_path / "damaged")
+    path = tmp_path / "damaged" / "config.json"
+    path.write_text(change(path.read_text()))
+    return tmp_path / "damaged"
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("num_heads", 0),
+        ("num_heads", -2),
+        ("num_heads", 2.5),
+        ("num_heads", True),
+        ("num_heads", "2"),
+        ("num_heads", None),
+        ("num_heads", 3),
+        ("norm_num_groups", 5),
+        ("block_out_channels", []),
+        ("block_out_channels", [-8]),
+        ("block_out_channels", 8),
+        ("block_out_channels", [[8]]),
+        ("block_out_channels", [8] * 100),
+        ("attention_levels", [1]),
+        ("layers_per_block", 10**6),
+        ("layers_per_block", 10**30),
+        ("kind", []),
+        ("kind", {}),
+        ("kind", None),
+        ("latent_channels", 1 << 20),
+    ],
+)
+def test_bad_hyper_parameters_are_one_line_at_once(saved, tmp_path, field, value):
+    folder = damaged(saved, tmp_path, lambda text: json.dumps(json.loads(text) | {field: value}))
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match="config.json|does not fit|another network") as error:
+        load_model(folder)
+    assert "\n" not in str(error.value) and time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "{", "\0", '{"kind": "m3ddm", "surplus": 1}'])
+def test_a_damaged_config_is_one_line(saved, tmp_path, text):
+    with pytest.raises(ValueError, match="config.json"):
+        load_model(damaged(saved, tmp_path, lambda _: text))
+
+
+def test_twenty_billion_parameters_are_accepted(tmp_path):
+    wide = {"attention_levels": (False, False), "block_out_channels": (10240, 10240), "layers_per_block": 1}
+    shapes = registry.abstract_variables(registry.build("m3ddm", **wide))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) > 20e9
+    with pytest.raises(ValueError, match="68,719,476,736 are accepted"):
+        wide["block_out_channels"] = (65536, 65536)
+        registry.abstract_variables(registry.build("m3ddm", **wide))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_named(saved, tmp_path, value):
+    _, module, variables = saved
+    changed = jax.tree.map(np.copy, variables)
+    changed["params"]["conv_in"]["kernel"].flat[3] = value
+    save_model(tmp_path / "a", module, changed)
+    with pytest.raises(ValueError, match=r"not finite: in params\.conv_in\.kernel"):
+        load_model(tmp_path / "a")
+
+
+def test_weights_that_are_a_pipe_are_refused(saved, tmp_path):
+    folder = damaged(saved, tmp_path, lambda text: text)
+    (folder / "weights.safetensors").unlink()
+    os.mkfifo(folder / "weights.safetensors")
+    with pytest.raises(ValueError, match="a pipe"):
+        load_model(folder)
+
+
+def test_a_folder_that_a_killed_process_moved_aside_is_found(saved, tmp_path):
+    folder = damaged(saved, tmp_path, lambda text: text)
+    folder.rename(tmp_path / f".damaged.{place()}-{2**22}-01234567.old")
+    assert load_model(folder)[0] == saved[1]

@@ -1,4 +1,6 @@
 import json
+import os
+import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -63,7 +65,7 @@ def test_tensors_are_mapped_not_read(tmp_path):
         (lambda whole: whole[:4], "a header of"),
         (lambda whole: b"", "cannot be read"),
         (lambda whole: whole.replace(b'"F16"', b'"F17"'), "F17"),
-        (lambda whole: whole.replace(b'"shape":[2,3]', b'"shape":[2,4]'), "reshape"),
+        (lambda whole: whole.replace(b'"shape":[2,3]', b'"shape":[2,4]'), "in 24 bytes"),
         (lambda whole: whole.replace(b'{"', b'["', 1), "cannot be read as safetensors"),
     ],
 )
@@ -78,3 +80,46 @@ def test_broken_files_are_one_clear_line(tmp_path, change, problem):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         read_safetensors(tmp_path / "a")
+
+
+def safetensors(path, entries, size=8):
+    text = json.dumps(entries).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(size))
+    return path
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": [-1, -2], "data_offsets": [0, 8]},
+        {"dtype": "F32", "shape": [2.0], "data_offsets": [0, 8]},
+        {"dtype": "F32", "shape": [True, 2], "data_offsets": [0, 8]},
+        {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]},
+        {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]},
+        {"dtype": "F32", "shape": [2], "data_offsets": [0, 8, 8]},
+        {"dtype": "F32", "shape": [10**30], "data_offsets": [0, 8]},
+        {"dtype": ["F32"], "shape": [2], "data_offsets": [0, 8]},
+        ["F32"],
+    ],
+)
+def test_entries_that_are_none(tmp_path, entry):
+    with pytest.raises(ValueError, match="cannot be read as safetensors"):
+        read_safetensors(safetensors(tmp_path / "a", {"a": entry}))
+
+
+def test_overlapping_tensors_are_refused_at_once(tmp_path):
+    entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    with pytest.raises(ValueError, match="tensors overlap"):
+        read_safetensors(safetensors(tmp_path / "a", {"a": entry, "b": entry}))
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match="a header of|tensors"):
+        read_safetensors(safetensors(tmp_path / "a", {f"{i}": entry for i in range(300_000)}))
+    with pytest.raises(ValueError, match="100,000 tensors"):
+        read_safetensors(safetensors(tmp_path / "a", {f"{i}": entry for i in range(100_000)}))
+    assert time.perf_counter() - start < 2
+
+
+def test_a_pipe_is_no_weights_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="a pipe"):
+        read_safetensors(tmp_path / "pipe")

@@ -39,11 +39,10 @@ class ImageEncoder:
 
 
 class FolderWriter:
-    """A folder of PNG named 000000.png on."""
+    """Fills a folder with PNG named 000000.png on."""
 
     def __init__(self, folder: pathlib.Path, encoder: ImageEncoder):
         self._folder, self._encoder = folder, encoder
-        folder.mkdir()
 
     def write(self, frame: np.ndarray, index: int, native: av.VideoFrame | None, mask: np.ndarray | None) -> None:
         (self._folder / f"{index:06d}.png").write_bytes(self._encoder.encode(frame, native, mask))

@@ -1,0 +1,55 @@
+"""Checksums of a checkpoint's files, so that a bit that flipped on a disk is found before training goes on from it."""
+
+import concurrent.futures
+import json
+import zlib
+from pathlib import Path
+
+from m3ddm_jax.files.opening import read_json
+from m3ddm_jax.files.writing import write_file
+
+_NAME = "checksums.json"
+_CHUNK = 1 << 22
+_THREADS = 4
+
+
+def write_checksums(folder: Path) -> None:
+    """Write checksums.json into a folder: of each file of the folders in it, its size and CRC-32, which misses no
+    single flip."""
+    write_file(folder / _NAME, json.dumps(_checksums(folder, sorted(_files(folder)))))
+
+
+def find_damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
+    """What of a folder is not as write_checksums found it, in words; None where all is.
+
+    part, parts: which of so many parts of the files is looked at. Raises FileNotFoundError where there are no
+    checksums.
+    """
+    try:
+        expected = read_json(folder / _NAME)
+    except ValueError as error:
+        return str(error)
+    if not isinstance(expected, dict):
+        return f"{_NAME} holds no JSON object"
+    if missing := sorted(expected.keys() - _files(folder)):
+        return f"{missing[0]} is missing"
+    found = _checksums(folder, sorted(expected)[part::parts])
+    return next((f"{name} has changed since it was saved" for name in found if found[name] != expected[name]), None)
+
+
+def _files(folder: Path) -> set[str]:
+    """Files of the folders in a folder: Orbax still writes the files next to them when it gives it its name."""
+    return {path.relative_to(folder).as_posix() for path in folder.glob("*/**/*") if path.is_file()}
+
+
+def _checksums(folder: Path, names: list[str]) -> dict[str, list[int]]:
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        return dict(zip(names, pool.map(lambda name: _checksum(folder / name), names), strict=True))
+
+
+def _checksum(path: Path) -> list[int]:
+    size = crc = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            size, crc = size + len(chunk), zlib.crc32(chunk, crc)
+    return [size, crc]
