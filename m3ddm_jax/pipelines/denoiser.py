@@ -1,24 +1,30 @@
-"""A model folder's denoiser: what it was trained for, how it is sampled, and both at work on the devices."""
+"""A model folder's denoiser: the diffusion that it was trained for, how it is sampled, and both on the devices."""
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from m3ddm_jax.diffusion.guidance import Guidance
 from m3ddm_jax.diffusion.schedule import Schedule, make_schedule
-from m3ddm_jax.diffusion.solvers import make_solver
+from m3ddm_jax.diffusion.solvers import Solver, make_solver
+from m3ddm_jax.diffusion.targets import check_prediction
 from m3ddm_jax.flow.region_fill import hide
 from m3ddm_jax.models import registry
 from m3ddm_jax.parallel.mesh import replicated
 from m3ddm_jax.pipelines.options import CheckedSettings, computing_in
-from m3ddm_jax.pipelines.sampler import Conditions, make_sampler
+from m3ddm_jax.pipelines.sampler import Conditions, make_sampler, window_noise
 from m3ddm_jax.types import Latents, Variables
 from m3ddm_jax.weights import load_model, load_settings
+
+_FRESH = 2**31
+"""Keys of the noise that is drawn within steps start here: no stride is as large."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +59,45 @@ class SampleSettings(CheckedSettings):
 
 @dataclasses.dataclass(frozen=True)
 class Diffusion:
-    """What a model was trained for: the schedule of its noise, what it predicts, how unknown pixels are hidden."""
+    """What a model was trained for: the schedule of its noise, what it predicts, how unknown pixels are hidden.
+
+    Raises ValueError for a prediction that does not fit the schedule.
+    """
 
     schedule: Schedule
     prediction: str
     unknown: str
+
+    def __post_init__(self):
+        check_prediction(self.prediction, self.schedule)
+
+
+def make_diffusion(section: Mapping[str, Any]) -> Diffusion:
+    """The Diffusion of a section `diffusion`, of a config or of a pipeline.json.
+
+    Raises KeyError for a missing field, ValueError for an unknown schedule or a prediction that does not fit it.
+    """
+    schedule = make_schedule(
+        section["schedule"], zero_terminal_snr=section["zero_terminal_snr"], shift=section["shift"]
+    )
+    return Diffusion(schedule, section["prediction"], section["unknown"])
+
+
+def make_solver_of(diffusion: Diffusion, settings: SampleSettings) -> Solver:
+    """The solver that settings name, over the schedule that a model was trained for."""
+    return make_solver(settings.solver, diffusion.schedule, settings.steps, settings.strength)
+
+
+def make_sampler_of(network: nn.Module, diffusion: Diffusion, settings: SampleSettings) -> Callable[..., Latents]:
+    """The sampler of a trained network as its settings have it; see `sampler.make_sampler`."""
+    return make_sampler(
+        network,
+        diffusion.schedule,
+        make_solver_of(diffusion, settings),
+        prediction=diffusion.prediction,
+        guidance=Guidance(settings.guidance_local, settings.guidance_global, tuple(settings.guidance_interval)),
+        clip=settings.clip,
+    )
 
 
 def load_kind(folder: Path, kind: str) -> tuple[nn.Module, Variables]:
@@ -70,15 +110,13 @@ def load_kind(folder: Path, kind: str) -> tuple[nn.Module, Variables]:
 
 
 def load_pipeline(folder: Path, *names: str) -> tuple[Any, ...]:
-    """What a model folder's pipeline.json says: its Diffusion, then the values of the names.
+    """The Diffusion of a model folder's pipeline.json, then the values of the names.
 
-    Raises ValueError where there is none, or where it does not say something.
+    Raises ValueError where there is none, where a field is missing, or where schedule and prediction do not fit.
     """
     stored = load_settings(folder)
     try:
-        said = stored["diffusion"]
-        schedule = make_schedule(said["schedule"], zero_terminal_snr=said["zero_terminal_snr"], shift=said["shift"])
-        return Diffusion(schedule, said["prediction"], said["unknown"]), *(stored[name] for name in names)
+        return make_diffusion(stored["diffusion"]), *(stored[name] for name in names)
     except KeyError as error:
         raise ValueError(f"{folder / 'pipeline.json'} does not say {error}") from None
 
@@ -86,7 +124,7 @@ def load_pipeline(folder: Path, *names: str) -> tuple[Any, ...]:
 class Denoiser:
     """A network on all devices of a mesh, and its sampler.
 
-    multiple: of cells that both sides of its latents are. noise_scale: of the settings.
+    multiple: of cells that both sides of its latents are.
     Raises ValueError for settings that do not fit, or a dtype that is neither float32 nor bfloat16.
     """
 
@@ -101,18 +139,12 @@ class Denoiser:
     ):
         network = computing_in(dtype, network)
         self.multiple = 2 ** (len(network.block_out_channels) - 1)
-        self.noise_scale = settings.noise_scale
+        self._noise_scale = settings.noise_scale
+        self._fresh = settings.steps if make_solver_of(diffusion, settings).noise is not None else 0
         self._variables = jax.device_put(variables, replicated(mesh))
         self._hide = jax.jit(partial(hide, unknown=diffusion.unknown))
         self._encode_context = jax.jit(partial(network.apply, method="encode_context"))
-        self._sample = make_sampler(
-            network,
-            diffusion.schedule,
-            make_solver(settings.solver, diffusion.schedule, settings.steps, settings.strength),
-            prediction=diffusion.prediction,
-            guidance=Guidance(settings.guidance_local, settings.guidance_global, tuple(settings.guidance_interval)),
-            clip=settings.clip,
-        )
+        self._sample = make_sampler_of(network, diffusion, settings)
 
     def hide(self, frames: jax.Array, mask: jax.Array) -> jax.Array:
         """Frames [T, H, W, 3] in [-1, 1] without their unknown pixels, as the network was trained to see them."""
@@ -122,6 +154,19 @@ class Denoiser:
         """What its attention asks of a whole video, as the network's method of that name takes it."""
         return self._encode_context(self._variables, *conditions)
 
-    def sample(self, guess: Latents, noise: Latents, conditions: Conditions) -> Latents:
-        """Latents [W, T, h, w, C] of W windows, from a guess and noise of that shape."""
-        return self._sample(self._variables, guess, noise, conditions)
+    def draw(self, rng: jax.Array, shape: tuple[int, ...], stride: int, frames: tuple[int, ...]) -> dict[str, Any]:
+        """The noise of a window, for `sample`: where sampling starts [T, *shape] and, of a stochastic solver, that of
+        its S steps [S, T, *shape]."""
+        noise = {"noise": np.float32(self._noise_scale) * window_noise(rng, shape, stride, frames)}
+        if self._fresh:
+            keys = [jax.random.fold_in(rng, _FRESH + step) for step in range(self._fresh)]
+            noise["step_noise"] = np.stack([window_noise(key, shape, stride, frames) for key in keys])
+        return noise
+
+    def sample(
+        self, conditions: Conditions, guess: Latents, noise: Latents, step_noise: Latents | None = None
+    ) -> Latents:
+        """Latents [W, T, h, w, C] of W windows, from a guess and noise of that shape, and [W, S, T, h, w, C]."""
+        if step_noise is not None:
+            step_noise = step_noise.swapaxes(0, 1)
+        return self._sample(self._variables, guess, noise, conditions, step_noise)

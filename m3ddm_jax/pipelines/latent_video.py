@@ -27,7 +27,7 @@ from m3ddm_jax.pipelines.denoiser import Denoiser, SampleSettings
 from m3ddm_jax.pipelines.hierarchy import Level, Window, plan_batches
 from m3ddm_jax.pipelines.latent_spool import LatentSpool
 from m3ddm_jax.pipelines.options import computing_in
-from m3ddm_jax.pipelines.sampler import Conditions, window_noise
+from m3ddm_jax.pipelines.sampler import Conditions
 from m3ddm_jax.pipelines.work_canvas import SquareCanvas, WorkCanvas
 from m3ddm_jax.types import FramesTHWC, Variables
 from m3ddm_jax.video import FrameSource
@@ -158,7 +158,7 @@ class LatentVideo:
             null_context=null_context,
             black=self._devices.share(self._black),
         )
-        latents = np.asarray(denoiser.sample(inputs["guess"], inputs["noise"], conditions))
+        latents = np.asarray(denoiser.sample(conditions, inputs["guess"], **inputs["noise"]))
         for window, window_latents in zip(windows, latents, strict=False):
             for frame, writes, frame_latents in zip(window.frames, window.writes, window_latents, strict=True):
                 if writes:
@@ -181,10 +181,8 @@ class LatentVideo:
                 if not choices.in_sequence:
                     guess_latents[i] = masked_latents[i]
         fps = self._source.fps / window.stride
-        if choices.noise == "shared":
-            noise = window_noise(rng, guess_latents.shape[1:], 0, tuple(range(len(frames))))
-        else:
-            noise = window_noise(rng, guess_latents.shape[1:], window.stride, window.frames)
+        shared = choices.noise == "shared"
+        drawn_for = (0, tuple(range(len(frames)))) if shared else (window.stride, window.frames)
         return {
             "conditions": {
                 "mask": latent_mask,
@@ -193,7 +191,7 @@ class LatentVideo:
                 "fps": np.float32(np.floor(fps) if choices.in_sequence else fps),
             },
             "guess": guess_latents,
-            "noise": np.float32(denoiser.noise_scale) * noise,
+            "noise": denoiser.draw(rng, guess_latents.shape[1:], *drawn_for),
         }
 
     def _known(self, indices: Sequence[int]) -> tuple[FramesTHWC, np.ndarray]:

@@ -19,7 +19,7 @@ from m3ddm_jax.losses.outpainting import OutpaintingWeights
 from m3ddm_jax.models import registry
 from m3ddm_jax.parallel.mesh import replicated
 from m3ddm_jax.recipes import base
-from m3ddm_jax.recipes.diffusion import DiffusionRecipe, build_schedule
+from m3ddm_jax.recipes.diffusion import DiffusionRecipe
 from m3ddm_jax.training.encoding import codec_identity, to_unit_range
 from m3ddm_jax.training.gan_state import GanState, Optimizers, create_gan_state
 from m3ddm_jax.training.gan_step import AdversarialSettings, composite, make_gan_step
@@ -100,12 +100,9 @@ class Diffuser:
         self.model, self.frozen, self.fixed = self._recipe.model, self._recipe.frozen, self._recipe.fixed
         self.complete, self.export = self._recipe.complete, self._recipe.export
         self.make_generator = diffusion_generator(
-            self.model,
+            self._recipe.loss,
             self._recipe.encoders.autoencoder,
-            build_schedule(config.diffusion),
-            prediction=config.diffusion.prediction,
-            min_snr_gamma=config.diffusion.min_snr_gamma or None,
-            known_weight=config.diffusion.known_weight,
+            self._recipe.schedule.num_timesteps,
             unknown=config.diffusion.unknown,
             drop_global=config.train.drop_global,
             max_timestep=config.adversarial.max_timestep,

@@ -19,15 +19,15 @@ from ml_collections import ConfigDict
 
 from configs import common
 from data.latents import LatentFolder, latent_folders, make_latent_batches
-from m3ddm_jax.diffusion.guidance import Guidance
-from m3ddm_jax.diffusion.schedule import Schedule, make_schedule
-from m3ddm_jax.diffusion.solvers import make_solver
+from m3ddm_jax.flow.region_fill import hide
 from m3ddm_jax.models import registry
 from m3ddm_jax.models.globalpaint import GlobalPaintUNet
 from m3ddm_jax.models.openclip import OpenCLIPVision
 from m3ddm_jax.parallel.constrain import WIDE, is_wide
+from m3ddm_jax.pipelines import globalpaint, m3ddm
+from m3ddm_jax.pipelines.denoiser import SampleSettings, make_diffusion, make_sampler_of, make_solver_of
 from m3ddm_jax.pipelines.globalpaint import INTERPOLATION, KEY_FRAMES
-from m3ddm_jax.pipelines.sampler import Conditions, make_sampler
+from m3ddm_jax.pipelines.sampler import Conditions
 from m3ddm_jax.recipes import base
 from m3ddm_jax.training.checkpoint import check_fit
 from m3ddm_jax.training.diffusion_step import (
@@ -36,19 +36,22 @@ from m3ddm_jax.training.diffusion_step import (
     make_diffusion_loss,
     make_diffusion_step,
 )
+from m3ddm_jax.training.encoding import Conditions as SeenConditions
 from m3ddm_jax.training.encoding import (
     Encoders,
     LatentBatch,
     codec_identity,
     decode_latents,
     encode_batch,
+    encode_frames,
     make_conditions,
     null_guide,
+    to_unit_range,
 )
 from m3ddm_jax.training.optim import make_optimizer, scaled_to_batch, staged_rate
 from m3ddm_jax.training.state import TrainState, abstract_state, init_state, load_state, shardings_of
 from m3ddm_jax.training.validation import Completion, losses_by_timestep
-from m3ddm_jax.types import Variables, VideoBatch
+from m3ddm_jax.types import Latents, Variables, VideoBatch
 from m3ddm_jax.weights import load_model
 
 # What a checkpoint may not differ in: the task that the network has learnt.
@@ -56,6 +59,8 @@ _TASK = ("schedule", "zero_terminal_snr", "shift", "prediction", "unknown")
 
 CONFIGS: dict[str, Callable[[], ConfigDict]] = {"globalpaint": common.globalpaint, "m3ddm": common.base}
 """Kind of a model that this recipe trains -> a config with all sections and fields that it reads then."""
+SETTINGS: dict[str, type[SampleSettings]] = {"globalpaint": globalpaint.Settings, "m3ddm": m3ddm.Settings}
+"""Kind of a model -> the settings that its section `sample` holds."""
 BUILT = ("model", "autoencoder", "image_encoder")
 """The sections that describe a network."""
 
@@ -102,18 +107,19 @@ class DiffusionRecipe:
             **self._stage,
         }
         self._init = functools.partial(registry.init, self.model)
-        self._schedule = schedule = build_schedule(config.diffusion)
-        self._loss = make_diffusion_loss(
+        diffusion = make_diffusion(config.diffusion)
+        self.schedule = diffusion.schedule
+        self.loss = make_diffusion_loss(
             self.model,
-            schedule,
-            prediction=config.diffusion.prediction,
+            diffusion.schedule,
+            prediction=diffusion.prediction,
             min_snr_gamma=config.diffusion.min_snr_gamma or None,
             known_weight=config.diffusion.known_weight,
         )
         self.step = make_diffusion_step(
-            self._loss,
+            self.loss,
             self.encoders,
-            schedule.num_timesteps,
+            diffusion.schedule.num_timesteps,
             self.optimizer,
             unknown=config.diffusion.unknown,
             drop_local=train.drop_local,
@@ -122,15 +128,10 @@ class DiffusionRecipe:
             ema_decay=train.ema_decay,
             spike_patience=train.spike_patience,
         )
-        settings = config.sample
-        self._sample = make_sampler(
-            self.model,
-            schedule,
-            make_solver(settings.solver, schedule, settings.steps),
-            prediction=config.diffusion.prediction,
-            guidance=Guidance(settings.guidance_local, settings.guidance_global, tuple(settings.guidance_interval)),
-            clip=settings.clip,
-        )
+        # What ships: the exported folder outpaints with these settings.
+        self._settings = SETTINGS[kind].make(config.sample.to_dict())
+        self._stochastic = make_solver_of(diffusion, self._settings).noise is not None
+        self._sample = make_sampler_of(self.model, diffusion, self._settings)
 
     def dataset(self, seed: int) -> grain.IterDataset:
         """This process's part of every batch: of latents, or of pixels. Raises ValueError where folders of latents were
@@ -190,9 +191,11 @@ class DiffusionRecipe:
             null_context=encode_context(**null_guide(seen.guide)),
             black=encoded["black_mean"][0, 0],
         )
-        noise = jax.random.normal(jax.random.key(0), seen.latents.shape)
-        latents = self._sample(variables, jnp.zeros_like(noise), noise, conditions)
-        codec = self.encoders.autoencoder
+        codec, shape = self.encoders.autoencoder, seen.latents.shape
+        noise = self._settings.noise_scale * jax.random.normal(jax.random.key(0), shape)
+        fresh = (self._settings.steps, *shape)
+        step_noise = jax.random.normal(jax.random.key(1), fresh) if self._stochastic else None
+        latents = self._sample(variables, self._guess(batch, seen, frozen), noise, conditions, step_noise)
         made = base.to_uint8(decode_latents(codec, frozen["autoencoder"], latents))
         if "video" in batch:
             video, unknown = batch["video"], batch["mask"] > 0
@@ -200,8 +203,16 @@ class DiffusionRecipe:
             cell = {"p": codec.downscale, "q": codec.downscale}
             video = base.to_uint8(decode_latents(codec, frozen["autoencoder"], seen.latents))
             unknown = repeat(seen.mask > 0, "b t h w c -> b t (h p) (w q) c", **cell)
-        losses = losses_by_timestep(self._loss, state, seen, self._schedule.num_timesteps)
+        losses = losses_by_timestep(self.loss, state, seen, self.schedule.num_timesteps)
         return Completion(jnp.where(unknown, made, video), video, unknown, losses)
+
+    def _guess(self, batch: VideoBatch | LatentBatch, seen: SeenConditions, frozen: Variables) -> Latents:
+        """Where sampling starts: the known pixels, continued smoothly; of latents what the network sees of them."""
+        if "video" not in batch or self._config.diffusion.unknown == "filled":
+            return seen.masked_latents
+        filled = hide(to_unit_range(batch["video"]), batch["mask"], "filled")
+        mean, _ = encode_frames(self.encoders.autoencoder, frozen["autoencoder"], filled)
+        return mean
 
     def export(self, folder: str | os.PathLike, state: TrainState) -> None:
         """Write the averaged weights as a model folder that outpaints as the config's sample section says."""
@@ -249,11 +260,6 @@ def build_image_encoder(section: ConfigDict, dtype: jnp.dtype) -> tuple[OpenCLIP
         kind, _ = registry.describe(encoder)
         raise ValueError(f"the image encoder is a model of kind {kind!r}: openclip is accepted")
     return encoder.clone(dtype=dtype), variables
-
-
-def build_schedule(section: ConfigDict) -> Schedule:
-    """The noise schedule."""
-    return make_schedule(section.schedule, zero_terminal_snr=section.zero_terminal_snr, shift=section.shift)
 
 
 def check_stage(stage: str) -> str:

@@ -13,7 +13,7 @@ import optax
 from einops import rearrange
 
 from m3ddm_jax.diffusion.schedule import Schedule
-from m3ddm_jax.diffusion.targets import PREDICTIONS, add_noise, make_target, min_snr_weight
+from m3ddm_jax.diffusion.targets import add_noise, check_prediction, convert, make_target, min_snr_weight
 from m3ddm_jax.losses.diffusion import diffusion_loss
 from m3ddm_jax.parallel.constrain import constrain
 from m3ddm_jax.parallel.mesh import BATCH_AXES
@@ -23,8 +23,9 @@ from m3ddm_jax.training.optim import spike_metrics, unless_skipped
 from m3ddm_jax.training.state import TrainState
 from m3ddm_jax.types import Latents, Variables, VideoBatch
 
-Loss = Callable[[Variables, Conditions, jax.Array, jax.Array], jax.Array]
-"""(a network's variables, what it sees of clips, timestep [B], noise [B, T, h, w, C]) -> float32 scalar."""
+Loss = Callable[[Variables, Conditions, jax.Array, jax.Array], tuple[jax.Array, Latents]]
+"""(variables of a network, its inputs, timestep [B], noise [B, T, h, w, C]) -> (loss, a float32 scalar; the clean
+latents [B, T, h, w, C] that it predicts)."""
 
 
 @flax.struct.dataclass
@@ -42,33 +43,36 @@ class Draws:
 def make_diffusion_loss(
     model: nn.Module, schedule: Schedule, *, prediction: str, min_snr_gamma: float | None, known_weight: float
 ) -> Loss:
-    """How far a network's predictions are off, as a mean over clips.
+    """The denoising loss of a network, a mean over clips.
 
     prediction: what it predicts, and the space of the loss. min_snr_gamma: None weighs all timesteps alike.
-    known_weight: weight of the error where the latents are known, 1 being the paper's. Raises ValueError for another
-    prediction.
+    known_weight: weight of the error where the latents are known, 1 being the paper's. Raises ValueError for a
+    prediction that does not fit the schedule.
     """
-    if prediction not in PREDICTIONS:
-        raise ValueError(f"prediction {prediction!r} is unknown: one of {', '.join(PREDICTIONS)} is accepted")
+    check_prediction(prediction, schedule)
+    levels = np.stack([schedule.signal, schedule.sigma]).astype(np.float32)
 
-    def loss(variables: Variables, inputs: Conditions, timestep: jax.Array, noise: jax.Array) -> jax.Array:
-        alpha_cumprod = rearrange(jnp.asarray(schedule.alphas_cumprod)[timestep], "b -> b 1 1 1 1")
+    def loss(
+        variables: Variables, inputs: Conditions, timestep: jax.Array, noise: jax.Array
+    ) -> tuple[jax.Array, Latents]:
+        level = rearrange(jnp.asarray(levels)[:, timestep], "level b -> level b 1 1 1 1")
         latents = inputs.latents
+        noisy = add_noise(latents, noise, *level)
         output = model.apply(
             variables,
-            add_noise(latents, noise, alpha_cumprod),
+            noisy,
             inputs.mask,
             inputs.masked_latents,
             timestep=timestep,
             fps=inputs.fps,
             **inputs.guide,
         )
-        target = make_target(prediction, latents, noise, alpha_cumprod)
-        weight = jnp.ones_like(alpha_cumprod)
+        target = make_target(prediction, latents, noise, *level)
+        weight = jnp.where(inputs.mask > 0, 1.0, known_weight)
         if min_snr_gamma is not None:
-            weight = min_snr_weight(prediction, alpha_cumprod, min_snr_gamma)
-        weight = weight * jnp.where(inputs.mask > 0, 1.0, known_weight)
-        return diffusion_loss(output, target, weight)
+            weight = weight * min_snr_weight(prediction, *level, min_snr_gamma)
+        clean = convert(prediction, "x0", output.astype(jnp.float32), noisy, *level)
+        return diffusion_loss(output, target, weight), clean
 
     return loss
 
@@ -127,7 +131,8 @@ def make_diffusion_step(
 
         def loss_of(params: Any) -> jax.Array:
             variables = {"params": params, "batch_stats": state.batch_stats}
-            return loss(variables, inputs, draws.timestep, draws.noise)
+            value, _ = loss(variables, inputs, draws.timestep, draws.noise)
+            return value
 
         return jax.value_and_grad(loss_of)(state.params)
 

@@ -49,7 +49,8 @@ def losses_by_timestep(loss: Loss, state: TrainState, inputs: Conditions, num_ti
     def measure(case: tuple[jax.Array, jax.Array]) -> jax.Array:
         averaged, timestep = case
         params = jax.tree.map(lambda raw, ema: jnp.where(averaged, ema, raw), state.params, state.ema_params)
-        return loss({"params": params, "batch_stats": state.batch_stats}, inputs, timestep, noise)
+        value, _ = loss({"params": params, "batch_stats": state.batch_stats}, inputs, timestep, noise)
+        return value
 
     # One after the other: the network is compiled once, and the activations of one pass are held.
     found = jax.lax.map(measure, (np.repeat([False, True], _BINS), np.tile(timesteps, (2, 1))))

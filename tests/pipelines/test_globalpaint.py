@@ -136,9 +136,9 @@ def test_key_frames_are_known_in_their_latents_and_text_is_shared(hierarchical, 
     denoiser, seen = hierarchical._stages[1].denoiser, []
     sample = denoiser.sample
 
-    def record(guess, noise, conditions):
+    def record(conditions, guess, **noise):
         seen.append((guess, conditions))
-        return sample(guess, noise, conditions)
+        return sample(conditions, guess, **noise)
 
     monkeypatch.setattr(denoiser, "sample", record)
     run(hierarchical, two_shots())

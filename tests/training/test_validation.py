@@ -74,9 +74,9 @@ def test_losses_are_of_both_weights_by_bins_of_timesteps():
     latents = jnp.zeros((5, 2, 3, 3, 4))
     inputs = Conditions(latents, latents[..., :1], latents, jnp.ones(5), {})
     seen = {
-        "weighted": lambda variables, _, timestep, noise: variables["params"]["w"] * timestep.mean(),
-        "spread": lambda variables, _, timestep, noise: jnp.ptp(timestep).astype(float),
-        "noise": lambda variables, _, timestep, noise: jnp.square(noise).mean(),
+        "weighted": lambda variables, _, timestep, noise: (variables["params"]["w"] * timestep.mean(), None),
+        "spread": lambda variables, _, timestep, noise: (jnp.ptp(timestep).astype(float), None),
+        "noise": lambda variables, _, timestep, noise: (jnp.square(noise).mean(), None),
     }
     measure = jax.jit(lambda: {name: losses_by_timestep(loss, state, inputs, 1000) for name, loss in seen.items()})
     found = jax.tree.map(float, measure())
