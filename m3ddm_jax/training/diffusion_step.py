@@ -17,10 +17,9 @@ from m3ddm_jax.diffusion.targets import add_noise, check_prediction, convert, ma
 from m3ddm_jax.losses.diffusion import diffusion_loss
 from m3ddm_jax.parallel.constrain import constrain
 from m3ddm_jax.parallel.mesh import BATCH_AXES
-from m3ddm_jax.training.ema import update_ema
 from m3ddm_jax.training.encoding import SAMPLED, Conditions, Encoders, LatentBatch, encode_batch, make_conditions
-from m3ddm_jax.training.optim import spike_metrics, unless_skipped
 from m3ddm_jax.training.state import TrainState
+from m3ddm_jax.training.update import apply_update
 from m3ddm_jax.types import Latents, Variables, VideoBatch
 
 Loss = Callable[[Variables, Conditions, jax.Array, jax.Array], tuple[jax.Array, Latents]]
@@ -97,9 +96,9 @@ def make_diffusion_step(
 
     unknown: what stands in for unknown pixels (flow.region_fill.hide). drop_local, drop_global: probabilities of the
     null conditions. accumulate: micro-batches a batch is worked off in; all chance is drawn for the whole batch before,
-    so it changes rounding alone. spike_patience: updates in a row that the optimizer may skip (optim.skip_spikes).
-    Metrics, float32: loss; grad_norm, and grad_norm/PART of each part at the top of the parameters, before clipping;
-    of an optimizer that skips updates, skipped, 1 where it has, and stuck, 1 where it has too often.
+    so it changes rounding alone. ema_decay, spike_patience: of `training.update.apply_update`.
+    Metrics, float32: loss; grad_norm/PART of each part at the top of the parameters, before clipping; those of
+    `training.update.apply_update`.
     Raises ValueError for numbers that mean nothing.
     """
     for name, probability in {"drop_local": drop_local, "drop_global": drop_global}.items():
@@ -145,14 +144,9 @@ def make_diffusion_step(
             mean_loss, grads = _mean_over_micro_batches(
                 lambda micro: loss_and_grad(state, *micro, frozen), (batch, draws), accumulate, state.params
             )
-        metrics = {"loss": mean_loss, "grad_norm": optax.tree.norm(grads)}
-        metrics |= {f"grad_norm/{name}": optax.tree.norm(part) for name, part in grads.items()}
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema_params = update_ema(state.ema_params, params, state.step, ema_decay)
-        ema_params = unless_skipped(opt_state, ema_params, state.ema_params)
-        metrics |= spike_metrics(spike_patience, opt_state)
-        return state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema_params=ema_params), metrics
+        parts = {f"grad_norm/{name}": optax.tree.norm(part) for name, part in grads.items()}
+        state, metrics = apply_update(state, grads, optimizer, spike_patience=spike_patience, ema_decay=ema_decay)
+        return state.replace(step=state.step + 1), {"loss": mean_loss, **metrics, **parts}
 
     return train_step
 

@@ -110,22 +110,6 @@ def skipped_in_a_row(opt_state: Any) -> jax.Array | None:
     return opt_state.in_a_row if isinstance(opt_state, SpikeState) else None
 
 
-def unless_skipped(opt_state: Any, new: Any, old: Any) -> Any:
-    """The new tree, or where the optimizer has skipped its last update the old one."""
-    in_a_row = skipped_in_a_row(opt_state)
-    return new if in_a_row is None else jax.tree.map(lambda new, old: jnp.where(in_a_row > 0, old, new), new, old)
-
-
-def spike_metrics(patience: int, *opt_states: Any) -> dict[str, jax.Array]:
-    """Of optimizers that skip updates: skipped, float32, 1 where one of them has skipped its last, and stuck, 1 where
-    one has skipped as many in a row as `patience` says; empty where they skip none."""
-    found = [in_a_row for state in opt_states if (in_a_row := skipped_in_a_row(state)) is not None]
-    if not found:
-        return {}
-    most = jnp.stack(found).max()
-    return {"skipped": (most > 0).astype(jnp.float32), "stuck": (most >= patience).astype(jnp.float32)}
-
-
 def staged_rate(pretrained_rate: float, frozen_steps: int) -> Rate:
     """The rates of GlobalPaint's parameters, new ones among those of an image network.
 
