@@ -19,6 +19,8 @@ from m3ddm_jax.models.remat import REMAT
 from m3ddm_jax.parallel.constrain import is_wide
 from m3ddm_jax.parallel.mesh import AXES, batch_shards, check_batch_size, make_mesh
 from m3ddm_jax.parallel.rules import partition_spec
+from m3ddm_jax.recipes.base import build_model
+from m3ddm_jax.types import Denoiser
 
 # Bytes a second that a device exchanges with others, and with its host. Source: the makers' data sheets, all links of a
 # TPU together; of the host a PCIe link that devices share.
@@ -124,7 +126,10 @@ def _meshes(
 
 
 def _takes_context(config: ConfigDict, context: int) -> bool:
-    return context == 1 or (config.model.kind == "m3ddm" and config.data.num_frames % context == 0)
+    if context == 1:
+        return True
+    model = build_model(config.model)
+    return isinstance(model, Denoiser) and model.mesh_limits(config.data.num_frames)["context"] % context == 0
 
 
 def _alone(config: ConfigDict, devices: Sequence[jax.Device]) -> Program:

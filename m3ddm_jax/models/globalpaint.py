@@ -20,7 +20,16 @@ from m3ddm_jax.models.est import EnhancedSpaceTime, TemporalResidual
 from m3ddm_jax.models.global_tokens import Evidence, GlobalTokens
 from m3ddm_jax.models.layers import Dense, Dtype, EmbeddingMLP, FrameConv, GroupNorm, per_frame, sinusoidal_embedding
 from m3ddm_jax.models.remat import rematerialised
-from m3ddm_jax.models.stages import Conditions, Context, check_sides, make_blocks, walk
+from m3ddm_jax.models.stages import (
+    Conditions,
+    Context,
+    attentions_of,
+    check_sides,
+    make_blocks,
+    size_multiple,
+    tensor_limit,
+    walk,
+)
 
 _TIMESTEP_PERIOD = 10_000.0
 _FPS_PERIOD = 30.0
@@ -160,6 +169,24 @@ class GlobalPaintUNet(nn.Module):
     extractor_depths: Sequence[int] = (2, 4)
     dtype: Dtype = jnp.float32
     remat: str | bool = "none"
+
+    @property
+    def size_multiple(self) -> int:
+        """Of latent cells, what both sides are multiples of."""
+        return size_multiple(len(self.block_out_channels))
+
+    @property
+    def global_condition(self) -> str | None:
+        """What it is given of the whole video."""
+        return "patches" if self.global_guidance else None
+
+    @nn.nowrap
+    def mesh_limits(self, num_frames: int) -> dict[str, int]:
+        """As `types.Denoiser.mesh_limits`; frames are not split."""
+        attentions = attentions_of(self.block_out_channels, self.attention_levels, self.num_heads)
+        if self.global_guidance:
+            attentions.append((self.extractor_width, self.extractor_heads))
+        return {"context": 1, "tensor": tensor_limit(self.block_out_channels, attentions)}
 
     def setup(self):
         width = self.block_out_channels[0]

@@ -38,7 +38,7 @@ class _Entry:
 
 
 def _unet_example(module: M3DDMUNet) -> tuple[tuple, dict]:
-    side = 2 ** (len(module.block_out_channels) - 1)
+    side = module.size_multiple
     latents = jnp.zeros((1, 1, side, side, module.latent_channels))
     global_latents = jnp.zeros((1, 1, 6, 6, module.latent_channels))
     mask = jnp.zeros((1, 1, side, side, 1))
@@ -46,7 +46,7 @@ def _unet_example(module: M3DDMUNet) -> tuple[tuple, dict]:
 
 
 def _globalpaint_example(module: GlobalPaintUNet) -> tuple[tuple, dict]:
-    side = 2 ** (len(module.block_out_channels) - 1)
+    side = module.size_multiple
     latents = jnp.zeros((1, 1, side, side, module.latent_channels))
     conditions = {"timestep": 0, "fps": 1.0}
     if module.global_guidance:
@@ -60,7 +60,7 @@ def _openclip_example(module: OpenCLIPVision) -> tuple[tuple, dict]:
 
 
 def _codec_example(module: PatchCodec | AutoencoderKL) -> tuple[tuple, dict]:
-    return (jnp.zeros((1, module.downscale, module.downscale, 3)),), {}
+    return (jnp.zeros((1, module.spatial_factor, module.spatial_factor, 3)),), {}
 
 
 def _e2fgvi_example(module: E2FGVI) -> tuple[tuple, dict]:
@@ -134,6 +134,11 @@ def build(kind: str, **hyper) -> nn.Module:
     if unknown:
         raise ValueError(f"model {kind!r} has no {', '.join(unknown)}: it takes {', '.join(_fields(module))}")
     return module(**{name: tuple(value) if isinstance(value, list) else value for name, value in hyper.items()})
+
+
+def kinds(protocol: type) -> tuple[str, ...]:
+    """The kinds whose modules follow a protocol of m3ddm_jax.types."""
+    return tuple(sorted(kind for kind, entry in _KINDS.items() if isinstance(entry.module(), protocol)))
 
 
 def describe(module: nn.Module) -> tuple[str, dict[str, Any]]:

@@ -124,7 +124,7 @@ class Adapter:
         frames = [source[span.start : span.stop] for span in _spans(shot, len(tasks))]
         folder = self._cache and self._cache / self._name(frames, canvas)
         if folder and folder.is_dir():
-            network, variables = load_model(folder)
+            network, variables = load_model(folder, kind="residual_unet")
             return Correction(network, variables, load_settings(folder)["share"], canvas)
         examples = self._examples(frames, tasks, canvas)
         variables = self._learn(examples)

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -16,12 +15,11 @@ from m3ddm_jax.diffusion.schedule import Schedule, make_schedule
 from m3ddm_jax.diffusion.solvers import Solver, make_solver
 from m3ddm_jax.diffusion.targets import check_prediction
 from m3ddm_jax.flow.region_fill import hide
-from m3ddm_jax.models import registry
 from m3ddm_jax.parallel.mesh import replicated
 from m3ddm_jax.pipelines.options import CheckedSettings, computing_in
 from m3ddm_jax.pipelines.sampler import Conditions, make_sampler, window_noise
-from m3ddm_jax.types import Latents, Variables
-from m3ddm_jax.weights import load_model, load_settings
+from m3ddm_jax.types import Denoiser, Latents, Variables
+from m3ddm_jax.weights import load_settings
 
 _FRESH = 2**31
 """Keys of the noise that is drawn within steps start here: no stride is as large."""
@@ -88,7 +86,7 @@ def make_solver_of(diffusion: Diffusion, settings: SampleSettings) -> Solver:
     return make_solver(settings.solver, diffusion.schedule, settings.steps, settings.strength)
 
 
-def make_sampler_of(network: nn.Module, diffusion: Diffusion, settings: SampleSettings) -> Callable[..., Latents]:
+def make_sampler_of(network: Denoiser, diffusion: Diffusion, settings: SampleSettings) -> Callable[..., Latents]:
     """The sampler of a trained network as its settings have it; see `sampler.make_sampler`."""
     return make_sampler(
         network,
@@ -98,15 +96,6 @@ def make_sampler_of(network: nn.Module, diffusion: Diffusion, settings: SampleSe
         guidance=Guidance(settings.guidance_local, settings.guidance_global, tuple(settings.guidance_interval)),
         clip=settings.clip,
     )
-
-
-def load_kind(folder: Path, kind: str) -> tuple[nn.Module, Variables]:
-    """(module, variables) of a model folder of that kind; raises ValueError for another, else as load_model."""
-    module, variables = load_model(folder)
-    found, _ = registry.describe(module)
-    if found != kind:
-        raise ValueError(f"{folder} holds a model of kind {found}: one of kind {kind} is needed")
-    return module, variables
 
 
 def load_pipeline(folder: Path, *names: str) -> tuple[Any, ...]:
@@ -121,16 +110,16 @@ def load_pipeline(folder: Path, *names: str) -> tuple[Any, ...]:
         raise ValueError(f"{folder / 'pipeline.json'} does not say {error}") from None
 
 
-class Denoiser:
-    """A network on all devices of a mesh, and its sampler.
+class WindowSampler:
+    """A denoiser on all devices of a mesh, and its sampler.
 
-    multiple: of cells that both sides of its latents are.
+    size_multiple: of latent cells, what both sides of its windows are multiples of.
     Raises ValueError for settings that do not fit, or a dtype that is neither float32 nor bfloat16.
     """
 
     def __init__(
         self,
-        network: nn.Module,
+        network: Denoiser,
         variables: Variables,
         diffusion: Diffusion,
         settings: SampleSettings,
@@ -138,7 +127,7 @@ class Denoiser:
         dtype: str,
     ):
         network = computing_in(dtype, network)
-        self.multiple = 2 ** (len(network.block_out_channels) - 1)
+        self.size_multiple = network.size_multiple
         self._noise_scale = settings.noise_scale
         self._fresh = settings.steps if make_solver_of(diffusion, settings).noise is not None else 0
         self._variables = jax.device_put(variables, replicated(mesh))

@@ -22,16 +22,16 @@ from m3ddm_jax.models.globalpaint import TextAndVideo
 from m3ddm_jax.models.observed_crop import crop_observed
 from m3ddm_jax.models.stages import Context
 from m3ddm_jax.pipelines.carried_pixels import CarriedPixels
-from m3ddm_jax.pipelines.denoiser import Denoiser, SampleSettings, load_kind, load_pipeline
+from m3ddm_jax.pipelines.denoiser import SampleSettings, WindowSampler, load_pipeline
 from m3ddm_jax.pipelines.hierarchy import Window
 from m3ddm_jax.pipelines.key_frames import plan_key_frames, plan_sequence
-from m3ddm_jax.pipelines.latent_video import Codec, Devices, LatentVideo, to_unit_range
+from m3ddm_jax.pipelines.latent_video import Devices, FrozenCodec, LatentVideo, to_unit_range
 from m3ddm_jax.pipelines.options import computing_in
 from m3ddm_jax.pipelines.shots import source_cuts
 from m3ddm_jax.pipelines.work_canvas import WorkCanvas
 from m3ddm_jax.types import FramesTHWC
 from m3ddm_jax.video import FrameSource
-from m3ddm_jax.weights import load_autoencoder, load_image_encoder, resolve
+from m3ddm_jax.weights import load_autoencoder, load_image_encoder, load_model, resolve
 
 KEY_FRAMES, INTERPOLATION = "key_frames", "interpolation"
 """What a model is for: the `stage` of its pipeline.json."""
@@ -80,12 +80,12 @@ class GlobalPaint:
         self.models = {option: (stage.folder, stage.settings) for option, stage in stages.items()}
         self._stages = list(stages.values())
         _check_same_autoencoder(self._stages)
-        self._codec = Codec(*self._stages[0].autoencoder, self._devices, dtype)
+        self._codec = FrozenCodec(*self._stages[0].autoencoder, self._devices, dtype)
 
     def __call__(self, source: FrameSource, canvas: Canvas, rng: jax.Array) -> Iterator[FramesTHWC]:
         """Yields canvas frames, uint8 [n, H, W, 3], in time order; the caller pastes the source's own pixels."""
         settings = self._stages[0].settings
-        multiple = self._codec.downscale * max(stage.denoiser.multiple for stage in self._stages)
+        multiple = self._codec.spatial_factor * max(stage.denoiser.size_multiple for stage in self._stages)
         work = WorkCanvas(canvas, settings.lines, multiple)
         cuts = source_cuts(source)
         plan = plan_sequence if len(self._stages) == 1 else plan_key_frames
@@ -113,7 +113,7 @@ class _Stage:
         dtype: str,
     ):
         self.folder = resolve(model)
-        network, variables = load_kind(self.folder, "globalpaint")
+        network, variables = load_model(self.folder, kind="globalpaint")
         diffusion, own, found = load_pipeline(self.folder, "sample", "stage")
         if found != stage:
             is_ = _A_MODEL.get(found, f"a {found!r}")
@@ -130,7 +130,7 @@ class _Stage:
             single = {**single, "guidance_global": 1.0}
         self.settings = Settings.make({**own, **single})
         self.autoencoder = load_autoencoder(self.folder)
-        self.denoiser = Denoiser(network, variables, diffusion, self.settings, devices.mesh, dtype)
+        self.denoiser = WindowSampler(network, variables, diffusion, self.settings, devices.mesh, dtype)
 
 
 class _ShotContexts:

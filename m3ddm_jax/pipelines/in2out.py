@@ -19,7 +19,6 @@ import numpy as np
 from tqdm import tqdm
 
 from m3ddm_jax.geometry import Canvas, Masks
-from m3ddm_jax.models import registry
 from m3ddm_jax.models.e2fgvi import E2FGVI
 from m3ddm_jax.pipelines.compositing import match_seam
 from m3ddm_jax.pipelines.options import CheckedSettings, computing_in
@@ -89,9 +88,7 @@ class In2Out:
                 "in2out needs a model folder: `python -m m3ddm_jax.convert e2fgvi SOURCE FOLDER` makes one of E2FGVI-HQ"
             )
         folder = resolve(model)
-        module, variables = load_model(folder)
-        if not isinstance(module, E2FGVI):
-            raise ValueError(f"{model} holds a model of kind {registry.describe(module)[0]}: in2out needs e2fgvi")
+        module, variables = load_model(folder, kind="e2fgvi")
         self.models = {"model": (folder, self._settings)}
         self._variables = jax.device_put(variables)
         complete = functools.partial(_complete, computing_in(dtype, module))

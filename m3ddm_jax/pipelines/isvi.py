@@ -20,7 +20,6 @@ import numpy as np
 from m3ddm_jax.geometry import Canvas, Masks
 from m3ddm_jax.pipelines.completion import PatchCompleter
 from m3ddm_jax.pipelines.compositing import Matcher
-from m3ddm_jax.pipelines.denoiser import load_kind
 from m3ddm_jax.pipelines.optical_flow import CameraMotion, Dis, Igfc, Raft
 from m3ddm_jax.pipelines.options import CheckedSettings, or_none
 from m3ddm_jax.pipelines.propagation import BYTES_PER_PIXEL, Limits, Parts, View, propagate
@@ -29,7 +28,7 @@ from m3ddm_jax.pipelines.work_canvas import WorkCanvas
 from m3ddm_jax.pipelines.work_clip import WorkClip
 from m3ddm_jax.types import FramesTHWC, Variables
 from m3ddm_jax.video import FrameSource
-from m3ddm_jax.weights import resolve
+from m3ddm_jax.weights import load_model, resolve
 
 NONE = "none"
 """The model that has no networks."""
@@ -133,7 +132,7 @@ def _one_ahead(items: Iterator[Any]) -> Iterator[Any]:
 
 def _load_parts(folder: Path | None) -> Parts:
     """The networks that a model folder has, and classical parts for the others."""
-    there = {kind: load_kind(folder / kind, kind) for kind in NETWORKS if folder and (folder / kind).is_dir()}
+    there = {kind: load_model(folder / kind, kind=kind) for kind in NETWORKS if folder and (folder / kind).is_dir()}
     if folder and not there:
         commands = "`python -m m3ddm_jax.convert KIND SOURCE FOLDER/KIND`"
         raise ValueError(f"{folder} has none of {', '.join(f'{kind}/' for kind in NETWORKS)}: {commands} makes them")

@@ -15,14 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from m3ddm_jax.geometry import Canvas
+from m3ddm_jax.models import registry
 from m3ddm_jax.pipelines.carried_pixels import CarriedPixels
-from m3ddm_jax.pipelines.denoiser import Denoiser, SampleSettings, load_kind, load_pipeline
+from m3ddm_jax.pipelines.denoiser import SampleSettings, WindowSampler, load_pipeline
 from m3ddm_jax.pipelines.hierarchy import Level, official_windows, plan_windows
-from m3ddm_jax.pipelines.latent_video import Codec, Devices, LatentVideo, Preparation, to_unit_range
+from m3ddm_jax.pipelines.latent_video import Devices, FrozenCodec, LatentVideo, Preparation, to_unit_range
 from m3ddm_jax.pipelines.work_canvas import SquareCanvas, WorkCanvas
-from m3ddm_jax.types import FramesTHWC
+from m3ddm_jax.types import Denoiser, FramesTHWC
 from m3ddm_jax.video import FrameSource
-from m3ddm_jax.weights import load_autoencoder, resolve
+from m3ddm_jax.weights import load_autoencoder, load_model, resolve
 
 DEFAULT_MODEL = Path(__file__).parents[1] / "assets" / "tiny"
 
@@ -103,22 +104,24 @@ class M3DDM:
         propagate: bool = False,
     ):
         folder = resolve(DEFAULT_MODEL if model is None else model)
-        network, variables = load_kind(folder, "m3ddm")
+        # GlobalPaint's has an outpainter of its own.
+        accepted = [kind for kind in registry.kinds(Denoiser) if kind != "globalpaint"]
+        network, variables = load_model(folder, kind=accepted)
         diffusion, own = load_pipeline(folder, "sample")
         self._settings = _choose_settings(own, preset, {**(settings or {}), **({"steps": steps} if steps else {})})
         if propagate and self._settings.canvas == "square":
             raise ValueError("--propagate needs canvas=target: there is no room for what it finds on the square")
-        self._propagate = propagate
+        self._propagate, self._global_condition = propagate, network.global_condition
         self.models = {"model": (folder, self._settings)}
         self._devices = Devices(windows)
-        self._codec = Codec(*load_autoencoder(folder), self._devices, dtype, self._settings.posterior)
-        self._denoiser = Denoiser(network, variables, diffusion, self._settings, self._devices.mesh, dtype)
+        self._codec = FrozenCodec(*load_autoencoder(folder), self._devices, dtype, self._settings.posterior)
+        self._denoiser = WindowSampler(network, variables, diffusion, self._settings, self._devices.mesh, dtype)
 
     def __call__(self, source: FrameSource, canvas: Canvas, rng: jax.Array) -> Iterator[FramesTHWC]:
         """Yields canvas frames, uint8 [n, H, W, 3], in time order; the caller pastes the source's own pixels."""
         settings = self._settings
         make_canvas = {"target": WorkCanvas, "square": SquareCanvas}[settings.canvas]
-        work = make_canvas(canvas, settings.lines, self._codec.downscale * self._denoiser.multiple)
+        work = make_canvas(canvas, settings.lines, self._codec.spatial_factor * self._denoiser.size_multiple)
         in_sequence = settings.windows == "sequential"
         preparation = Preparation(settings.guess, settings.latent_mask, settings.posterior, settings.noise, in_sequence)
         carried = CarriedPixels(source, canvas) if self._propagate else None
@@ -134,7 +137,10 @@ class M3DDM:
         return plan_windows(num_frames, self._settings.num_frames, self._settings.strides)
 
     def _encode_contexts(self, source: FrameSource, rng: jax.Array) -> tuple[Any, Any]:
-        """What the network knows of the whole video, and of none; the same for all windows."""
+        """The network's context of the whole video, and that of none; the same for all windows."""
+        if self._global_condition is None:
+            context = self._denoiser.encode_context()
+            return context, context
         indices = np.linspace(0, len(source) - 1, self._settings.global_frames).astype(int)
         side = self._settings.global_size
         stretch = jax.jit(lambda frame: jax.image.resize(frame.astype(jnp.float32), (side, side, 3), "linear"))

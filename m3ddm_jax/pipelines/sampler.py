@@ -25,8 +25,8 @@ class Conditions:
     mask: [W, T, h, w, 1], 1 = generate; masked_latents: [W, T, h, w, C]; guides: bool [W, T], frames wholly known from
     an earlier window, which the null condition keeps; fps: [W].
     context, null_context: what the network's encode_context makes of global frames and of none, of one video (1 along
-    the first axis) or of one for each window (W); black: [h, w, C], the latents of a black frame, which is what the
-    null condition sees of the others.
+    the first axis) or of one for each window (W); black: [1, h, w, C], the latents of a black frame, or [T, h, w, C],
+    of a black clip, which is what the null condition sees of the others.
     """
 
     mask: jax.Array

@@ -125,9 +125,7 @@ class AdversarialRecipe:
     """The Recipe of configs like configs.common.adversarial() and adversarial_diffusion()."""
 
     def __init__(self, config: ConfigDict):
-        kind = config.get("model", {}).get("kind")
-        if kind not in _KINDS:
-            raise ValueError(f"model kind {kind!r} is not trained adversarially: {', '.join(_KINDS)} are accepted")
+        kind = base.check_kind(config.get("model", {}).get("kind"), _KINDS)
         self._config = config
         self._trained = _KINDS[kind](config)
         self.model, self.frozen = self._trained.model, self._trained.frozen

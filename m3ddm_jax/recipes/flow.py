@@ -14,8 +14,6 @@ from ml_collections import ConfigDict
 from configs import common
 from data.masks import MaskSampler
 from data.motion import make_motion_batches
-from m3ddm_jax.models import registry
-from m3ddm_jax.models.igfc import IGFC
 from m3ddm_jax.models.raft import RAFT
 from m3ddm_jax.recipes import base
 from m3ddm_jax.training.encoding import codec_identity
@@ -49,7 +47,7 @@ class FlowRecipe:
     def __init__(self, config: ConfigDict):
         base.check_config(config, common.flow(), built=("model",))
         self._config = config
-        self.model = base.build_model(config.model)
+        self.model = base.build_model(config.model, kind="igfc")
         check_flow_sizes(config, self.model)
         self._estimator, self.frozen, identity = load_estimator(config)
         self.fixed = {"model": base.described(self.model)} | identity
@@ -114,9 +112,7 @@ class FlowRecipe:
 
 
 def check_flow_sizes(config: ConfigDict, model: nn.Module) -> None:
-    """Raise ValueError where the model is none that completes flow, or clips do not fit it."""
-    if not isinstance(model, IGFC):
-        raise ValueError(f"model kind {config.model.kind!r} completes no flow: igfc is accepted")
+    """Raise ValueError where clips do not fit the model."""
     frames = model.interval * (model.num_frames - 1) + 2
     if config.data.num_frames != frames:
         raise ValueError(
@@ -143,10 +139,7 @@ def load_estimator(config: ConfigDict) -> tuple[RAFT | None, Variables, dict[str
         return None, {}, {}
     if MOTION in kinds:
         raise ValueError(f"flow.raft is {folder!r} and sources of the kind {MOTION} need none: have one or the other")
-    estimator, variables = load_model(folder)
-    if not isinstance(estimator, RAFT):
-        kind, _ = registry.describe(estimator)
-        raise ValueError(f"model folder {folder} is of the kind {kind!r}: raft is accepted")
+    estimator, variables = load_model(folder, kind="raft")
     return estimator, {"estimator": variables}, {"estimator": codec_identity(estimator, variables)}
 
 

@@ -3,7 +3,6 @@
 import functools
 import os
 
-import flax.linen as nn
 import grain
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,6 @@ from configs import common
 from data.lending import lend_gradients
 from data.pipeline import make_batches
 from m3ddm_jax.models import registry
-from m3ddm_jax.models.asfn import ASFN, StyleDiscriminator
 from m3ddm_jax.recipes import base
 from m3ddm_jax.training.gan_state import GanState, Optimizers, create_gan_state
 from m3ddm_jax.training.optim import make_stepped_optimizer
@@ -34,8 +32,9 @@ class StyleRecipe:
     def __init__(self, config: ConfigDict):
         base.check_config(config, common.style(), built=("model", "discriminator"))
         self._config = config
-        self.model, self.discriminator = base.build_model(config.model), base.build_model(config.discriminator)
-        check_style_sizes(config, self.model, self.discriminator)
+        self.model = base.build_model(config.model, kind="asfn")
+        self.discriminator = base.build_model(config.discriminator, kind="style_discriminator")
+        check_style_sizes(config)
         self.frozen = {}
         self.fixed = {"model": base.described(self.model), "discriminator": base.described(self.discriminator)}
         train, section = config.train, config.style
@@ -115,14 +114,8 @@ def _picture(gradients: jax.Array) -> jax.Array:
     return base.to_uint8(_CONTRAST * rearrange(gradients[..., ::-1], "(b way) h w c -> b way h w c", way=2))
 
 
-def check_style_sizes(config: ConfigDict, model: nn.Module, discriminator: nn.Module) -> None:
-    """Raise ValueError where networks are of other kinds, or frames do not fit them."""
-    for section, module, kind, expected in (
-        (config.model, model, "asfn", ASFN),
-        (config.discriminator, discriminator, "style_discriminator", StyleDiscriminator),
-    ):
-        if not isinstance(module, expected):
-            raise ValueError(f"kind {section.kind!r} does not fuse styles, nor judge that: {kind} is accepted here")
+def check_style_sizes(config: ConfigDict) -> None:
+    """Raise ValueError where frames do not fit the networks."""
     if config.data.num_frames != 1:
         raise ValueError(f"data.num_frames is {config.data.num_frames}: frames are seen one by one, 1 is accepted")
     base.check_clips(config, multiple=4)

@@ -10,11 +10,11 @@ from einops import rearrange
 
 from m3ddm_jax.flow.region_fill import hide
 from m3ddm_jax.losses.outpainting import flow_term
-from m3ddm_jax.models.autoencoder import reduce_mask
+from m3ddm_jax.models.autoencoder import latent_mask
 from m3ddm_jax.parallel.constrain import constrain
 from m3ddm_jax.parallel.mesh import BATCH_AXES
 from m3ddm_jax.training.diffusion_step import Loss
-from m3ddm_jax.training.encoding import Conditions, decode_latents, encode_frames, to_unit_range
+from m3ddm_jax.training.encoding import Conditions, decode_latents, encode_frames, encode_images, to_unit_range
 from m3ddm_jax.types import Variables, VideoBatch
 
 Generator = Callable[[Variables, jax.Array, jax.Array, int], tuple[jax.Array, dict[str, jax.Array]]]
@@ -70,18 +70,20 @@ def diffusion_generator(
         timestep_key, noise_key, drop_key, *posterior_keys = jax.random.split(rng, 6)
         clips = batch["fps"].shape
 
-        def encode(pictures: jax.Array, key: jax.Array) -> jax.Array:
-            mean, std = encode_frames(codec, frozen["autoencoder"], pictures)
+        def draw(moments: tuple[jax.Array, jax.Array], key: jax.Array) -> jax.Array:
+            mean, std = moments
             return mean + std * _normal(key, mean)
 
         def generate(variables: Variables, frames: jax.Array, mask: jax.Array, num_local: int):
             del num_local  # all frames of a clip follow one another
-            seen = (frames, hide(frames, mask, unknown), to_unit_range(batch["global_frames"]))
-            latents, masked_latents, global_latents = map(encode, seen, posterior_keys)
+            codec_variables = frozen["autoencoder"]
+            moments = [encode_frames(codec, codec_variables, x) for x in (frames, hide(frames, mask, unknown))]
+            moments.append(encode_images(codec, codec_variables, to_unit_range(batch["global_frames"])))
+            latents, masked_latents, global_latents = map(draw, moments, posterior_keys)
             drop = rearrange(jax.random.bernoulli(drop_key, drop_global, clips), "b -> b 1 1 1 1")
             timestep = jax.random.randint(timestep_key, clips, 0, timesteps)
             guide = {"global_latents": jnp.where(drop, 0.0, global_latents)}
-            cells = reduce_mask(mask, codec.downscale)
+            cells = latent_mask(codec, mask)
             inputs = Conditions(latents, cells, masked_latents, batch["fps"], guide)
             denoising, clean = loss(variables, inputs, timestep, _normal(noise_key, latents))
             made = decode_latents(codec, frozen["autoencoder"], clean).astype(jnp.float32)

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,18 +97,23 @@ def check_replaceable(folder: str | os.PathLike, kind: str) -> None:
         raise ValueError(f"{folder} is {what}: name a new folder, or one that holds a model of kind {kind!r}")
 
 
-def load_model(folder: str | os.PathLike) -> tuple[nn.Module, Variables]:
+def load_model(folder: str | os.PathLike, kind: str | Collection[str] | None = None) -> tuple[nn.Module, Variables]:
     """(module, variables as numpy, float32 whatever they are stored in) of a model folder.
 
+    kind: the kind, or kinds, that are accepted; None accepts all.
     Float32 weights are read-only views of the file: they are read when they are used, and take memory once.
-    Raises ValueError where the folder, its config or its weights are missing or broken, where weights are missing,
-    surplus or of another shape than the config says (all of them are listed), and where memory is too little.
+    Raises ValueError for a model of another kind, where the folder, its config or its weights are missing or broken,
+    where weights are missing, surplus or of another shape than the config says (all of them are listed), and where
+    memory is too little.
     """
     folder = Path(folder)
     config = _read_json(folder / _CONFIG)
     if "kind" not in config:
         raise ValueError(f"{folder / _CONFIG} names no model kind")
-    module = registry.build(config.pop("kind"), **config)
+    found, accepted = config.pop("kind"), (kind,) if isinstance(kind, str) else kind
+    if accepted is not None and found not in accepted:
+        raise ValueError(f"{folder} holds a model of kind {found}: one of kind {' or '.join(accepted)} is needed")
+    module = registry.build(found, **config)
     if not (folder / _WEIGHTS).exists():
         raise ValueError(f"{folder} has no {_WEIGHTS}")
     expected = flatten_dict(registry.abstract_variables(module), sep=".")

@@ -352,7 +352,7 @@ def test_what_it_cannot_work_with_is_named(folder, outpainter, tmp_path):
     with pytest.raises(ValueError, match="in2out needs a model folder: .*convert e2fgvi SOURCE FOLDER"):
         In2Out()
     save_model(tmp_path / "codec", PatchCodec(4), {})
-    with pytest.raises(ValueError, match="codec holds a model of kind patch_codec: in2out needs e2fgvi"):
+    with pytest.raises(ValueError, match="codec holds a model of kind patch_codec: one of kind e2fgvi is needed"):
         In2Out(tmp_path / "codec")
     with pytest.raises(ValueError, match="'float8': float32 and bfloat16"):
         In2Out(folder, dtype="float8")

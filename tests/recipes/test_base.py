@@ -58,7 +58,7 @@ def test_a_recipe_is_found_by_its_name():
 
 
 def test_a_model_is_built_with_or_without_a_dtype():
-    assert base.build_model(ConfigDict({"kind": "patch_codec", "patch_size": 4})).downscale == 4
+    assert base.build_model(ConfigDict({"kind": "patch_codec", "patch_size": 4})).spatial_factor == 4
     section = ConfigDict({"kind": "autoencoder", "block_out_channels": (4, 8), "dtype": "bfloat16"})
     assert base.build_model(section).dtype == jnp.bfloat16
     section.dtype = "float7"

@@ -209,11 +209,11 @@ def test_random_image_encoders_follow_from_their_seed():
         (lambda c: c.model.update(patch_width=9), "patch_width is 9, the image encoder's width 8"),
         (
             lambda c: c.__setitem__("image_encoder", {"kind": "patch_codec"}),
-            "of kind .patch_codec.: openclip",
+            "kind .patch_codec. does not fit this recipe: openclip",
         ),
         (lambda c: c.__setitem__("image_encoder", {"folder": "nowhere"}), "nowhere is not a model folder"),
         (lambda c: c.train.__delitem__("frozen_steps"), "section train lacks frozen_steps"),
-        (lambda c: c.model.update(kind="e2fgvi"), "model kind 'e2fgvi' is unknown to this recipe"),
+        (lambda c: c.model.update(kind="e2fgvi"), "model kind 'e2fgvi' does not fit this recipe: globalpaint or m3ddm"),
     ],
 )
 def test_what_does_not_fit_is_one_line(change, message):
