@@ -21,8 +21,6 @@ def get_config() -> ConfigDict:
         cross_attention_dim=32,
         global_widths=(8, 8, 16, 16, 32),
         frame_embedding_dim=32,
-        dtype="float32",
-        remat="none",
     )
     config.diffusion.update(schedule="rectified_flow", prediction="velocity")
     config.data.update(

@@ -7,9 +7,7 @@ without a larger canvas that alone: an image for all frames, or a folder or vide
 size or of the canvas's. Exit code 0, or 2 with one line that says what is wrong.
 """
 
-import ast
 import contextlib
-import inspect
 import math
 import os
 import pathlib
@@ -23,9 +21,10 @@ import numpy as np
 import tqdm
 from absl import flags
 
-from m3ddm_jax import command
+from m3ddm_jax import command, method_flags
 from m3ddm_jax.geometry import CENTRE, Canvas, CanvasMasks, Masks
-from m3ddm_jax.pipelines.base import DRAWN, OUTPAINTERS, Outpainter
+from m3ddm_jax.method_flags import make_outpainter
+from m3ddm_jax.pipelines.base import OUTPAINTERS, Outpainter
 from m3ddm_jax.video import FrameSink, FrameSource, MaskSource
 from m3ddm_jax.video.preview import Preview, check_preview
 from m3ddm_jax.video.sink import check_writable
@@ -151,43 +150,11 @@ def place_masks(masks: MaskSource, targets: Sequence[Target]) -> list[CanvasMask
     return placed
 
 
-def make_outpainter(method: str, **options: Any) -> Outpainter:
-    """The outpainter of that name; options that are None count as not given.
-
-    Raises ValueError for an unknown name, an option that the method does not have, or a model that cannot be loaded.
-    """
-    if method not in OUTPAINTERS:
-        raise ValueError(f"--method must be one of {', '.join(OUTPAINTERS)}, found {method!r}")
-    make = OUTPAINTERS[method]
-    given = {name: value for name, value in options.items() if value is not None}
-    unknown = given.keys() - inspect.signature(make).parameters.keys()
-    if unknown:
-        raise ValueError(f"--method={method} takes no --{min(unknown).replace('settings', 'set')}")
-    return make(**given)
-
-
 def default_method(model: str | None, preset: str | None, mask: str | None) -> str:
     """The method where none is named: what a model or a mask alone can mean, else the one that needs neither."""
     if model is not None or preset is not None:
         return "m3ddm"
     return "lite" if mask is None else "isvi"
-
-
-def parse_settings(texts: Sequence[str]) -> dict[str, Any] | None:
-    """Settings from NAME=VALUE texts, numbers and tuples as Python writes them, all else as text; None for none.
-
-    Raises ValueError for a text without a name.
-    """
-    settings = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not (name and equals):
-            raise ValueError(f"--set must be NAME=VALUE such as solver=plms, found {text!r}")
-        try:
-            settings[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            settings[name] = value
-    return settings or None
 
 
 def _aspect_ratio(name: str) -> float:
@@ -226,23 +193,12 @@ def main(source_path: str, target_path: str) -> None:
     if values.mask is not None:
         sampled = values.fps if source.path.is_file() else None
         masks = place_masks(MaskSource(values.mask, len(source), sampled), targets)
-    options = {
-        "model": values.model,
-        "interpolation_model": values.interpolation_model,
-        "sequential": values.sequential,
-        "preset": values.preset,
-        "settings": parse_settings(values.set),
-        "steps": values.steps,
-        "dtype": values.dtype,
-        "windows": values.windows,
-        "propagate": values.propagate,
-        "prefer": values.prefer,
-        "adapt": values.adapt,
-        "cache": (values.cache or None) if values.adapt else None,
-    }
+    options = method_flags.read(values)
+    if values.adapt:
+        options.setdefault("cache", str(command.cache_folder("adapted")))
     method = values.method or default_method(values.model, values.preset, values.mask)
     rng = None
-    if method in DRAWN:
+    if method in OUTPAINTERS and OUTPAINTERS[method].stochastic:
         import jax  # takes a second that the other methods do without
 
         rng = jax.random.key(values.seed)
@@ -273,25 +229,7 @@ def _define_flags() -> None:
     flags.DEFINE_string(
         "method", None, f"{', '.join(OUTPAINTERS)}; by default lite, m3ddm with --model, isvi with --mask."
     )
-    flags.DEFINE_string("model", None, "Model folder, or hf:OWNER/NAME; m3ddm has one that comes with it.")
-    flags.DEFINE_enum(
-        "prefer",
-        None,
-        ["faithful", "sharp"],
-        "lite: complete what no frame saw (sharp, the default), or the least expected error.",
-    )
-    flags.DEFINE_integer(
-        "adapt", None, "lite: first learns so many steps from the video itself, 60 are usual; else none.", lower_bound=0
-    )
-    flags.DEFINE_string("cache", "~/.cache/m3ddm_jax/adapted", "Folder of what --adapt has learnt; empty: not kept.")
-    flags.DEFINE_string("interpolation_model", None, "Folder of globalpaint's second model; --model is its first.")
-    flags.DEFINE_boolean("sequential", None, "globalpaint: clip after clip by --model alone, without key frames.")
-    flags.DEFINE_enum("preset", None, ["official"], "Outpaint as M3DDM's released code does; else as the model says.")
-    flags.DEFINE_multi_string("set", [], "NAME=VALUE: one setting of the model; docs/models.md lists them. Repeatable.")
-    flags.DEFINE_integer("steps", None, "Denoising steps; else what the model folder says.", lower_bound=1)
-    flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "In what a model computes; else float32.")
-    flags.DEFINE_integer("windows", None, "Windows that are sampled at once; else one a device.", lower_bound=1)
-    flags.DEFINE_boolean("propagate", None, "m3ddm, globalpaint: pixels that other frames have seen count as known.")
+    method_flags.define()
     flags.DEFINE_integer("seed", 0, "The same seed gives the same video.", lower_bound=0)
 
 

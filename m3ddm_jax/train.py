@@ -1,4 +1,4 @@
-"""Train a model: python -m m3ddm_jax.train --config=configs/tiny.py --workdir=DIR [--config.any.field=value].
+"""Train a model: python -m m3ddm_jax.train --config=configs/m3ddm_embedded.py --workdir=DIR [--config.any.field=value].
 
 The config's `recipe` says what is trained, on what, and how it is shown and exported (m3ddm_jax.recipes). A run goes on
 from the newest checkpoint in its workdir, on whatever mesh the config names by then. The workdir gets checkpoints/,

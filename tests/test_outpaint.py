@@ -14,8 +14,9 @@ import pytest
 
 from m3ddm_jax import outpaint as outpaint_module
 from m3ddm_jax.geometry import Canvas
-from m3ddm_jax.outpaint import make_outpainter, outpaint, place_masks, plan_targets
-from m3ddm_jax.pipelines.base import OUTPAINTERS
+from m3ddm_jax.method_flags import make_outpainter
+from m3ddm_jax.outpaint import outpaint, place_masks, plan_targets
+from m3ddm_jax.pipelines.base import OUTPAINTERS, MaskOptions, Method
 from m3ddm_jax.video import FrameSink, FrameSource, MaskSource
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -316,7 +317,11 @@ def test_an_outpainter_is_made_for_each_canvas_that_has_masks(folder, tmp_path, 
     def run(name, **given):
         run_main(monkeypatch, folder / "frames", tmp_path / name, method="grey", **given)
 
-    monkeypatch.setitem(outpaint_module.OUTPAINTERS, "grey", make)
+    class Row(Method):
+        def __call__(self, **options):
+            return make(**options)
+
+    monkeypatch.setitem(OUTPAINTERS, "grey", Row("", MaskOptions))
     run("plain", aspect="16:9,1:1")
     assert made == [None]
     mask = draw(tmp_path / "mask.png", 32, 40, HOLE)
@@ -370,14 +375,14 @@ def test_the_method_is_lite_unless_a_model_or_a_mask_is_given(folder, tmp_path, 
 
     def note(method, **options):
         asked.append(method)
-        adapted.append((options["adapt"], options["cache"]))
+        adapted.append((options.get("adapt"), options.get("cache")))
         return OUTPAINTERS["edge"]()
 
     monkeypatch.setattr(outpaint_module, "make_outpainter", note)
     for given in (
         {},
         {"prefer": "faithful", "adapt": 3, "cache": "kept"},
-        {"model": "folder", "cache": "kept"},
+        {"model": "folder"},
         {"preset": "official"},
         {"method": "isvi", "model": "m"},
         {"mask": str(draw(tmp_path / "mask.png", 32, 40, HOLE))},

@@ -136,6 +136,12 @@ def build(kind: str, **hyper) -> nn.Module:
     return module(**{name: tuple(value) if isinstance(value, list) else value for name, value in hyper.items()})
 
 
+def defaults(kind: str) -> dict[str, Any]:
+    """The hyper-parameters of a kind with their defaults, plain enough for a config, how it is run among them."""
+    fields = _fields(_KINDS[kind].module)
+    return {name: jnp.dtype(field.default).name if name == "dtype" else field.default for name, field in fields.items()}
+
+
 def kinds(protocol: type) -> tuple[str, ...]:
     """The kinds whose modules follow a protocol of m3ddm_jax.types."""
     return tuple(sorted(kind for kind, entry in _KINDS.items() if isinstance(entry.module(), protocol)))

@@ -16,6 +16,7 @@ from m3ddm_jax.diffusion.solvers import Solver, make_solver
 from m3ddm_jax.diffusion.targets import check_prediction
 from m3ddm_jax.flow.region_fill import hide
 from m3ddm_jax.parallel.mesh import replicated
+from m3ddm_jax.pipelines.base import DiffusionOptions
 from m3ddm_jax.pipelines.options import CheckedSettings, computing_in
 from m3ddm_jax.pipelines.sampler import Conditions, make_sampler, window_noise
 from m3ddm_jax.types import Denoiser, Latents, Variables
@@ -96,6 +97,12 @@ def make_sampler_of(network: Denoiser, diffusion: Diffusion, settings: SampleSet
         guidance=Guidance(settings.guidance_local, settings.guidance_global, tuple(settings.guidance_interval)),
         clip=settings.clip,
     )
+
+
+def chosen_settings(options: DiffusionOptions) -> dict[str, Any]:
+    """The settings that options of a method take the place of, by name."""
+    steps = {} if options.steps is None else {"steps": options.steps}
+    return {**(options.settings or {}), **steps}
 
 
 def load_pipeline(folder: Path, *names: str) -> tuple[Any, ...]:

@@ -21,8 +21,9 @@ from m3ddm_jax.models.global_tokens import observe
 from m3ddm_jax.models.globalpaint import TextAndVideo
 from m3ddm_jax.models.observed_crop import crop_observed
 from m3ddm_jax.models.stages import Context
+from m3ddm_jax.pipelines.base import GlobalpaintOptions
 from m3ddm_jax.pipelines.carried_pixels import CarriedPixels
-from m3ddm_jax.pipelines.denoiser import SampleSettings, WindowSampler, load_pipeline
+from m3ddm_jax.pipelines.denoiser import SampleSettings, WindowSampler, chosen_settings, load_pipeline
 from m3ddm_jax.pipelines.hierarchy import Window
 from m3ddm_jax.pipelines.key_frames import plan_key_frames, plan_sequence
 from m3ddm_jax.pipelines.latent_video import Devices, FrozenCodec, LatentVideo, to_unit_range
@@ -46,41 +47,27 @@ class Settings(SampleSettings):
     """
 
 
-class GlobalPaint:
+class GlobalPaint(GlobalpaintOptions):
     """The `globalpaint` Outpainter over the folders of a key-frame model and of an interpolation model.
 
-    model, interpolation_model: folders written by training's export, or hf:OWNER/NAME. sequential: clip follows clip
-    instead, all made by the key-frame model. settings: single ones, by name, for both models in place of their own.
-    steps, dtype, windows, propagate: as in M3DDM.
+    settings, steps: for both models in place of their own.
     Raises ValueError for a folder that is missing, too many, not whole or of the wrong kind, models in latents of
     different autoencoders, and settings that do not fit.
     """
 
-    def __init__(
-        self,
-        model: str | os.PathLike | None = None,
-        *,
-        interpolation_model: str | os.PathLike | None = None,
-        sequential: bool = False,
-        settings: Mapping[str, Any] | None = None,
-        steps: int | None = None,
-        dtype: str = "float32",
-        windows: int | None = None,
-        propagate: bool = False,
-    ):
-        _check_folders(model, interpolation_model, sequential)
-        single = {**(settings or {}), **({"steps": steps} if steps else {})}
-        self._devices, self._propagate = Devices(windows), propagate
-        named = {"model": (model, KEY_FRAMES), "interpolation_model": (interpolation_model, INTERPOLATION)}
+    def __post_init__(self):
+        _check_folders(self.model, self.interpolation_model, self.sequential)
+        self._devices = Devices(self.windows)
+        named = {"model": (self.model, KEY_FRAMES), "interpolation_model": (self.interpolation_model, INTERPOLATION)}
         stages = {
-            option: _Stage(folder, stage, f"--{option}", single, self._devices, dtype)
+            option: _Stage(folder, stage, f"--{option}", chosen_settings(self), self._devices, self.dtype)
             for option, (folder, stage) in named.items()
             if folder is not None
         }
         self.models = {option: (stage.folder, stage.settings) for option, stage in stages.items()}
         self._stages = list(stages.values())
         _check_same_autoencoder(self._stages)
-        self._codec = FrozenCodec(*self._stages[0].autoencoder, self._devices, dtype)
+        self._codec = FrozenCodec(*self._stages[0].autoencoder, self._devices, self.dtype)
 
     def __call__(self, source: FrameSource, canvas: Canvas, rng: jax.Array) -> Iterator[FramesTHWC]:
         """Yields canvas frames, uint8 [n, H, W, 3], in time order; the caller pastes the source's own pixels."""
@@ -95,7 +82,7 @@ class GlobalPaint:
             (stage.denoiser, _ShotContexts(source, canvas, shots, settings.global_frames, stage, self._devices))
             for stage in self._stages
         ]
-        carried = CarriedPixels(source, canvas) if self._propagate else None
+        carried = CarriedPixels(source, canvas) if self.propagate else None
         video = LatentVideo(source, canvas, work, self._codec, self._devices, settings, rng, carried=carried)
         return video.outpaint(levels, [painters[min(level, 1)] for level in range(len(levels))])
 

@@ -7,10 +7,9 @@ two passes over wide borders, and references whose number does not grow with the
 import dataclasses
 import functools
 import io
-import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal
 
 import cv2
 import jax
@@ -18,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from m3ddm_jax.geometry import Canvas, Masks
+from m3ddm_jax.geometry import Canvas
 from m3ddm_jax.models.e2fgvi import E2FGVI
+from m3ddm_jax.pipelines.base import In2outOptions
 from m3ddm_jax.pipelines.compositing import match_seam
 from m3ddm_jax.pipelines.options import CheckedSettings, computing_in
 from m3ddm_jax.pipelines.work_canvas import WorkCanvas, known_box
@@ -64,34 +64,24 @@ class Window:
     references: tuple[int, ...]
 
 
-class In2Out:
+class In2Out(In2outOptions):
     """The `in2out` Outpainter over a model folder of kind e2fgvi.
 
-    model: folder written by training's export or by convert, or hf:OWNER/NAME. settings: those that differ from
-    `Settings`, by name. dtype: in what the network computes, float32 or bfloat16. mask: where a source has holes that
-    are filled too, of the size of the canvas on which it is then outpainted.
+    mask: where a source has holes that are filled too, of the size of the canvas on which it is then outpainted.
     Raises ValueError for no folder, one that holds no such model, or settings that do not fit.
     """
 
-    def __init__(
-        self,
-        model: str | os.PathLike | None = None,
-        *,
-        settings: Mapping[str, Any] | None = None,
-        dtype: str = "float32",
-        mask: Masks | None = None,
-    ):
-        self._mask = mask
-        self._settings = Settings.make(settings or {})
-        if model is None:
+    def __post_init__(self):
+        self._settings = Settings.make(self.settings or {})
+        if self.model is None:
             raise ValueError(
                 "in2out needs a model folder: `python -m m3ddm_jax.convert e2fgvi SOURCE FOLDER` makes one of E2FGVI-HQ"
             )
-        folder = resolve(model)
+        folder = resolve(self.model)
         module, variables = load_model(folder, kind="e2fgvi")
         self.models = {"model": (folder, self._settings)}
         self._variables = jax.device_put(variables)
-        complete = functools.partial(_complete, computing_in(dtype, module))
+        complete = functools.partial(_complete, computing_in(self.dtype, module))
         self._complete = jax.jit(complete, static_argnames="num_local")
 
     def __call__(self, source: FrameSource, canvas: Canvas, rng: None = None) -> Iterator[FramesTHWC]:
@@ -106,7 +96,7 @@ class In2Out:
         for generated in self._grow(source, canvas, work, windows):
             shown = slice(start, start + len(generated))
             start = shown.stop
-            originals, masks = source[shown], None if self._mask is None else self._mask[shown]
+            originals, masks = source[shown], None if self.mask is None else self.mask[shown]
             yield self._match(work.to_canvas(generated.astype(np.float32), originals), originals, canvas, masks)
 
     def _grow(
@@ -115,7 +105,7 @@ class In2Out:
         """Whole frames of the work canvas, in one pass or two."""
         whole = known_box(work)
         kept = 2 * len(windows[0].local + windows[0].references)  # windows overlap
-        known = functools.partial(_read_known, WorkClip(source, work, self._mask, kept), whole)
+        known = functools.partial(_read_known, WorkClip(source, work, self.mask, kept), whole)
         if not _is_wide(canvas, self._settings.two_passes_above):
             yield from self._outpaint(known, whole, windows)
             return

@@ -6,9 +6,8 @@ for RAFT, the camera's motion and a membrane for IGFC, no style fusion for ASFN,
 
 import dataclasses
 import itertools
-import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from m3ddm_jax.geometry import Canvas, Masks
+from m3ddm_jax.geometry import Canvas
+from m3ddm_jax.pipelines.base import IsviOptions
 from m3ddm_jax.pipelines.completion import PatchCompleter
 from m3ddm_jax.pipelines.compositing import Matcher
 from m3ddm_jax.pipelines.optical_flow import CameraMotion, Dis, Igfc, Raft
@@ -59,20 +59,17 @@ class Settings(CheckedSettings):
     anchor: float = 0.0
 
 
-class Isvi:
+class Isvi(IsviOptions):
     """The `isvi` Outpainter.
 
-    model: "none", or a folder with any of raft/, igfc/, asfn/ and deepfill/ in it, as `convert` makes them. mask: what
-    is generated besides the border, of the size of the canvas on which a source is outpainted then. settings: those
-    that differ from `Settings`, by name.
+    model: a folder with any of raft/, igfc/, asfn/ and deepfill/ in it, as `convert` makes them; "none" as None. mask:
+    what is generated besides the border, of the size of the canvas on which a source is outpainted then.
     Raises ValueError for a folder that has none of them, a network of another kind, or settings that do not fit.
     """
 
-    def __init__(
-        self, model: str | os.PathLike = NONE, *, mask: Masks | None = None, settings: Mapping[str, Any] | None = None
-    ):
-        self._settings, self._mask = Settings.make(settings or {}), mask
-        folder = None if str(model) == NONE else resolve(model)
+    def __post_init__(self):
+        self._settings = Settings.make(self.settings or {})
+        folder = None if str(self.model or NONE) == NONE else resolve(self.model)
         self.models = {} if folder is None else {"model": (folder, self._settings)}
         self._parts = _load_parts(folder)
 
@@ -99,16 +96,16 @@ class Isvi:
         window = max(3, (settings.megabytes << 20) // (work.height * work.width * BYTES_PER_PIXEL))
         limits = Limits(window, settings.max_error, settings.key_frames, settings.anchor)
         ahead = source.again()
-        clip = WorkClip(ahead, work, self._mask, keep=window + 1)
+        clip = WorkClip(ahead, work, self.mask, keep=window + 1)
         windows = propagate(clip, source_cuts(ahead), self._parts, limits)
         match = None
-        if self._mask is None:  # masks cannot be read from two places at once
+        if self.mask is None:  # masks cannot be read from two places at once
             windows, match = _one_ahead(windows), Matcher(canvas.mask())
         blank = np.zeros((1, canvas.height, canvas.width, 3), np.uint8)
         filled = itertools.chain.from_iterable(zip(*window, strict=True) for window in windows)
         for index, (frame, confidence) in enumerate(filled):
             originals, mask = source[index : index + 1], self._hidden(canvas, index)
-            match = match if self._mask is None else Matcher(mask)
+            match = match if self.mask is None else Matcher(mask)
             known = canvas.paste(blank, originals)
             matched = match(work.to_canvas(frame[None], originals)[0], known[0])
             trust = np.clip(work.to_canvas(confidence[None], originals)[0], 0, 1)
@@ -117,7 +114,7 @@ class Isvi:
     def _hidden(self, canvas: Canvas, index: int) -> np.ndarray:
         """What is generated of a frame, uint8 [H, W, 1]."""
         border = canvas.mask()
-        return border if self._mask is None else np.maximum(self._mask[index : index + 1][0], border)
+        return border if self.mask is None else np.maximum(self.mask[index : index + 1][0], border)
 
 
 def _one_ahead(items: Iterator[Any]) -> Iterator[Any]:

@@ -24,7 +24,7 @@ from m3ddm_jax.training.encoding import codec_identity, to_unit_range
 from m3ddm_jax.training.gan_state import GanState, Optimizers, create_gan_state
 from m3ddm_jax.training.gan_step import AdversarialSettings, composite, make_gan_step
 from m3ddm_jax.training.generators import MakeGenerator, diffusion_generator, e2fgvi_generator
-from m3ddm_jax.training.optim import make_gan_optimizer
+from m3ddm_jax.training.optim import make_gan_optimizer, skip_spikes
 from m3ddm_jax.training.state import abstract, place, shardings_of
 from m3ddm_jax.training.validation import Completion
 from m3ddm_jax.types import Variables, VideoBatch
@@ -210,16 +210,14 @@ def make_optimizers(config: ConfigDict) -> Optimizers:
     train, section = config.train, config.adversarial
     # The generator's updates are counted from the end of the warm-up.
     decay_at = max(1, train.decay_at - section.discriminator_warmup) if train.decay_at else 0
-    return Optimizers(
-        make_gan_optimizer(
-            train.learning_rate,
-            decay_at=decay_at,
-            clip_norm=train.clip_norm,
-            factors={_FLOW_NETWORK: section.flow_rate},
-            spike_factor=train.spike_factor,
-        ),
-        make_gan_optimizer(section.learning_rate, decay_at=train.decay_at, spike_factor=train.spike_factor),
+    generator = make_gan_optimizer(
+        train.learning_rate,
+        decay_at=decay_at,
+        clip_norm=train.clip_norm,
+        factors={_FLOW_NETWORK: section.flow_rate},
     )
+    discriminator = make_gan_optimizer(section.learning_rate, decay_at=train.decay_at)
+    return Optimizers(*(skip_spikes(optimizer, train.spike_factor) for optimizer in (generator, discriminator)))
 
 
 def check_clips(config: ConfigDict, side: int) -> None:

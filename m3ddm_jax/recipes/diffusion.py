@@ -44,7 +44,7 @@ from m3ddm_jax.training.encoding import (
     null_guide,
     to_unit_range,
 )
-from m3ddm_jax.training.optim import make_optimizer, scaled_to_batch, staged_rate
+from m3ddm_jax.training.optim import make_optimizer, scaled_to_batch, skip_spikes, staged_rate
 from m3ddm_jax.training.state import TrainState, abstract_state, init_state, load_state, shardings_of
 from m3ddm_jax.training.validation import Completion, losses_by_timestep
 from m3ddm_jax.types import Codec, Denoiser, Latents, Variables, VideoBatch
@@ -80,14 +80,14 @@ class DiffusionRecipe:
         learning_rate, warmup_steps = scaled_to_batch(
             train.learning_rate, train.warmup_steps, train.batch_size, train.base_batch_size
         )
-        self.optimizer = make_optimizer(
+        optimizer = make_optimizer(
             learning_rate,
             warmup_steps=warmup_steps,
             weight_decay=train.weight_decay,
             clip_norm=train.clip_norm,
             rate=staged_rate(train.pretrained_rate, train.frozen_steps) if two_stages else None,
-            spike_factor=train.spike_factor,
         )
+        self.optimizer = skip_spikes(optimizer, train.spike_factor)
         # What tells the frozen networks from others.
         self._identities = {
             name: codec_identity(getattr(self.encoders, name), variables) for name, variables in self.frozen.items()

@@ -25,7 +25,7 @@ from m3ddm_jax.training.flow_step import (
     make_flow_step,
     make_flow_tasks,
 )
-from m3ddm_jax.training.optim import make_stepped_optimizer
+from m3ddm_jax.training.optim import make_stepped_optimizer, skip_spikes
 from m3ddm_jax.training.state import TrainState, abstract_state, init_state, load_state
 from m3ddm_jax.training.validation import Completion
 from m3ddm_jax.types import Array, Variables, VideoBatch
@@ -51,12 +51,11 @@ class FlowRecipe:
         check_flow_sizes(config, self.model)
         self._estimator, self.frozen, identity = load_estimator(config)
         self.fixed = {"model": base.described(self.model)} | identity
-        self.optimizer = make_stepped_optimizer(
-            config.train.learning_rate,
-            decay_every=config.train.decay_every,
-            clip_norm=config.train.clip_norm,
-            spike_factor=config.train.spike_factor,
+        train = config.train
+        optimizer = make_stepped_optimizer(
+            train.learning_rate, decay_every=train.decay_every, clip_norm=train.clip_norm
         )
+        self.optimizer = skip_spikes(optimizer, train.spike_factor)
         self._init = functools.partial(base.init_for_relu, self.model)
         self.step = make_flow_step(
             self.model,

@@ -17,7 +17,7 @@ from data.pipeline import make_batches
 from m3ddm_jax.models import registry
 from m3ddm_jax.recipes import base
 from m3ddm_jax.training.gan_state import GanState, Optimizers, create_gan_state
-from m3ddm_jax.training.optim import make_stepped_optimizer
+from m3ddm_jax.training.optim import make_stepped_optimizer, skip_spikes
 from m3ddm_jax.training.state import abstract, place, shardings_of
 from m3ddm_jax.training.style_step import hole_error, make_style_step, make_style_tasks
 from m3ddm_jax.training.validation import Completion
@@ -38,14 +38,11 @@ class StyleRecipe:
         self.frozen = {}
         self.fixed = {"model": base.described(self.model), "discriminator": base.described(self.discriminator)}
         train, section = config.train, config.style
-        self.optimizers = Optimizers(
-            *(
-                make_stepped_optimizer(
-                    rate, decay_every=train.decay_every, clip_norm=train.clip_norm, spike_factor=train.spike_factor
-                )
-                for rate in (train.learning_rate, section.learning_rate)
-            )
+        optimizers = (
+            make_stepped_optimizer(rate, decay_every=train.decay_every, clip_norm=train.clip_norm)
+            for rate in (train.learning_rate, section.learning_rate)
         )
+        self.optimizers = Optimizers(*(skip_spikes(optimizer, train.spike_factor) for optimizer in optimizers))
         self.step = make_style_step(
             self.model,
             self.discriminator,

@@ -120,7 +120,7 @@ def make_flow_step(
     ema_decay: float,
     spike_patience: int,
     estimator: nn.Module | None = None,
-    iterations: int = 20,
+    iterations: int = 0,
 ) -> Callable[[TrainState, VideoBatch, Variables], tuple[TrainState, Metrics]]:
     """The pure function (state, batch without clip_id, frozen variables) -> (state, metrics) for `jax.jit`.
 

@@ -69,7 +69,7 @@ class AdversarialSettings:
     guard_steps: int = 2000
     r1: float = 0.0
     lecam: float = 0.0
-    ema_decay: float = 0.999
+    ema_decay: float = dataclasses.field(kw_only=True)
 
     def __post_init__(self):
         numbers = {name: value for name, value in vars(self).items() if name != "weights"} | vars(self.weights)

@@ -9,10 +9,11 @@ from safetensors.numpy import save_file
 
 from m3ddm_jax.convert import convert
 from m3ddm_jax.geometry import Canvas
+from m3ddm_jax.method_flags import make_outpainter, parse_settings
 from m3ddm_jax.models import registry
 from m3ddm_jax.models.autoencoder import PatchCodec
 from m3ddm_jax.models.e2fgvi import E2FGVI
-from m3ddm_jax.outpaint import make_outpainter, outpaint, parse_settings
+from m3ddm_jax.outpaint import outpaint
 from m3ddm_jax.pipelines import in2out
 from m3ddm_jax.pipelines.in2out import In2Out, _complete, average, halve, plan_windows
 from m3ddm_jax.pipelines.work_canvas import WorkCanvas, known_box
@@ -50,7 +51,7 @@ def folder(variables, tmp_path_factory):
 @pytest.fixture
 def faked(folder, variables, monkeypatch):
     """make(complete, mask, **settings): an outpainter whose network is `complete(frames, masks)`, numpy to numpy."""
-    monkeypatch.setattr(in2out, "load_model", lambda folder: (TINY, variables))  # reading it takes a second
+    monkeypatch.setattr(in2out, "load_model", lambda folder, kind: (TINY, variables))  # reading it takes a second
 
     def make(complete, mask=None, **settings):
         outpainter = In2Out(folder, settings={**SETTINGS, **settings}, mask=mask)

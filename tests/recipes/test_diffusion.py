@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from configs import m3ddm_tiny
-from configs import test as test_config
 from m3ddm_jax.models import registry
 from m3ddm_jax.parallel.mesh import make_mesh, put_batch
 from m3ddm_jax.recipes.diffusion import DiffusionRecipe
@@ -23,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("quick_init")
 
 def changed(change=lambda config: None):
     """The test config with a network of one level: a second takes long to compile."""
-    config = test_config.get_config()
+    config = m3ddm_tiny.get_config()
     config.model.update(block_out_channels=(32,), attention_levels=(False,))
     change(config)
     return config
@@ -130,8 +129,7 @@ def test_the_codec_computes_as_the_model_does(tmp_path):
     codec = registry.build("autoencoder", block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2)
     shapes = registry.abstract_variables(codec)
     save_model(tmp_path / "codec", codec, jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes))
-    config = m3ddm_tiny.get_config()
-    config.autoencoder.folder = str(tmp_path / "codec")
+    config = m3ddm_tiny.get_config(str(tmp_path / "codec"))
     full = DiffusionRecipe(config)
     config.model.dtype = "bfloat16"
     half = DiffusionRecipe(config)
