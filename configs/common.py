@@ -315,7 +315,7 @@ def flow() -> ConfigDict:
         {
             "weights": section(FlowWeights),
             # Model folder of the RAFT that estimates the flow of clips. Empty: clips come with it, as those of sources
-            # of the kind motion do (data.motion).
+            # of the kind motion do (data.synthetic.motion).
             "raft": "",
             "iterations": 20,  # of it
         }

@@ -1,5 +1,5 @@
 """What GlobalPaint's parts are worth, in minutes on two cores: scenes of which a frame, then a clip, then only the
-whole video tells what is hidden (data.visits). For m3ddm_jax.ablate.
+whole video tells what is hidden (data.synthetic.visits). For m3ddm_jax.ablate.
 """
 
 from ml_collections import ConfigDict
@@ -39,9 +39,7 @@ def get_config() -> ConfigDict:
         sample_every=150,
         sample_batches=6,
     )
-    config.sample.update(
-        lines=32, global_frames=8, steps=1, guidance_global=1.0, guidance_interval=(0.0, 1.0)
-    )
+    config.sample.update(lines=32, global_frames=8, steps=1, guidance_global=1.0, guidance_interval=(0.0, 1.0))
     config.variants = ConfigDict(
         {
             "off": {"model": {"est": "off", "global_guidance": False}},

@@ -20,7 +20,7 @@ from data.sources import Source, open_source
 PAPER_MASKS = MaskSampler()
 FOREVER = 2**62
 MAX_SUBSTITUTES = 64
-# What a random stream is for, so that no two streams of one seed are the same; data.motion has a further one.
+# What a random stream is for, so that no two streams of one seed are the same; data.synthetic.motion has a further one.
 _BUCKET, _CLIP, _EXTENSION = range(3)
 
 Extend = Callable[[np.random.Generator, dict[str, np.ndarray]], dict[str, np.ndarray]]

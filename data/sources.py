@@ -9,9 +9,10 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data import decode, synthetic, visits
+from data import decode
 from data.decode import DEFAULT_FPS, PacketIndex, VideoInfo
 from data.images import IMAGE_SUFFIXES, list_images, natural_key, read_image, resize
+from data.synthetic import scenes, visits
 
 KINDS = ("shards", "videos", "synthetic")
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif"})
@@ -43,7 +44,7 @@ def open_source(kind: str, path: str | os.PathLike = "", *, lines: int = 256) ->
 
     shards: a folder written by `data.prepare`. videos: a folder searched, in all its depth, for video files and for
     folders of images. synthetic: scenes drawn on the spot; `lines` pixels on their short side where path is
-    empty, those of data.visits where it is "visits".
+    empty, those of data.synthetic.visits where it is "visits".
 
     Raises ValueError for an unknown kind and for a path that holds no video, or names no scenes.
     """
@@ -119,12 +120,12 @@ class SyntheticSource:
     def open(self, index: int) -> Video:
         aspect = np.exp(np.random.default_rng([index, 1]).uniform(-1, 1) * np.log(16 / 9))
         height, width = (round(self._lines * max(1.0, side)) for side in (1 / aspect, aspect))
-        read = functools.partial(draw_frames, synthetic.Scene(index, height, width).frame)
-        return Video(self.name(index), VideoInfo(SYNTHETIC_FRAMES, float(synthetic.FPS), height, width), read)
+        read = functools.partial(draw_frames, scenes.Scene(index, height, width).frame)
+        return Video(self.name(index), VideoInfo(SYNTHETIC_FRAMES, float(scenes.FPS), height, width), read)
 
 
 class VisitSource:
-    """Scenes of data.visits: record k is the scene of seed k."""
+    """Scenes of data.synthetic.visits: record k is the scene of seed k."""
 
     def __len__(self) -> int:
         return SYNTHETIC_SCENES
@@ -133,7 +134,7 @@ class VisitSource:
         return f"{VISITS}/{index}"
 
     def open(self, index: int) -> Video:
-        info = VideoInfo(visits.NUM_FRAMES, float(synthetic.FPS), visits.SIDE, visits.SIDE)
+        info = VideoInfo(visits.NUM_FRAMES, float(scenes.FPS), visits.SIDE, visits.SIDE)
         return Video(self.name(index), info, functools.partial(draw_frames, visits.make_scene(index).frame))
 
 

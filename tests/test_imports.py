@@ -94,7 +94,7 @@ ENTRY_POINTS = {
     "eval.run",
 }
 # Entry points of a room that keep to the room's rule and still read flags.
-FLAG_READERS = ENTRY_POINTS | {"m3ddm_jax.command", "m3ddm_jax.method_flags", "data.prepare", "data.synthetic"}
+FLAG_READERS = ENTRY_POINTS | {"m3ddm_jax.command", "m3ddm_jax.method_flags", "data.prepare", "data.synthetic.__main__"}
 
 
 def module_name(path: pathlib.Path) -> str:

@@ -103,7 +103,7 @@ def test_depth_is_of_the_network_alone():
 
 def test_a_config_needs_no_files_to_be_planned():
     """This one names an autoencoder that is not here, as it names clips."""
-    config = m3ddm_tiny.get_config()
+    config = m3ddm_tiny.get_config("nowhere")
     config.data.sources = ({"kind": "shards", "path": "nowhere", "weight": 1.0},)
     _, batch, frozen = planning.make_program(config, jax.devices(), "train").arguments
     assert batch["video"].shape == (8, 2, 32, 32, 3)

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 from data.masks import MaskSampler
-from data.motion import make_motion_batches
+from data.synthetic.motion import make_motion_batches
 from m3ddm_jax.models.raft import RAFT
 from m3ddm_jax.recipes import base
 from m3ddm_jax.training.encoding import codec_identity
@@ -32,7 +32,7 @@ from m3ddm_jax.types import Array, Variables, VideoBatch
 from m3ddm_jax.weights import load_model
 
 MOTION = "motion"
-"""The kind of source whose clips come with their exact flow (data.motion)."""
+"""The kind of source whose clips come with their exact flow (data.synthetic.motion)."""
 
 # Directions, (dx, dy), in which red, green and blue grow in pictures of flow: a third of a turn apart.
 _COLOURS = ((1.0, 0.0), (-0.5, 0.75**0.5), (-0.5, -(0.75**0.5)))

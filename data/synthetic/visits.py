@@ -10,7 +10,7 @@ import dataclasses
 
 import numpy as np
 
-from data.textures import Colour
+from data.synthetic.textures import Colour
 
 SIDE = 32
 NUM_FRAMES = 64

@@ -3,9 +3,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from data import clips, sources, visits
+from data import clips, sources
 from data.masks import MaskSampler
 from data.pipeline import make_batches
+from data.synthetic import visits
 
 FRAMES, GLOBAL = 4, 8
 KNOWN = slice(visits.SIDE // 4, 3 * visits.SIDE // 4)
