@@ -136,7 +136,7 @@ class GlobalPaintUNet(nn.Module):
       norm_num_groups: of every group norm.
       text_dim: width of a text's tokens; 1024 in Stable Diffusion 2.
       est: what joins frames: "off", nothing; "1d", convolution and attention over frames; "1d+3d", windows besides.
-      est_parallel, est_window, est_positions: as `est.EnhancedSpaceTime` takes them.
+      est_window: frames, rows and columns of a window, as in `est.EnhancedSpaceTime`.
       est_feed_forward: whether one follows the windows, on all levels but the first.
       global_guidance: whether what the whole video shows is distilled into global tokens, and attended to.
       num_global_tokens, global_tokens_dim: N and D of global tokens [B, N, D].
@@ -155,9 +155,7 @@ class GlobalPaintUNet(nn.Module):
     norm_num_groups: int = 32
     text_dim: int = 768
     est: str = "1d+3d"
-    est_parallel: bool = False
     est_window: Sequence[int] = (8, 8, 8)
-    est_positions: str = "rope"
     est_feed_forward: bool = True
     global_guidance: bool = True
     num_global_tokens: int = 64
@@ -243,10 +241,8 @@ class GlobalPaintUNet(nn.Module):
                 EnhancedSpaceTime,
                 heads,
                 self.est,
-                self.est_parallel,
                 self.est_feed_forward and level > 0,
                 self.est_window,
-                self.est_positions,
                 self.dtype,
             ),
         )

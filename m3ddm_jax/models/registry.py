@@ -121,6 +121,10 @@ _KINDS = {
 }
 
 
+# Hyper-parameters of saved models that are gone -> the value they always had.
+_REMOVED: dict[str, dict[str, Any]] = {"globalpaint": {"est_parallel": False, "est_positions": "rope"}}
+
+
 def _fields(module: type[nn.Module]) -> dict[str, dataclasses.Field]:
     return {field.name: field for field in dataclasses.fields(module) if field.name not in {"parent", "name"}}
 
@@ -145,6 +149,18 @@ def defaults(kind: str) -> dict[str, Any]:
 def kinds(protocol: type) -> tuple[str, ...]:
     """The kinds whose modules follow a protocol of m3ddm_jax.types."""
     return tuple(sorted(kind for kind, entry in _KINDS.items() if isinstance(entry.module(), protocol)))
+
+
+def without_removed(kind: str, hyper: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyper-parameters of a saved model without those that an earlier version had.
+
+    Raises ValueError where one of these has another value than it has now.
+    """
+    removed = _REMOVED.get(kind, {})
+    for name, only in removed.items():
+        if hyper.get(name, only) != only:
+            raise ValueError(f"model {kind!r} has {name}={hyper[name]!r}, which is not supported any more: {only!r} is")
+    return {name: value for name, value in hyper.items() if name not in removed}
 
 
 def describe(module: nn.Module) -> tuple[str, dict[str, Any]]:

@@ -113,7 +113,7 @@ def load_model(folder: str | os.PathLike, kind: str | Collection[str] | None = N
     found, accepted = config.pop("kind"), (kind,) if isinstance(kind, str) else kind
     if accepted is not None and found not in accepted:
         raise ValueError(f"{folder} holds a model of kind {found}: one of kind {' or '.join(accepted)} is needed")
-    module = registry.build(found, **config)
+    module = registry.build(found, **registry.without_removed(found, config))
     if not (folder / _WEIGHTS).exists():
         raise ValueError(f"{folder} has no {_WEIGHTS}")
     expected = flatten_dict(registry.abstract_variables(module), sep=".")
