@@ -5,11 +5,13 @@ another one, or where no dataclass has a default.
 """
 
 import dataclasses
+import inspect
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from data.masks import MaskSampler
+from data.pipeline import make_batches
 from m3ddm_jax.losses.outpainting import OutpaintingWeights
 from m3ddm_jax.models import registry
 from m3ddm_jax.pipelines.denoiser import SampleSettings
@@ -183,6 +185,7 @@ def diffusion() -> ConfigDict:
 
 
 def data() -> ConfigDict:
+    batches = inspect.signature(make_batches).parameters
     return ConfigDict(
         {
             # kind: shards (made by data.prepare), videos (a folder of them) or synthetic; path; weight in the mixture.
@@ -192,10 +195,10 @@ def data() -> ConfigDict:
             "buckets": ((256, 256),),  # height x width of a batch, drawn for each step
             "global_frames": 16,
             "global_size": 256,
-            "global_fit": "stretch",  # the known rectangle to a square; "pad": with its aspect, the rest is black
-            "references": 0,  # further frames from anywhere in the video, after the clip's own
+            # global_fit: "stretch", the known rectangle to a square; "pad": with its aspect, the rest is black.
+            # references: further frames from anywhere in the video, after the clip's own.
+            **{name: batches[name].default for name in ("global_fit", "references", "num_threads")},
             "max_interval": 15,  # frames between two of a clip, drawn from 1 to this
-            "num_threads": 8,
             "masks": section(MaskSampler),
         }
     )

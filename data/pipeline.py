@@ -50,7 +50,7 @@ def make_batches(
     extend: Extend | None = None,
     process_index: int = 0,
     process_count: int = 1,
-    num_threads: int = 4,
+    num_threads: int = 8,
     shuffle: bool = True,
 ) -> grain.IterDataset:
     """Makes the endless data set of this process's part of every batch.

@@ -76,6 +76,7 @@ ROOMS = {
     "data": set(),
     "configs.common": {
         "data.masks",
+        "data.pipeline",
         "m3ddm_jax.losses.outpainting",
         "m3ddm_jax.models.registry",
         "m3ddm_jax.pipelines.denoiser",
