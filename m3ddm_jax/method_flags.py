@@ -31,6 +31,7 @@ def flag_of(field: dataclasses.Field, renamed: Mapping[str, str] = types.Mapping
 
 def define(renamed: Mapping[str, str] = types.MappingProxyType({})) -> None:
     """Define a flag for each option of each method; None counts as not given."""
+    flags.disclaim_key_flags()  # they are the command's, whose --help shows them
     for field, kind, methods in _methods_of_options().values():
         flag, about = flag_of(field, renamed), field.metadata
         default = "" if field.default in (None, False) else f"; by default {field.default}"
