@@ -49,6 +49,10 @@ def option(default: Any, help_: str, **about: Any) -> Any:
     return dataclasses.field(default=default, metadata={"help": help_, **about})
 
 
+def _settings() -> Any:
+    return option(None, "NAME=VALUE, one setting; docs/models.md lists them", flag="set")
+
+
 @dataclasses.dataclass(frozen=True)
 class Options:
     """Options of a method: the fields of a dataclass that the method's class derives from."""
@@ -61,9 +65,7 @@ class Options:
 class ModelOptions(Options):
     model: str | Path | None = option(None, "model folder, or hf:OWNER/NAME; m3ddm and isvi do without")
     _: dataclasses.KW_ONLY
-    settings: Mapping[str, Any] | None = option(
-        None, "NAME=VALUE: one setting of the model; docs/models.md lists them; repeatable", flag="set"
-    )
+    settings: Mapping[str, Any] | None = _settings()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +93,7 @@ class LiteOptions(Options):
     )
     adapt: int = option(0, "updates of a small network on each shot of the video itself, 60 are usual", least=0)
     cache: str | Path | None = option(None, "folder where adapted networks are cached; empty: no cache")
-    settings: Mapping[str, Any] | None = option(None, "NAME=VALUE: one setting; repeatable", flag="set")
+    settings: Mapping[str, Any] | None = _settings()
 
 
 @dataclasses.dataclass(frozen=True)
