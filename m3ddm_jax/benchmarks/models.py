@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from configs import globalpaint_key, globalpaint_key_tiny, m3ddm, m3ddm_small, tiny
+from configs import globalpaint_key, globalpaint_key_tiny, m3ddm, m3ddm_embedded, m3ddm_small
 from m3ddm_jax.benchmarks import flops
 from m3ddm_jax.benchmarks.limits import GIB, reason_to_skip
 from m3ddm_jax.measure import timing
@@ -113,7 +113,7 @@ def of_an_image(module: ASFN | DeepFill, passes: int, height: int, width: int) -
 METHODS: dict[str, Callable[[], Window]] = {
     "M3DDM": lambda: denoiser(m3ddm.get_config()),
     "M3DDM, a quarter as wide": lambda: denoiser(m3ddm_small.get_config()),
-    "M3DDM, embedded": lambda: denoiser(tiny.get_config()),
+    "M3DDM, embedded": lambda: denoiser(m3ddm_embedded.get_config()),
     "GlobalPaint": lambda: denoiser(globalpaint_key.get_config()),
     "GlobalPaint without guidance": partial(globalpaint, "1d+3d"),
     "GlobalPaint, 1-D alone": partial(globalpaint, "1d"),
