@@ -24,7 +24,6 @@ from m3ddm_jax.models.layers import (
     identity_kernel,
     sinusoidal_embedding,
 )
-from m3ddm_jax.models.products import add_bias
 from m3ddm_jax.models.remat import rematerialised
 from m3ddm_jax.models.stages import (
     Conditions,
@@ -36,6 +35,7 @@ from m3ddm_jax.models.stages import (
     tensor_limit,
     walk,
 )
+from m3ddm_jax.models.weight_gradients import add_bias
 from m3ddm_jax.parallel.constrain import cells_to_frames, frames_to_cells, join_frames, split_frames
 
 _TIMESTEP_PERIOD = 1000.0
