@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from m3ddm_jax.benchmarks.plan import MFU, Program, divisors, make_program
 from m3ddm_jax.measure.chips import CHIPS, GIB
-from m3ddm_jax.measure.live import peak, walk
+from m3ddm_jax.measure.live import equations, peak
 from m3ddm_jax.models.remat import REMAT
 from m3ddm_jax.parallel.constrain import is_wide
 from m3ddm_jax.parallel.mesh import AXES, batch_shards, check_batch_size, make_mesh
@@ -168,7 +168,7 @@ def _trace(program: Program) -> Traced:
     state, *_ = program.arguments
     parameters = {leaf.shape for leaf in jax.tree.leaves(state.params)}
     sums = dict.fromkeys(("products", "wide", "context", "tensor", "host"), 0.0)
-    for eqn, times in walk(jaxpr):
+    for eqn, times in equations(jaxpr):
         for name, amount in _sums(eqn, parameters):
             sums[name] += times * amount
     return Traced(

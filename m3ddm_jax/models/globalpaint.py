@@ -26,9 +26,9 @@ from m3ddm_jax.models.stages import (
     attentions_of,
     check_sides,
     make_blocks,
+    run_unet,
     size_multiple,
     tensor_limit,
-    walk,
 )
 
 _TIMESTEP_PERIOD = 10_000.0
@@ -306,6 +306,6 @@ class GlobalPaintUNet(nn.Module):
         seconds = jnp.arange(frames) / jnp.maximum(fps, _LEAST_FPS)[:, None]
         x = self.conv_in(jnp.concatenate([latents, masked_latents, mask], axis=-1).astype(self.dtype))
         conditions = Conditions(resnet=(embedding,), transformer=(seconds,))
-        x = walk(self.down_blocks, self.mid_block, self.up_blocks, x, conditions, context)
+        x = run_unet(self.down_blocks, self.mid_block, self.up_blocks, x, conditions, context)
         x = nn.silu(per_frame(self.conv_norm_out, x))
         return self.conv_out(x).astype(jnp.float32)

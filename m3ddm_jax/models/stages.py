@@ -1,4 +1,4 @@
-"""The walk through a denoising U-Net over video: levels, skips, contexts. What levels are made of is the network's."""
+"""The run through a denoising U-Net over video: levels, skips, contexts. What levels are made of is the network's."""
 
 import itertools
 import math
@@ -125,7 +125,7 @@ def make_blocks(
     return down_blocks, mid_block, up_blocks
 
 
-def walk(
+def run_unet(
     down_blocks: Sequence[Stage],
     mid_block: MiddleBlock,
     up_blocks: Sequence[Stage],

@@ -31,9 +31,9 @@ from m3ddm_jax.models.stages import (
     attentions_of,
     check_sides,
     make_blocks,
+    run_unet,
     size_multiple,
     tensor_limit,
-    walk,
 )
 from m3ddm_jax.models.weight_gradients import add_bias
 from m3ddm_jax.parallel.constrain import cells_to_frames, frames_to_cells, join_frames, split_frames
@@ -280,6 +280,6 @@ class M3DDMUNet(nn.Module):
         conditions = Conditions(resnet=(time_embedding, fps_embedding))
         inputs = split_frames(jnp.concatenate([latents, masked_latents, mask], axis=-1))
         x = self.conv_in(inputs.astype(self.dtype))
-        x = walk(self.down_blocks, self.mid_block, self.up_blocks, x, conditions, context)
+        x = run_unet(self.down_blocks, self.mid_block, self.up_blocks, x, conditions, context)
         x = nn.silu(self.conv_norm_out(x))
         return self.conv_out(x).astype(jnp.float32)

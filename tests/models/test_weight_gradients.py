@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from m3ddm_jax.measure.live import walk
+from m3ddm_jax.measure.live import equations
 from m3ddm_jax.models import registry, weight_gradients
 from m3ddm_jax.models.spynet import SPyNet
 
@@ -169,7 +169,7 @@ def sums_over_clips(kind, penalised):
 
     found = []
     gradient = jax.grad(penalty if penalised else total, argnums=1)
-    for equation, _ in walk(jax.make_jaxpr(gradient)(first, params, variables)):
+    for equation, _ in equations(jax.make_jaxpr(gradient)(first, params, variables)):
         axes = {
             "dot_general": lambda params: params["dimension_numbers"][0][0],
             "conv_general_dilated": lambda params: params["dimension_numbers"].lhs_spec[1:2],
