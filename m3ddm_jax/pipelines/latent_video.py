@@ -25,7 +25,7 @@ from m3ddm_jax.pipelines.baselines import inpaint_telea
 from m3ddm_jax.pipelines.carried_pixels import CarriedPixels
 from m3ddm_jax.pipelines.denoiser import SampleSettings, WindowSampler
 from m3ddm_jax.pipelines.hierarchy import Level, Window, fill_windows, latent_guides, plan_batches
-from m3ddm_jax.pipelines.latent_spool import LatentSpool
+from m3ddm_jax.pipelines.latent_cache import LatentCache
 from m3ddm_jax.pipelines.options import computing_in
 from m3ddm_jax.pipelines.sampler import Conditions
 from m3ddm_jax.pipelines.work_canvas import SquareCanvas, WorkCanvas
@@ -153,25 +153,25 @@ class LatentVideo:
         batches = plan_batches(levels, self._devices.windows, len(self._source))
         total = sum(len(batch.windows) for batch in batches)
         done = 0
-        with LatentSpool() as spool, tqdm(total=total, desc="windows", unit="window", leave=False, disable=None) as bar:
+        with LatentCache() as cache, tqdm(total=total, desc="windows", unit="window", leave=False, disable=None) as bar:
             for batch in batches:
-                self._make(batch.windows, *denoisers[batch.level], spool)
+                self._make(batch.windows, *denoisers[batch.level], cache)
                 bar.update(len(batch.windows))
                 # Whole chunks, as long as there are more frames to come: a shorter one takes as long to decode.
                 while done < batch.final and (
                     batch.final == len(self._source) or batch.final - done >= self._num_frames
                 ):
                     stop = min(done + self._num_frames, batch.final)
-                    yield self._show(done, stop, spool)
+                    yield self._show(done, stop, cache)
                     done = stop
-                spool.forget(min(done, batch.needed))
+                cache.forget(min(done, batch.needed))
 
-    def _make(self, windows: Sequence[Window], denoiser: WindowSampler, contexts: Contexts, spool: LatentSpool) -> None:
+    def _make(self, windows: Sequence[Window], denoiser: WindowSampler, contexts: Contexts, cache: LatentCache) -> None:
         """Sample a batch of windows, and keep what they write."""
         # One shape for all batches but a lone window: the last one repeats a window rather than compiling anew.
         count = self._devices.windows if len(windows) > 1 else 1
         padded = [windows[min(i, len(windows) - 1)] for i in range(count)]
-        prepared = [self._prepare(window, denoiser, spool) for window in windows]
+        prepared = [self._prepare(window, denoiser, cache) for window in windows]
         prepared += prepared[-1:] * (count - len(windows))
         inputs = self._devices.split(jax.tree.map(lambda *parts: np.stack(parts), *prepared))
         context, null_context = contexts(padded)
@@ -186,7 +186,7 @@ class LatentVideo:
             made = self._codec.decode(window_latents) if self._caches_pixels else window_latents
             for frame, writes, of_frame in zip(window.frames, window.writes, made, strict=True):
                 if writes:
-                    spool.write(frame, of_frame)
+                    cache.write(frame, of_frame)
 
     def _encode_black(self, num_frames: int) -> jax.Array:
         """Latents of black frames, [1, h, w, C], or of a clip of them where the codec takes clips."""
@@ -194,14 +194,14 @@ class LatentVideo:
         black = jnp.full((count, self._work.height, self._work.width, 3), BLACK)
         return self._codec.encode_clip(black, self._rng, "black")
 
-    def _prepare(self, window: Window, denoiser: WindowSampler, spool: LatentSpool) -> dict[str, Any]:
+    def _prepare(self, window: Window, denoiser: WindowSampler, cache: LatentCache) -> dict[str, Any]:
         """Conditions (what one window has of its own), guess and noise [T, h, w, C]."""
         choices, rng, factor = self._preparation, self._rng, self._codec.temporal_factor
         frames, mask = self._known(window.frames)
         guides = latent_guides(window, factor)
         if self._caches_pixels:
             for place in np.flatnonzero(window.guides):
-                frames[place] = np.rint(spool.first(window.frames[place]))
+                frames[place] = np.rint(cache.first(window.frames[place]))
                 mask[place] = 0
         fill = {"spread": compositing.spread, "telea": inpaint_telea}[choices.guess]
         guess = to_unit_range(np.concatenate([fill(f[None], m) for f, m in zip(frames, mask, strict=True)]))
@@ -211,7 +211,7 @@ class LatentVideo:
         cells = self._codec.reduce_mask(mask, choices.latent_mask)
         if not self._caches_pixels:
             for i in np.flatnonzero(guides):
-                masked_latents[i] = spool.first(window.frames[i])
+                masked_latents[i] = cache.first(window.frames[i])
                 cells[i] = 0
                 if not choices.in_sequence:
                     guess_latents[i] = masked_latents[i]
@@ -238,13 +238,13 @@ class LatentVideo:
         frames, masks = self._carried[indices]
         return compositing.resize(frames, work.height, work.width), work.reduce(masks)
 
-    def _show(self, start: int, stop: int, spool: LatentSpool) -> FramesTHWC:
+    def _show(self, start: int, stop: int, cache: LatentCache) -> FramesTHWC:
         """Canvas frames of `start` to `stop`, at most a window's number."""
         if self._caches_pixels:
-            made = np.stack([spool.last(i) for i in range(start, stop)])
+            made = np.stack([cache.last(i) for i in range(start, stop)])
         else:
             # Short chunks are filled up: one shape, one compile.
-            latents = np.stack([spool.last(min(i, stop - 1)) for i in range(start, start + self._num_frames)])
+            latents = np.stack([cache.last(min(i, stop - 1)) for i in range(start, start + self._num_frames)])
             made = self._codec.decode(latents)[: stop - start]
         originals = self._source[start:stop]
         frames = self._work.to_canvas(made, originals)
