@@ -24,11 +24,11 @@ from m3ddm_jax.models.stages import Context
 from m3ddm_jax.pipelines.base import GlobalpaintOptions
 from m3ddm_jax.pipelines.carried_pixels import CarriedPixels
 from m3ddm_jax.pipelines.denoiser import SampleSettings, WindowSampler, chosen_settings, load_pipeline
-from m3ddm_jax.pipelines.hierarchy import Window
 from m3ddm_jax.pipelines.key_frames import plan_key_frames, plan_sequence
 from m3ddm_jax.pipelines.latent_video import Devices, FrozenCodec, LatentVideo, to_unit_range
 from m3ddm_jax.pipelines.options import computing_in
 from m3ddm_jax.pipelines.shots import source_cuts
+from m3ddm_jax.pipelines.window_schedule import Window
 from m3ddm_jax.pipelines.work_canvas import WorkCanvas
 from m3ddm_jax.types import FramesTHWC
 from m3ddm_jax.video import FrameSource

@@ -24,10 +24,10 @@ from m3ddm_jax.pipelines import compositing
 from m3ddm_jax.pipelines.baselines import inpaint_telea
 from m3ddm_jax.pipelines.carried_pixels import CarriedPixels
 from m3ddm_jax.pipelines.denoiser import SampleSettings, WindowSampler
-from m3ddm_jax.pipelines.hierarchy import Level, Window, fill_windows, latent_guides, plan_batches
 from m3ddm_jax.pipelines.latent_cache import LatentCache
 from m3ddm_jax.pipelines.options import computing_in
 from m3ddm_jax.pipelines.sampler import Conditions
+from m3ddm_jax.pipelines.window_schedule import Level, Window, fill_windows, latent_guides, plan_batches
 from m3ddm_jax.pipelines.work_canvas import SquareCanvas, WorkCanvas
 from m3ddm_jax.types import Codec, FramesTHWC, Variables
 from m3ddm_jax.video import FrameSource

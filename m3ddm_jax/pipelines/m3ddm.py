@@ -18,8 +18,8 @@ from m3ddm_jax.models import registry
 from m3ddm_jax.pipelines.base import M3ddmOptions
 from m3ddm_jax.pipelines.carried_pixels import CarriedPixels
 from m3ddm_jax.pipelines.denoiser import SampleSettings, WindowSampler, chosen_settings, load_pipeline
-from m3ddm_jax.pipelines.hierarchy import Level, official_windows, plan_windows
 from m3ddm_jax.pipelines.latent_video import Devices, FrozenCodec, LatentVideo, Preparation, to_unit_range
+from m3ddm_jax.pipelines.window_schedule import Level, official_windows, plan_windows
 from m3ddm_jax.pipelines.work_canvas import SquareCanvas, WorkCanvas
 from m3ddm_jax.types import Denoiser, FramesTHWC
 from m3ddm_jax.video import FrameSource

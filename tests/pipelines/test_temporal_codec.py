@@ -15,8 +15,8 @@ from m3ddm_jax.geometry import Canvas
 from m3ddm_jax.models import registry
 from m3ddm_jax.models.autoencoder import latent_frames, pixel_mask, reduce_mask
 from m3ddm_jax.models.unet3d import M3DDMUNet
-from m3ddm_jax.pipelines.hierarchy import fill_windows, latent_guides, plan_windows
 from m3ddm_jax.pipelines.m3ddm import M3DDM
+from m3ddm_jax.pipelines.window_schedule import fill_windows, latent_guides, plan_windows
 from m3ddm_jax.recipes.diffusion import DiffusionRecipe
 from m3ddm_jax.training.encoding import decode_latents, encode_batch, make_conditions, to_unit_range
 from m3ddm_jax.types import Codec
