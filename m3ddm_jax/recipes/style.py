@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from configs import common
-from data.lending import lend_gradients
 from data.pipeline import make_batches
+from data.style_augmentation import lend_gradients
 from m3ddm_jax.models import registry
 from m3ddm_jax.recipes import base
 from m3ddm_jax.training.gan_state import GanState, Optimizers, create_gan_state

@@ -35,7 +35,7 @@ class StyleTask(NamedTuple):
 
 
 def make_style_tasks(batch: VideoBatch) -> StyleTask:
-    """Of clips of one frame, with the gradients `lent` [B, 2, H, W, 3] to them (data.lending)."""
+    """Of clips of one frame, with the gradients `lent` [B, 2, H, W, 3] to them (data.style_augmentation)."""
     frames = batch["video"][:, 0].astype(jnp.float32) / 255
     truth = jnp.stack(differences(frames), axis=1)
     lent, truth = (rearrange(x[..., ::-1], "b way h w c -> (b way) h w c") for x in (batch["lent"], truth))
