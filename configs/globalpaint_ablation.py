@@ -1,5 +1,5 @@
 """What GlobalPaint's parts are worth, in minutes on two cores: scenes of which a frame, then a clip, then only the
-whole video tells what is hidden (data.synthetic.visits). For m3ddm_jax.ablate.
+whole video tells what is hidden (data.synthetic.toy_scenes). For m3ddm_jax.ablate.
 """
 
 from ml_collections import ConfigDict

@@ -12,13 +12,13 @@ import tensorflow_datasets as tfds
 from data import decode
 from data.decode import DEFAULT_FPS, PacketIndex, VideoInfo
 from data.images import IMAGE_SUFFIXES, list_images, natural_key, read_image, resize
-from data.synthetic import scenes, visits
+from data.synthetic import scenes, toy_scenes
 
 KINDS = ("shards", "videos", "synthetic")
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif"})
 SYNTHETIC_SCENES = 1_000_000
 SYNTHETIC_FRAMES = 64
-VISITS = "visits"
+TOY_SCENES = "visits"
 
 
 class Video(NamedTuple):
@@ -44,7 +44,7 @@ def open_source(kind: str, path: str | os.PathLike = "", *, lines: int = 256) ->
 
     shards: a folder written by `data.prepare`. videos: a folder searched, in all its depth, for video files and for
     folders of images. synthetic: scenes drawn on the spot; `lines` pixels on their short side where path is
-    empty, those of data.synthetic.visits where it is "visits".
+    empty, those of data.synthetic.toy_scenes where it is "visits".
 
     Raises ValueError for an unknown kind and for a path that holds no video, or names no scenes.
     """
@@ -53,9 +53,9 @@ def open_source(kind: str, path: str | os.PathLike = "", *, lines: int = 256) ->
     if kind == "videos":
         return FolderSource(path)
     if kind == "synthetic":
-        if path not in ("", VISITS):
-            raise ValueError(f"unknown synthetic scenes {path!r}, known: an empty path and {VISITS!r}")
-        return VisitSource() if path else SyntheticSource(lines)
+        if path not in ("", TOY_SCENES):
+            raise ValueError(f"unknown synthetic scenes {path!r}, known: an empty path and {TOY_SCENES!r}")
+        return ToySceneSource() if path else SyntheticSource(lines)
     raise ValueError(f"unknown source kind {kind!r}, known: {', '.join(KINDS)}")
 
 
@@ -124,18 +124,18 @@ class SyntheticSource:
         return Video(self.name(index), VideoInfo(SYNTHETIC_FRAMES, float(scenes.FPS), height, width), read)
 
 
-class VisitSource:
-    """Scenes of data.synthetic.visits: record k is the scene of seed k."""
+class ToySceneSource:
+    """Scenes of data.synthetic.toy_scenes: record k is the scene of seed k."""
 
     def __len__(self) -> int:
         return SYNTHETIC_SCENES
 
     def name(self, index: int) -> str:
-        return f"{VISITS}/{index}"
+        return f"{TOY_SCENES}/{index}"
 
     def open(self, index: int) -> Video:
-        info = VideoInfo(visits.NUM_FRAMES, float(scenes.FPS), visits.SIDE, visits.SIDE)
-        return Video(self.name(index), info, functools.partial(draw_frames, visits.make_scene(index).frame))
+        info = VideoInfo(toy_scenes.NUM_FRAMES, float(scenes.FPS), toy_scenes.SIDE, toy_scenes.SIDE)
+        return Video(self.name(index), info, functools.partial(draw_frames, toy_scenes.make_scene(index).frame))
 
 
 def draw_frames(
