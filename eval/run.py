@@ -103,7 +103,7 @@ def make_task(values: flags.FlagValues) -> Task:
         **networks,
         optional=frozenset(kind for kind, folder in folders.items() if folder is None),
         absent=absent,
-        kept=pathlib.Path(values.report).with_suffix(".clips") if values.report else None,
+        score_cache=pathlib.Path(values.report).with_suffix(".clips") if values.report else None,
     )
 
 
