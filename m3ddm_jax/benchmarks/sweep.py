@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from m3ddm_jax.benchmarks.plan import MFU, Program, divisors, make_program
 from m3ddm_jax.measure.chips import CHIPS, GIB
-from m3ddm_jax.measure.live import equations, peak
+from m3ddm_jax.measure.peak_memory import equations, peak
 from m3ddm_jax.models.remat import REMAT
 from m3ddm_jax.parallel.constrain import is_wide
 from m3ddm_jax.parallel.mesh import AXES, batch_shards, check_batch_size, make_mesh

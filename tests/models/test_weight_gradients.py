@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from m3ddm_jax.measure.live import equations
+from m3ddm_jax.measure.peak_memory import equations
 from m3ddm_jax.models import registry, weight_gradients
 from m3ddm_jax.models.spynet import SPyNet
 

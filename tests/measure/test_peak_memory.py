@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from m3ddm_jax.measure.live import equations, peak
+from m3ddm_jax.measure.peak_memory import equations, peak
 
 
 def count(aval):
