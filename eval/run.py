@@ -23,7 +23,7 @@ from eval.clips import RESIZES, choose, list_clips
 from eval.evaluation import Method, Task, evaluate
 from eval.networks import Network, file_sha256, load_network, load_packaged_network
 from eval.regions import parse_regions
-from m3ddm_jax import command, method_flags
+from m3ddm_jax import cli, method_flags
 from m3ddm_jax.pipelines.base import OUTPAINTERS, OverModels
 
 _NETWORK_FLAGS = {"lpips": "lpips", "i3d": "fvd"}
@@ -90,7 +90,7 @@ def make_task(values: flags.FlagValues) -> Task:
     if options and not values.method:
         raise ValueError(f"--{next(iter(options)).replace('settings', 'set')} is for a --method, and none is given")
     folders = {kind: values[flag].value for kind, flag in _NETWORK_FLAGS.items()}
-    networks, absent = find_networks(folders, preset.distance, command.cache_folder("metrics"))
+    networks, absent = find_networks(folders, preset.distance, cli.cache_folder("metrics"))
     return Task(
         preset=preset,
         clips=clips,
@@ -145,4 +145,4 @@ def _define_flags() -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    command.run("eval.run", main)
+    cli.run("eval.run", main)

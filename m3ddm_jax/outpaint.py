@@ -21,7 +21,7 @@ import numpy as np
 import tqdm
 from absl import flags
 
-from m3ddm_jax import command, method_flags
+from m3ddm_jax import cli, method_flags
 from m3ddm_jax.geometry import CENTRE, Canvas, CanvasMasks, Masks
 from m3ddm_jax.method_flags import make_outpainter
 from m3ddm_jax.pipelines.base import OUTPAINTERS, Outpainter
@@ -179,7 +179,7 @@ def _parse(pattern: str, text: str, kind: Callable, flag: str, accepted: str) ->
 def remember_programs() -> None:
     """Has compiled programs kept, for the next video of the same size: in $JAX_COMPILATION_CACHE_DIR, or beside what
     is kept otherwise. Must come before jax is imported."""
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(command.cache_folder("programs")))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cli.cache_folder("programs")))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 
@@ -195,7 +195,7 @@ def main(source_path: str, target_path: str) -> None:
         masks = place_masks(MaskSource(values.mask, len(source), sampled), targets)
     options = method_flags.read(values)
     if values.adapt:
-        options.setdefault("cache", str(command.cache_folder("adapted")))
+        options.setdefault("cache", str(cli.cache_folder("adapted")))
     method = values.method or default_method(values.model, values.preset, values.mask)
     rng = None
     if method in OUTPAINTERS and OUTPAINTERS[method].stochastic:
@@ -236,4 +236,4 @@ def _define_flags() -> None:
 if __name__ == "__main__":
     remember_programs()
     _define_flags()
-    command.run("outpaint", main, "IN", "OUT")
+    cli.run("outpaint", main, "IN", "OUT")

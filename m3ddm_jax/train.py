@@ -26,7 +26,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
-from m3ddm_jax import command
+from m3ddm_jax import cli
 from m3ddm_jax.parallel import processes
 from m3ddm_jax.parallel.mesh import check_batch_size, make_mesh, put_batch, replicated
 from m3ddm_jax.recipes import Recipe, make_recipe
@@ -260,4 +260,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    command.run("train", main)
+    cli.run("train", main)

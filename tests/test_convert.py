@@ -19,7 +19,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.numpy import load_file, save_file
 
-from m3ddm_jax import command, convert
+from m3ddm_jax import cli, convert
 from m3ddm_jax.models import registry
 from m3ddm_jax.models.autoencoder import PatchCodec
 from m3ddm_jax.models.lpips import LPIPS
@@ -84,7 +84,7 @@ def call(capsys, monkeypatch):
         with warnings.catch_warnings():
             warnings.simplefilter("always")
             try:
-                command.call("convert", main, convert.ARGUMENTS, list(map(str, arguments)))
+                cli.call("convert", main, convert.ARGUMENTS, list(map(str, arguments)))
             except SystemExit as stop:
                 code = stop.code
         out, err = capsys.readouterr()

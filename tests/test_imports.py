@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Room -> what of ours it may import besides itself and m3ddm_jax.types. A room that does not exist yet is allowed.
 ROOMS = {
     "m3ddm_jax.types": set(),
-    "m3ddm_jax.command": set(),
+    "m3ddm_jax.cli": set(),
     "m3ddm_jax.method_flags": {"m3ddm_jax.pipelines.base"},
     "m3ddm_jax.parallel": set(),
     "m3ddm_jax.geometry": set(),
@@ -95,7 +95,7 @@ ENTRY_POINTS = {
     "eval.run",
 }
 # Entry points of a room that keep to the room's rule and still read flags.
-FLAG_READERS = ENTRY_POINTS | {"m3ddm_jax.command", "m3ddm_jax.method_flags", "data.prepare", "data.synthetic.__main__"}
+FLAG_READERS = ENTRY_POINTS | {"m3ddm_jax.cli", "m3ddm_jax.method_flags", "data.prepare", "data.synthetic.__main__"}
 
 
 def module_name(path: pathlib.Path) -> str:

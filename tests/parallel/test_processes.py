@@ -113,7 +113,7 @@ def test_what_differs_is_named_with_its_processes():
 
 AGREE = """
 import sys
-from m3ddm_jax import command
+from m3ddm_jax import cli
 from m3ddm_jax.parallel import processes
 def main(coordinator, process):
     processes.start(coordinator, 2, int(process), seconds=60)
@@ -125,7 +125,7 @@ def main(coordinator, process):
         print(error)
     with processes.agreement() as same:
         same["config"], same["data"] = "alike", "longer" * int(process)
-command.call("train", main, ("coordinator", "process"), sys.argv[1:])
+cli.call("train", main, ("coordinator", "process"), sys.argv[1:])
 """
 
 

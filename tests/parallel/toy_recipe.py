@@ -7,7 +7,7 @@ import optax
 from absl import flags
 from jax.experimental import multihost_utils
 
-from m3ddm_jax import command, recipes, train
+from m3ddm_jax import cli, recipes, train
 from m3ddm_jax.recipes import base
 from m3ddm_jax.training.encoding import to_unit_range
 from m3ddm_jax.training.state import abstract_state, init_state
@@ -79,4 +79,4 @@ if __name__ == "__main__":
     recipes.RECIPES["toy"] = ToyRecipe
     train._define_flags()
     flags.DEFINE_multi_string("then", [], "Further workdirs, trained in one after the other.")
-    command.run("train", lambda: main(*flags.FLAGS.then))
+    cli.run("train", lambda: main(*flags.FLAGS.then))
