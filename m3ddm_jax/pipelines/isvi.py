@@ -22,7 +22,7 @@ from m3ddm_jax.pipelines.completion import PatchCompleter
 from m3ddm_jax.pipelines.compositing import Matcher
 from m3ddm_jax.pipelines.optical_flow import CameraMotion, Dis, Igfc, Raft
 from m3ddm_jax.pipelines.options import CheckedSettings, or_none
-from m3ddm_jax.pipelines.propagation import BYTES_PER_PIXEL, Limits, Parts, View, propagate
+from m3ddm_jax.pipelines.propagation import BYTES_PER_PIXEL, Components, Limits, View, propagate
 from m3ddm_jax.pipelines.shots import source_cuts
 from m3ddm_jax.pipelines.work_canvas import WorkCanvas
 from m3ddm_jax.pipelines.work_clip import WorkClip
@@ -71,7 +71,7 @@ class Isvi(IsviOptions):
         self._settings = Settings.make(self.settings or {})
         folder = None if str(self.model or NONE) == NONE else resolve(self.model)
         self.models = {} if folder is None else {"model": (folder, self._settings)}
-        self._parts = _load_parts(folder)
+        self._parts = _load_components(folder)
 
     def __call__(self, source: FrameSource, canvas: Canvas, rng: None = None) -> Iterator[FramesTHWC]:
         """Yields canvas frames, uint8 [n, H, W, 3], in time order; the caller pastes the source's own pixels. Says on
@@ -127,13 +127,13 @@ def _one_ahead(items: Iterator[Any]) -> Iterator[Any]:
             yield item
 
 
-def _load_parts(folder: Path | None) -> Parts:
+def _load_components(folder: Path | None) -> Components:
     """The networks that a model folder has, and classical parts for the others."""
     there = {kind: load_model(folder / kind, kind=kind) for kind in NETWORKS if folder and (folder / kind).is_dir()}
     if folder and not there:
         commands = "`python -m m3ddm_jax.convert KIND SOURCE FOLDER/KIND`"
         raise ValueError(f"{folder} has none of {', '.join(f'{kind}/' for kind in NETWORKS)}: {commands} makes them")
-    return Parts(
+    return Components(
         estimate=Raft(*there["raft"]) if "raft" in there else Dis(),
         complete=Igfc(*there["igfc"]) if "igfc" in there else CameraMotion(),
         hallucinate=_hallucinator(*there["deepfill"]) if "deepfill" in there else PatchCompleter(),
@@ -142,7 +142,7 @@ def _load_parts(folder: Path | None) -> Parts:
 
 
 def _hallucinator(module: nn.Module, variables: Variables) -> Callable[[View, np.ndarray, Sequence[View]], np.ndarray]:
-    """DeepFill as `Parts.hallucinate`. Its published weights see BGR."""
+    """DeepFill as `Components.hallucinate`. Its published weights see BGR."""
     variables, apply = jax.device_put(variables), jax.jit(module.apply)
 
     def hallucinate(key: View, unknown: np.ndarray, others: Sequence[View]) -> np.ndarray:
@@ -155,7 +155,7 @@ def _hallucinator(module: nn.Module, variables: Variables) -> Callable[[View, np
 
 
 def _fuser(module: nn.Module, variables: Variables) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """ASFN as `Parts.fuse`. Its published weights see BGR, differences of 0..1."""
+    """ASFN as `Components.fuse`. Its published weights see BGR, differences of 0..1."""
     variables, apply = jax.device_put(variables), jax.jit(module.apply)
 
     def fuse(gradients: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -49,7 +49,7 @@ class View(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Parts:
+class Components:
     """Who does what.
 
     estimate, complete: flow, as in `optical_flow`.
@@ -78,7 +78,7 @@ class Limits:
 
 
 def propagate(
-    clip: WorkClip, cuts: Sequence[int], parts: Parts, limits: Limits
+    clip: WorkClip, cuts: Sequence[int], parts: Components, limits: Limits
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Fills what the masks of a clip hide, shot by shot, window by window.
 
@@ -129,7 +129,7 @@ class _Window:
         frames: range,
         last: tuple[np.ndarray, np.ndarray] | None,
         flows: ShotFlows,
-        parts: Parts,
+        parts: Components,
         limits: Limits,
     ):
         shown = [clip.frame(index) for index in frames]

@@ -8,7 +8,7 @@ from hypothesis import given
 from m3ddm_jax.geometry import Canvas
 from m3ddm_jax.pipelines import propagation
 from m3ddm_jax.pipelines.optical_flow import CameraMotion
-from m3ddm_jax.pipelines.propagation import Limits, Parts, plan_windows, propagate
+from m3ddm_jax.pipelines.propagation import Components, Limits, plan_windows, propagate
 from m3ddm_jax.pipelines.work_canvas import WorkCanvas
 from m3ddm_jax.pipelines.work_clip import WorkClip
 from m3ddm_jax.video import FrameSource
@@ -56,7 +56,7 @@ def exact(before, after):
 
 def run(clip, cuts=(), **parts):
     limits = LIMITS if "hallucinate" in parts else dataclasses.replace(LIMITS, key_frames=0)
-    parts = Parts(**{"estimate": exact, "complete": CameraMotion(), "hallucinate": None, **parts})
+    parts = Components(**{"estimate": exact, "complete": CameraMotion(), "hallucinate": None, **parts})
     frames, confidence = zip(*propagate(clip, cuts, parts, limits), strict=True)
     return np.concatenate(frames), np.concatenate(confidence)
 
