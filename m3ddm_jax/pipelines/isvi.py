@@ -95,7 +95,7 @@ class Isvi(IsviOptions):
         work = WorkCanvas(canvas, settings.lines, multiple=2)
         window = max(3, (settings.megabytes << 20) // (work.height * work.width * BYTES_PER_PIXEL))
         limits = Limits(window, settings.max_error, settings.key_frames, settings.anchor)
-        ahead = source.again()
+        ahead = source.reopen()
         clip = WorkClip(ahead, work, self.mask, keep=window + 1)
         windows = propagate(clip, source_cuts(ahead), self._parts, limits)
         match = None

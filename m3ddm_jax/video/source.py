@@ -73,10 +73,10 @@ class FrameSource:
         self._shown = np.maximum(0, np.searchsorted(self.timestamps, ticks + 1e-6, "right") - 1).tolist()
         self.fps, self.timestamps = fps, ticks
 
-    def again(self) -> "FrameSource":
+    def reopen(self) -> "FrameSource":
         """The same frames, read independently: for another thread, or from another place on."""
         other = copy.copy(self)
-        other._reader = self._reader.again()
+        other._reader = self._reader.reopen()
         return other
 
     def __len__(self) -> int:
@@ -106,7 +106,7 @@ class _Reader(abc.ABC):
     def read(self, index: int) -> np.ndarray:
         """uint8 [h,w,3] of the frame of that index in the file."""
 
-    def again(self) -> "_Reader":
+    def reopen(self) -> "_Reader":
         """One that reads the same, and shares nothing with this one that reading changes."""
         return self
 
@@ -200,7 +200,7 @@ class _VideoReader(_Reader):
             rates = [float(rate) for rate in (stream.average_rate, stream.guessed_rate) if rate]
             self._set_times(rates, float(stream.time_base))
 
-    def again(self) -> "_VideoReader":
+    def reopen(self) -> "_VideoReader":
         other = copy.copy(self)
         other._container, other._reformatter, other._cache = None, VideoReformatter(), collections.OrderedDict()
         with told_as(f"{self._path} cannot be decoded"):
