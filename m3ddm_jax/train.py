@@ -75,7 +75,7 @@ def train(
             fixed=recipe.fixed,
             config=config.to_dict(),
             mesh=mesh,
-            beside=publish,
+            on_save=publish,
         )
         stack.callback(checkpoints.close)
         with processes.agreement():

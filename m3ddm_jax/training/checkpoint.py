@@ -26,7 +26,7 @@ class Checkpoints:
     keep: how many of the latest stay.
     fixed: nested plain values that no checkpoint may differ in (what the networks are, what they learn).
     config, mesh: kept in the meta for the reader.
-    beside: called whenever a checkpoint is saved.
+    on_save: called whenever a checkpoint is saved.
 
     That a checkpoint is written, and how long it took, the first process says on the terminal.
     """
@@ -39,9 +39,9 @@ class Checkpoints:
         fixed: dict[str, Any],
         config: dict[str, Any],
         mesh: Mesh,
-        beside: Callable[[], None] = lambda: None,
+        on_save: Callable[[], None] = lambda: None,
     ):
-        self._beside = beside
+        self._on_save = on_save
         self._speaks = jax.process_index() == 0
         self._begun = (0, 0.0)
         self._fixed = _plain(fixed)
@@ -82,7 +82,7 @@ class Checkpoints:
                 meta=ocp.args.JsonSave(self._meta | {"state": _shapes(state)}),
             ),
         )
-        self._beside()
+        self._on_save()
 
     def _say_written(self) -> None:
         """Called in the background, where a checkpoint is complete."""

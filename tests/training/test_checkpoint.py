@@ -33,8 +33,8 @@ def fresh(optimizer, mesh):
     return init_state(init, optimizer, rng, abstract)
 
 
-def opened(folder, mesh, fixed=FIXED, keep=2, beside=lambda: None):
-    return Checkpoints(folder, keep=keep, fixed=fixed, config=CONFIG, mesh=mesh, beside=beside)
+def opened(folder, mesh, fixed=FIXED, keep=2, on_save=lambda: None):
+    return Checkpoints(folder, keep=keep, fixed=fixed, config=CONFIG, mesh=mesh, on_save=on_save)
 
 
 def assert_same(a, b):
@@ -75,7 +75,7 @@ def test_old_checkpoints_go_and_a_step_is_saved_once(tmp_path, optimizer, capsys
     mesh = make_mesh(devices=jax.devices()[:1])
     state = fresh(optimizer, mesh)
     saved = []
-    checkpoints = opened(tmp_path, mesh, keep=2, beside=lambda: saved.append(checkpoints.latest_step()))
+    checkpoints = opened(tmp_path, mesh, keep=2, on_save=lambda: saved.append(checkpoints.latest_step()))
     for step in (1, 2, 3, 3):
         checkpoints.save(state, step, examples_seen=step)
     checkpoints.close()

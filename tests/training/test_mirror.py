@@ -68,9 +68,9 @@ def test_folders_of_buckets_are_told_apart(tmp_path):
 class NoCheckpoints:
     """Stands in for checkpoints, which need a real bucket."""
 
-    def __init__(self, folder, *, beside, **_):
+    def __init__(self, folder, *, on_save, **_):
         assert os.fspath(folder) == "gs://bucket/trained/checkpoints"
-        self._beside = beside
+        self._beside = on_save
 
     def latest_step(self):
         return None
