@@ -53,7 +53,7 @@ def outpaint(
     count, size = 0, (canvas.height, canvas.width)
     with contextlib.ExitStack() as stack:
         shower = None if preview is None else stack.enter_context(Preview(preview, source.fps, len(source), *size))
-        sink = stack.enter_context(FrameSink(path, source.fps, *size, like=source))
+        sink = stack.enter_context(FrameSink(path, source.fps, *size, source=source))
         if sink.lost_sound:
             print(f"outpaint: {sink.lost_sound}", file=sys.stderr)
         with tqdm.tqdm(total=len(source), unit="frame", desc=path.name, disable=None) as progress:

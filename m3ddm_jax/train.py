@@ -68,7 +68,7 @@ def train(
 
         # The state and its place in the data: those of the newest checkpoint, else the beginning.
         rng = jax.random.key(config.train.seed)
-        like = recipe.abstract_state(rng, mesh)
+        abstract_state = recipe.abstract_state(rng, mesh)
         checkpoints = Checkpoints(
             epath.Path(workdir) / "checkpoints",
             keep=config.train.keep,
@@ -80,9 +80,9 @@ def train(
         stack.callback(checkpoints.close)
         with processes.agreement():
             if checkpoints.latest_step() is None:
-                state = recipe.begin(rng, like, put(next(iter(dataset))), frozen)
+                state = recipe.begin(rng, abstract_state, put(next(iter(dataset))), frozen)
             else:
-                state, examples_seen = checkpoints.restore(like)
+                state, examples_seen = checkpoints.restore(abstract_state)
                 batches.set_state({"next_index": steps_drawn(examples_seen, config.train.batch_size)})
 
         if jax.process_index() == 0:
@@ -90,7 +90,7 @@ def train(
             print(f"{size:,} parameters on {mesh.size} device(s), from step {int(state.step)}", flush=True)
 
         # The updates.
-        step = jit_step(recipe, like, mesh)
+        step = jit_step(recipe, abstract_state, mesh)
         frames_per_step = config.train.batch_size * config.data.num_frames
         log = loop.MetricsLog(folder, start_step=int(state.step), cadence=cadence, frames_per_step=frames_per_step)
         stack.callback(log.close)

@@ -157,7 +157,7 @@ class AdversarialRecipe:
 
         return abstract(create, rng, mesh)
 
-    def begin(self, rng: jax.Array, like: GanState, batch: VideoBatch, frozen: Variables) -> GanState:
+    def begin(self, rng: jax.Array, abstract_state: GanState, batch: VideoBatch, frozen: Variables) -> GanState:
         """The state before the first update: the generator of `train.init_from`, or for E2FGVI a random one; a random
         discriminator, or one with the T-PatchGAN of `adversarial.discriminator_from`.
 
@@ -167,21 +167,26 @@ class AdversarialRecipe:
         generator_key, discriminator_key, run_key = jax.random.split(rng, 3)
         create = jax.jit(
             lambda *variables: create_gan_state(*variables, self.optimizers, run_key),
-            out_shardings=shardings_of(like),
+            out_shardings=shardings_of(abstract_state),
             donate_argnums=(0, 1),
         )
-        return create(self._begin_generator(generator_key, like), self._begin_discriminator(discriminator_key, like))
+        return create(
+            self._begin_generator(generator_key, abstract_state),
+            self._begin_discriminator(discriminator_key, abstract_state),
+        )
 
-    def _begin_generator(self, key: jax.Array, like: GanState) -> Variables:
-        places = {name: getattr(like, name) for name in ("params", "batch_stats") if getattr(like, name)}
+    def _begin_generator(self, key: jax.Array, abstract_state: GanState) -> Variables:
+        places = {
+            name: getattr(abstract_state, name) for name in ("params", "batch_stats") if getattr(abstract_state, name)
+        }
         if folder := self._config.train.init_from:
             return place(base.load_variables(folder, self.model), places)
         if "batch_stats" in places:
             raise ValueError("train.init_from is empty: a diffusion model is only fine-tuned, name a model folder")
         return jax.jit(functools.partial(registry.init, self.model), out_shardings=shardings_of(places))(key)
 
-    def _begin_discriminator(self, key: jax.Array, like: GanState) -> Variables:
-        places = {"params": like.discriminator_params, "spectral": like.spectral}
+    def _begin_discriminator(self, key: jax.Array, abstract_state: GanState) -> Variables:
+        places = {"params": abstract_state.discriminator_params, "spectral": abstract_state.spectral}
         init = functools.partial(registry.init, self.discriminator)
         path = self._config.adversarial.discriminator_from
         if not path:

@@ -47,8 +47,8 @@ class Recipe(Protocol):
     def abstract_state(self, rng: jax.Array, mesh: Mesh) -> State:
         """Shape, dtype and sharding of every array of the state."""
 
-    def begin(self, rng: jax.Array, like: State, batch: VideoBatch, frozen: Variables) -> State:
-        """The state before the first update, random or of `train.init_from`, laid out as `like` (`abstract_state`).
+    def begin(self, rng: jax.Array, abstract_state: State, batch: VideoBatch, frozen: Variables) -> State:
+        """The state before the first update, random or of `train.init_from`, laid out as `abstract_state`.
 
         batch: a batch on the mesh, for what must be calibrated. Raises ValueError where the model folder does not fit.
         """
@@ -68,9 +68,10 @@ class Recipe(Protocol):
         """Write what was learnt as a model folder."""
 
 
-def jit_step(recipe: Recipe, like: State, mesh: Mesh) -> Callable:
-    """A recipe's step as runs compile it: it takes the memory of a state, and leaves one that lies as `like` does."""
-    return jax.jit(recipe.step, donate_argnums=0, out_shardings=(shardings_of(like), replicated(mesh)))
+def jit_step(recipe: Recipe, abstract_state: State, mesh: Mesh) -> Callable:
+    """A recipe's step as runs compile it: it takes the memory of a state, and leaves one laid out as
+    `abstract_state`."""
+    return jax.jit(recipe.step, donate_argnums=0, out_shardings=(shardings_of(abstract_state), replicated(mesh)))
 
 
 def check_config(config: ConfigDict, expected: ConfigDict, built: Collection[str]) -> None:

@@ -155,12 +155,14 @@ class DiffusionRecipe:
         base.check_mesh(mesh.shape, self._mesh_limits())
         return abstract_state(self._init, self.optimizer, rng, mesh)
 
-    def begin(self, rng: jax.Array, like: TrainState, batch: VideoBatch | LatentBatch, frozen: Variables) -> TrainState:
+    def begin(
+        self, rng: jax.Array, abstract_state: TrainState, batch: VideoBatch | LatentBatch, frozen: Variables
+    ) -> TrainState:
         """The state before the first update; BatchNorm statistics that nothing has set are calibrated on `batch`."""
         if folder := self._config.train.init_from:
-            state = load_state(base.load_variables(folder, self.model), self.optimizer, rng, like)
+            state = load_state(base.load_variables(folder, self.model), self.optimizer, rng, abstract_state)
         else:
-            state = init_state(self._init, self.optimizer, rng, like)
+            state = init_state(self._init, self.optimizer, rng, abstract_state)
         if not has_initial_batch_stats(state):
             return state
 
@@ -168,7 +170,7 @@ class DiffusionRecipe:
             encoded = encode_batch(self.encoders, frozen, batch)
             return calibrated_batch_stats(self.model, state, make_conditions(encoded).guide["global_latents"])
 
-        calibrate = jax.jit(calibrate, out_shardings=shardings_of(like.batch_stats))
+        calibrate = jax.jit(calibrate, out_shardings=shardings_of(abstract_state.batch_stats))
         return state.replace(batch_stats=calibrate(state, batch, frozen))
 
     def complete(self, state: TrainState, batch: VideoBatch | LatentBatch, frozen: Variables) -> Completion:

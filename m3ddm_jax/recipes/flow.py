@@ -83,12 +83,12 @@ class FlowRecipe:
         """Shape, dtype and sharding of every array of the state."""
         return abstract_state(self._init, self.optimizer, rng, mesh)
 
-    def begin(self, rng: jax.Array, like: TrainState, batch: VideoBatch, frozen: Variables) -> TrainState:
+    def begin(self, rng: jax.Array, abstract_state: TrainState, batch: VideoBatch, frozen: Variables) -> TrainState:
         """The state before the first update: random, or the network of `train.init_from`."""
         del batch, frozen
         if folder := self._config.train.init_from:
-            return load_state(base.load_variables(folder, self.model), self.optimizer, rng, like)
-        return init_state(self._init, self.optimizer, rng, like)
+            return load_state(base.load_variables(folder, self.model), self.optimizer, rng, abstract_state)
+        return init_state(self._init, self.optimizer, rng, abstract_state)
 
     def complete(self, state: TrainState, batch: VideoBatch, frozen: Variables) -> Completion:
         """What the averaged weights make of flow, as pictures of the middle one of each clip; and its endpoint error

@@ -67,12 +67,15 @@ class StyleRecipe:
 
         return abstract(create, rng, mesh)
 
-    def begin(self, rng: jax.Array, like: GanState, batch: VideoBatch, frozen: Variables) -> GanState:
+    def begin(self, rng: jax.Array, abstract_state: GanState, batch: VideoBatch, frozen: Variables) -> GanState:
         """The state before the first update: a random discriminator, and a random network or that of
         `train.init_from`."""
         del batch, frozen
         model_key, discriminator_key, run_key = jax.random.split(rng, 3)
-        places = {"params": like.params}, {"params": like.discriminator_params, "spectral": like.spectral}
+        places = (
+            {"params": abstract_state.params},
+            {"params": abstract_state.discriminator_params, "spectral": abstract_state.spectral},
+        )
         if folder := self._config.train.init_from:
             variables = place(base.load_variables(folder, self.model), places[0])
         else:
@@ -82,7 +85,7 @@ class StyleRecipe:
         discriminator_variables = jax.jit(init, out_shardings=shardings_of(places[1]))(discriminator_key)
         create = jax.jit(
             lambda *variables: create_gan_state(*variables, self.optimizers, run_key),
-            out_shardings=shardings_of(like),
+            out_shardings=shardings_of(abstract_state),
             donate_argnums=(0, 1),
         )
         return create(variables, discriminator_variables)

@@ -90,7 +90,7 @@ class Checkpoints:
             step, start = self._begun
             print(f"checkpoint {step} written in {time.perf_counter() - start:.1f} s", flush=True)
 
-    def restore(self, like: State) -> tuple[State, int]:
+    def restore(self, abstract_state: State) -> tuple[State, int]:
         """(state, examples seen) of the newest checkpoint, laid out as `like` (`training.state.abstract_state`) says.
 
         Raises ValueError where the checkpoint is of other networks, or of another task, than this run's.
@@ -99,10 +99,12 @@ class Checkpoints:
         small = self._manager.restore(
             step, args=ocp.args.Composite(data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore())
         )
-        here = {**flatten_dict(self._fixed, sep="."), **_shapes(like)}
+        here = {**flatten_dict(self._fixed, sep="."), **_shapes(abstract_state)}
         there = {**flatten_dict(small.meta["fixed"], sep="."), **small.meta["state"]}
         check_fit(f"checkpoint {step} in {self._manager.directory}", there, here)
-        state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like))).state
+        state = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
+        ).state
         return state, small.data["examples_seen"]
 
     def wait(self) -> None:

@@ -94,6 +94,6 @@ def diffusion_generator(
     return make
 
 
-def _normal(key: jax.Array, like: Any) -> jax.Array:
+def _normal(key: jax.Array, array: Any) -> jax.Array:
     """Standard normal of an array's shape, split over the devices as a batch is."""
-    return constrain(jax.random.normal(key, like.shape), BATCH_AXES)
+    return constrain(jax.random.normal(key, array.shape), BATCH_AXES)

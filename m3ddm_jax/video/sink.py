@@ -35,14 +35,16 @@ class FrameSink:
     """Writes canvas frames, uint8 [n,H,W,3], to `path`; to be used in a `with` block.
 
     A path that ends in .mp4, .mov, .mkv, .webm or .gif is a video, any other a folder of PNG named 000000.png on. fps:
-    frames per second. height and width: of the canvas, even. like: the source, whose sound is copied as it is and whose
+    frames per second. height and width: of the canvas, even. source: the one whose sound is copied as it is and whose
     timestamps, colour coding and pixel aspect are kept. lost_sound: why sound was left out, or None.
 
     Everything is written beside `path` and renamed at the end; where that fails, or an exception leaves the block,
     nothing remains. Raises ValueError for a path that cannot be written, a full disk, or frames of another shape.
     """
 
-    def __init__(self, path: str | pathlib.Path, fps: float, height: int, width: int, like: FrameSource | None = None):
+    def __init__(
+        self, path: str | pathlib.Path, fps: float, height: int, width: int, source: FrameSource | None = None
+    ):
         self.path = pathlib.Path(path)
         self._shape = (height, width, 3)
         self._count = 0
@@ -51,7 +53,7 @@ class FrameSink:
         with told_as(f"cannot write {self.path}"):
             _remove(self._part)
             if self.path.suffix.lower() in VIDEO_SUFFIXES:
-                self._writer = _VideoWriter(self._part, self.path.suffix.lower(), fps, height, width, like)
+                self._writer = _VideoWriter(self._part, self.path.suffix.lower(), fps, height, width, source)
             else:
                 self._writer = _PngWriter(self._part)
         self.lost_sound = self._writer.lost_sound
@@ -128,17 +130,19 @@ class _PngWriter:
 
 
 class _VideoWriter:
-    def __init__(self, path: pathlib.Path, suffix: str, fps: float, height: int, width: int, like: FrameSource | None):
+    def __init__(
+        self, path: pathlib.Path, suffix: str, fps: float, height: int, width: int, source: FrameSource | None
+    ):
         self._path = path
         self._format, self._encoder, self._options = VIDEO_SUFFIXES[suffix]
         self._rate = Fraction(fps).limit_denominator(100_000)
         self._size = (height, width)
-        self._like = like
-        self._colour = like.colour if like else Colour()
-        self._times = _uneven_times(like, fps)
+        self._source = source
+        self._colour = source.colour if source else Colour()
+        self._times = _uneven_times(source, fps)
         self._sound: Iterator[tuple[float, av.Packet]] = iter(())
         self.lost_sound = None
-        self._input = _open_sound(like)
+        self._input = _open_sound(source)
         self._open()
         try:
             self._begin()
@@ -147,7 +151,7 @@ class _VideoWriter:
                 self.abandon()
                 raise
             codecs = ", ".join(sorted({stream.codec_context.name for stream in self._input.streams.audio}))
-            self.lost_sound = f"{suffix} cannot hold the sound of {like.path} ({codecs}): it is left out"
+            self.lost_sound = f"{suffix} cannot hold the sound of {source.path} ({codecs}): it is left out"
             self.abandon()
             self._input = None
             self._open()
@@ -163,7 +167,7 @@ class _VideoWriter:
         self._stream = self._add_video_stream()
         if self._input is not None:
             streams = {s.index: self._output.add_stream_from_template(s) for s in self._input.streams.audio}
-            self._sound = _sound_packets(self._input, streams, self._like.start_time)
+            self._sound = _sound_packets(self._input, streams, self._source.start_time)
         self._output.start_encoding()
 
     def _add_video_stream(self):
@@ -176,8 +180,8 @@ class _VideoWriter:
             codec.color_range = FULL if self._colour.full_range else LIMITED
             codec.colorspace = self._colour.matrix
             codec.color_primaries, codec.color_trc = self._colour.primaries, self._colour.transfer
-            if self._like is not None:
-                codec.sample_aspect_ratio = self._like.pixel_aspect
+            if self._source is not None:
+                codec.sample_aspect_ratio = self._source.pixel_aspect
         return stream
 
     def _make_filters(self) -> av.filter.Graph:
@@ -234,18 +238,18 @@ class _VideoWriter:
             self._input.close()
 
 
-def _uneven_times(like: FrameSource | None, fps: float) -> np.ndarray | None:
+def _uneven_times(source: FrameSource | None, fps: float) -> np.ndarray | None:
     """Seconds at which the frames are shown, or None where they come at a constant rate."""
-    if like is None or np.allclose(like.timestamps, np.arange(len(like)) / fps, atol=1e-6):
+    if source is None or np.allclose(source.timestamps, np.arange(len(source)) / fps, atol=1e-6):
         return None
-    return like.timestamps
+    return source.timestamps
 
 
-def _open_sound(like: FrameSource | None):
+def _open_sound(source: FrameSource | None):
     """The source's file, opened once more, or None where it has no sound."""
-    if like is None or like.path is None or not like.path.is_file():
+    if source is None or source.path is None or not source.path.is_file():
         return None
-    container = av.open(f"file:{like.path}")
+    container = av.open(f"file:{source.path}")
     if container.streams.audio:
         return container
     container.close()

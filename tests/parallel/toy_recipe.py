@@ -36,8 +36,8 @@ class ToyRecipe:
     def abstract_state(self, rng, mesh):
         return abstract_state(self._init, self._optimizer, rng, mesh)
 
-    def begin(self, rng, like, batch, frozen):
-        return init_state(self._init, self._optimizer, rng, like)
+    def begin(self, rng, abstract_state, batch, frozen):
+        return init_state(self._init, self._optimizer, rng, abstract_state)
 
     def step(self, state, batch, frozen):
         video, unknown = to_unit_range(batch["video"]), batch["mask"].astype(jnp.float32)

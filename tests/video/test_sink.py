@@ -18,7 +18,7 @@ def sound_of(path):
 
 def copy(source, path, frames=None):
     frames = source[:] if frames is None else frames
-    with FrameSink(path, source.fps, *frames.shape[1:3], like=source) as sink:
+    with FrameSink(path, source.fps, *frames.shape[1:3], source=source) as sink:
         for start in range(0, len(frames), 5):
             sink.write(frames[start : start + 5])
     return sink
