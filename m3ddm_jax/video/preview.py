@@ -6,7 +6,7 @@ import pathlib
 import cv2
 import numpy as np
 
-from m3ddm_jax.video.errors import told_as
+from m3ddm_jax.video.errors import reraise_as
 from m3ddm_jax.video.sink import VIDEO_SUFFIXES, FrameSink, check_writable
 
 _SHOWN = 4  # frames of a contact sheet
@@ -51,7 +51,7 @@ class Preview:
             self._sink.__exit__(kind, error, trace)
         elif error is None:
             part = self._path.with_name(f".{self._path.name}.part")
-            with told_as(f"cannot write {self._path}"):
+            with reraise_as(f"cannot write {self._path}"):
                 try:
                     sheet = np.concatenate(self._rows)[..., ::-1]
                     part.write_bytes(cv2.imencode(".png", sheet)[1].tobytes())

@@ -11,7 +11,7 @@ import av
 import numpy as np
 
 from m3ddm_jax.video.colour import FULL, LIMITED, Colour
-from m3ddm_jax.video.errors import told_as
+from m3ddm_jax.video.errors import reraise_as
 from m3ddm_jax.video.source import IMAGE_SUFFIXES, FrameSource
 
 # suffix -> (container, encoder, its options)
@@ -50,7 +50,7 @@ class FrameSink:
         self._count = 0
         check_writable(self.path)
         self._part = self.path.with_name(f".{self.path.name}.part")
-        with told_as(f"cannot write {self.path}"):
+        with reraise_as(f"cannot write {self.path}"):
             _remove(self._part)
             if self.path.suffix.lower() in VIDEO_SUFFIXES:
                 self._writer = _VideoWriter(self._part, self.path.suffix.lower(), fps, height, width, source)
@@ -62,7 +62,7 @@ class FrameSink:
         """Appends frames uint8 [n,H,W,3]."""
         if frames.shape[1:] != self._shape or frames.dtype != np.uint8:
             raise ValueError(f"uint8 frames of {self._shape} are needed, found {frames.dtype} {frames.shape[1:]}")
-        with told_as(f"cannot write {self.path}"):
+        with reraise_as(f"cannot write {self.path}"):
             for frame in frames:
                 self._writer.write(frame, self._count)
                 self._count += 1
@@ -78,7 +78,7 @@ class FrameSink:
             if not self._count:
                 self._writer.abandon()
                 raise ValueError(f"there are no frames to write to {self.path}")
-            with told_as(f"cannot write {self.path}"):
+            with reraise_as(f"cannot write {self.path}"):
                 self._writer.finish()
                 if self.path.is_dir():
                     shutil.rmtree(self.path)

@@ -14,7 +14,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from m3ddm_jax.video.colour import Colour
-from m3ddm_jax.video.errors import told_as
+from m3ddm_jax.video.errors import reraise_as
 
 DEFAULT_FPS = 24.0
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
@@ -140,7 +140,7 @@ class _ImageReader(_Reader):
 
 
 def _read_image(path: pathlib.Path) -> np.ndarray:
-    with told_as(f"{path} is no readable image"), av.open(f"file:{path}") as container:
+    with reraise_as(f"{path} is no readable image"), av.open(f"file:{path}") as container:
         frame = next(container.decode(_video_stream(container, path)), None)
         if frame is None:
             raise ValueError(f"{path} is no readable image")
@@ -166,7 +166,7 @@ class _VideoReader(_Reader):
         self._container = None
         self._reformatter = VideoReformatter()
         self._cache: collections.OrderedDict[int, av.VideoFrame] = collections.OrderedDict()
-        with told_as(f"{path} is no readable video"):
+        with reraise_as(f"{path} is no readable video"):
             self._index()
             self._restart()
             first = next(self._decoder, None)
@@ -203,7 +203,7 @@ class _VideoReader(_Reader):
     def reopen(self) -> "_VideoReader":
         other = copy.copy(self)
         other._container, other._reformatter, other._cache = None, VideoReformatter(), collections.OrderedDict()
-        with told_as(f"{self._path} cannot be decoded"):
+        with reraise_as(f"{self._path} cannot be decoded"):
             other._restart()
         return other
 
@@ -255,7 +255,7 @@ class _VideoReader(_Reader):
         self._next = self._begun = index  # the frame that comes next, the frame where decoding began
 
     def read(self, index: int) -> np.ndarray:
-        with told_as(f"{self._path} cannot be decoded"):
+        with reraise_as(f"{self._path} cannot be decoded"):
             frame = self._cache[index] if index in self._cache else self._decode(index)
             return np.rot90(self.colour.to_rgb(frame, self._reformatter), self._turns)
 
