@@ -176,9 +176,11 @@ def _parse(pattern: str, text: str, kind: Callable, flag: str, accepted: str) ->
         raise ValueError(f"{flag} must be {accepted}, found {text!r}") from None
 
 
-def remember_programs() -> None:
-    """Has compiled programs kept, for the next video of the same size: in $JAX_COMPILATION_CACHE_DIR, or beside what
-    is kept otherwise. Must come before jax is imported."""
+def enable_compilation_cache() -> None:
+    """Enable JAX's persistent compilation cache: $JAX_COMPILATION_CACHE_DIR, or a folder next to other caches.
+
+    Must come before jax is imported.
+    """
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cli.cache_folder("programs")))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
@@ -234,6 +236,6 @@ def _define_flags() -> None:
 
 
 if __name__ == "__main__":
-    remember_programs()
+    enable_compilation_cache()
     _define_flags()
     cli.run("outpaint", main, "IN", "OUT")
