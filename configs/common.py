@@ -230,7 +230,7 @@ def train() -> ConfigDict:
 
 
 def sample() -> ConfigDict:
-    """Exported with the model: how it outpaints (m3ddm_jax.pipelines.m3ddm.Settings says what each field means)."""
+    """Exported with the model: how it outpaints (M3ddmSettings in m3ddm_jax.pipelines.m3ddm describes each field)."""
     return ConfigDict(
         {
             "canvas": "target",

@@ -37,7 +37,7 @@ SAMPLES = 12
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class PrepareSettings:
     """What clips are made: lengths in seconds; short_side in pixels, at most; crf is H.264 quality, lower is better.
 
     Raises ValueError for settings that contradict one another.
@@ -67,13 +67,13 @@ class Skipped:
 
 
 def prepare(
-    source: str | os.PathLike, out: str | os.PathLike, settings: Settings | None = None, num_threads: int = 2
+    source: str | os.PathLike, out: str | os.PathLike, settings: PrepareSettings | None = None, num_threads: int = 2
 ) -> dict:
     """Writes the shards of all videos below `source` to the new folder `out`; returns the report.
 
     Raises ValueError where `out` exists and where nothing usable is found; nothing is left behind then.
     """
-    settings, source, out = settings or Settings(), pathlib.Path(source), pathlib.Path(out)
+    settings, source, out = settings or PrepareSettings(), pathlib.Path(source), pathlib.Path(out)
     if out.exists():
         raise ValueError(f"{out} exists already")
     paths = sources.find_videos(source)
@@ -114,7 +114,7 @@ def prepare(
 
 
 def prepare_video(
-    path: pathlib.Path, root: pathlib.Path, settings: Settings
+    path: pathlib.Path, root: pathlib.Path, settings: PrepareSettings
 ) -> tuple[list[EncodedClip], list[Skipped]]:
     """Turns a video below `root` into encoded clips and a list of what was left out; a bad video is all left out."""
     name = path.relative_to(root).as_posix()
@@ -139,7 +139,7 @@ def prepare_video(
 
 
 def encode_shot(
-    path: pathlib.Path, name: str, info: VideoInfo, shot: tuple[int, int], settings: Settings
+    path: pathlib.Path, name: str, info: VideoInfo, shot: tuple[int, int], settings: PrepareSettings
 ) -> Iterator[EncodedClip]:
     """Cuts the frames first..last of a video to clips of equal length without black bars; none of a tiny picture."""
     first, last = shot
@@ -182,7 +182,9 @@ def main(arguments: list[str]) -> None:
     try:
         if len(arguments) != 3:
             raise ValueError(f"SOURCE and OUT are needed, found {arguments[1:]}")
-        settings = Settings(*(options[name].value for name in ("short-side", "min-seconds", "max-seconds", "crf")))
+        settings = PrepareSettings(
+            *(options[name].value for name in ("short-side", "min-seconds", "max-seconds", "crf"))
+        )
         with contextlib.redirect_stdout(None):  # tfds speaks of downloads there
             report = prepare(*arguments[1:], settings, options.threads)
     except (ValueError, OSError) as error:
@@ -195,7 +197,7 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    defaults = Settings()
+    defaults = PrepareSettings()
     flags.DEFINE_integer("short-side", defaults.short_side, "Largest short side of a clip, in pixels.")
     flags.DEFINE_float("min-seconds", defaults.min_seconds, "Shots shorter than this are left out.")
     flags.DEFINE_float("max-seconds", defaults.max_seconds, "Shots longer than this become several clips.")

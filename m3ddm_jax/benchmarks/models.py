@@ -20,7 +20,7 @@ from m3ddm_jax.models.deepfill import DeepFill
 from m3ddm_jax.models.e2fgvi import E2FGVI
 from m3ddm_jax.models.igfc import IGFC
 from m3ddm_jax.models.raft import RAFT
-from m3ddm_jax.pipelines.in2out import Settings
+from m3ddm_jax.pipelines.in2out import In2outSettings
 from m3ddm_jax.recipes.base import build_model
 
 REPEATS = 3
@@ -82,7 +82,7 @@ def globalpaint(est: str) -> Window:
 
 def e2fgvi(module: E2FGVI, height: int, width: int) -> Window:
     """E2FGVI on a window of the outpainter in2out."""
-    settings = Settings()
+    settings = In2outSettings()
     num_local = 2 * settings.neighbours + 1
     frames = jax.ShapeDtypeStruct((1, num_local + settings.references, height, width, 3), jnp.float32)
     shown = f"{num_local} of {width}x{height}, {settings.references} references"

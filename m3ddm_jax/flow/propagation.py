@@ -37,7 +37,7 @@ class _Trails(NamedTuple):
 
 
 @jax.jit
-def propagate(
+def propagate_values(
     values: jax.Array,
     mask: jax.Array,
     flow_forward: jax.Array,

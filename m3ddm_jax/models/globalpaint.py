@@ -21,7 +21,7 @@ from m3ddm_jax.models.global_tokens import Evidence, GlobalTokens
 from m3ddm_jax.models.layers import Dense, Dtype, EmbeddingMLP, FrameConv, GroupNorm, per_frame, sinusoidal_embedding
 from m3ddm_jax.models.remat import rematerialised
 from m3ddm_jax.models.stages import (
-    Conditions,
+    BlockInputs,
     Context,
     attentions_of,
     check_sides,
@@ -305,7 +305,7 @@ class GlobalPaintUNet(nn.Module):
         embedding += self.fps_embedding(sinusoidal_embedding(fps, width, _FPS_PERIOD))
         seconds = jnp.arange(frames) / jnp.maximum(fps, _LEAST_FPS)[:, None]
         x = self.conv_in(jnp.concatenate([latents, masked_latents, mask], axis=-1).astype(self.dtype))
-        conditions = Conditions(resnet=(embedding,), transformer=(seconds,))
+        conditions = BlockInputs(resnet=(embedding,), transformer=(seconds,))
         x = run_unet(self.down_blocks, self.mid_block, self.up_blocks, x, conditions, context)
         x = nn.silu(per_frame(self.conv_norm_out, x))
         return self.conv_out(x).astype(jnp.float32)

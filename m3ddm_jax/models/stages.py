@@ -20,7 +20,7 @@ the encoder, the middle one, those of the decoder."""
 
 
 @flax.struct.dataclass
-class Conditions:
+class BlockInputs:
     """What all blocks of a network are given besides the activation.
 
     resnet, transformer: further arguments of each resnet and, after the context, of each transformer.
@@ -60,7 +60,7 @@ class Stage(nn.Module):
         """What each transformer's cross-attention asks of context tokens."""
         return tuple(transformer.keys_values(tokens) for transformer in self.attentions)
 
-    def __call__(self, x: jax.Array, conditions: Conditions, context: Any, skips: Sequence[jax.Array] | None = None):
+    def __call__(self, x: jax.Array, conditions: BlockInputs, context: Any, skips: Sequence[jax.Array] | None = None):
         outputs = []
         for layer, resnet in enumerate(self.resnets):
             if skips is not None:
@@ -91,7 +91,7 @@ class MiddleBlock(nn.Module):
         """As `Stage.keys_values`."""
         return tuple(transformer.keys_values(tokens) for transformer in self.attentions)
 
-    def __call__(self, x: jax.Array, conditions: Conditions, context: Any) -> jax.Array:
+    def __call__(self, x: jax.Array, conditions: BlockInputs, context: Any) -> jax.Array:
         x = self.resnets[0](x, *conditions.resnet)
         x = self.attentions[0](x, _of_layer(context, 0), *conditions.transformer)
         return self.resnets[1](x, *conditions.resnet)
@@ -130,7 +130,7 @@ def run_unet(
     mid_block: MiddleBlock,
     up_blocks: Sequence[Stage],
     x: jax.Array,
-    conditions: Conditions,
+    conditions: BlockInputs,
     context: Any,
 ) -> jax.Array:
     """Down, through the middle and up: [B, T, h, w, C] -> the same shape.

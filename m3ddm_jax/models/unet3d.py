@@ -26,7 +26,7 @@ from m3ddm_jax.models.layers import (
 )
 from m3ddm_jax.models.remat import rematerialised
 from m3ddm_jax.models.stages import (
-    Conditions,
+    BlockInputs,
     Context,
     attentions_of,
     check_sides,
@@ -277,7 +277,7 @@ class M3DDMUNet(nn.Module):
         timestep, fps = (jnp.broadcast_to(jnp.asarray(x), (batch,)) for x in (timestep, fps))
         time_embedding = self.time_embedding(sinusoidal_embedding(timestep, width, _TIMESTEP_PERIOD))
         fps_embedding = self.fps_embedding(sinusoidal_embedding(fps, width, _FPS_PERIOD))
-        conditions = Conditions(resnet=(time_embedding, fps_embedding))
+        conditions = BlockInputs(resnet=(time_embedding, fps_embedding))
         inputs = split_frames(jnp.concatenate([latents, masked_latents, mask], axis=-1))
         x = self.conv_in(inputs.astype(self.dtype))
         x = run_unet(self.down_blocks, self.mid_block, self.up_blocks, x, conditions, context)

@@ -40,7 +40,7 @@ _A_MODEL = {KEY_FRAMES: "a key_frames", INTERPOLATION: "an interpolation"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(SampleSettings):
+class GlobalpaintSettings(SampleSettings):
     """How the model of one stage outpaints: the section `sample` of its pipeline.json.
 
     lines, num_frames, global_frames, which here are of a shot, and seam are the key-frame model's for both.
@@ -115,7 +115,7 @@ class _Stage:
             self.image_encoder = None
             # With tokens and without is the same to it: one branch does for both.
             single = {**single, "guidance_global": 1.0}
-        self.settings = Settings.make({**own, **single})
+        self.settings = GlobalpaintSettings.make({**own, **single})
         self.autoencoder = load_autoencoder(self.folder)
         self.denoiser = WindowSampler(network, variables, diffusion, self.settings, devices.mesh, dtype)
 

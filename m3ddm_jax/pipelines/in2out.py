@@ -36,7 +36,7 @@ _WIDENING = 4  # pixels by which the network sees less around holes, as in E2FGV
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(CheckedSettings):
+class In2outSettings(CheckedSettings):
     """How the network outpaints.
 
     lines: shorter side, in pixels, of what the network sees and makes; a smaller canvas keeps its size.
@@ -57,7 +57,7 @@ class Settings(CheckedSettings):
 
 
 @dataclasses.dataclass(frozen=True)
-class Window:
+class InpaintingWindow:
     """Frames that the network sees together: consecutive ones, which it makes, and references from elsewhere."""
 
     local: tuple[int, ...]
@@ -72,7 +72,7 @@ class In2Out(In2outOptions):
     """
 
     def __post_init__(self):
-        self._settings = Settings.make(self.settings or {})
+        self._settings = In2outSettings.make(self.settings or {})
         if self.model is None:
             raise ValueError(
                 "in2out needs a model folder: `python -m m3ddm_jax.convert e2fgvi SOURCE FOLDER` makes one of E2FGVI-HQ"
@@ -91,7 +91,9 @@ class In2Out(In2outOptions):
         """
         settings = self._settings
         work = WorkCanvas(canvas, settings.lines, multiple=2)
-        windows = plan_windows(len(source), settings.neighbours, settings.references, settings.reference_stride)
+        windows = plan_inpainting_windows(
+            len(source), settings.neighbours, settings.references, settings.reference_stride
+        )
         start = 0
         for generated in self._grow(source, canvas, work, windows):
             shown = slice(start, start + len(generated))
@@ -100,7 +102,7 @@ class In2Out(In2outOptions):
             yield self._match(work.to_canvas(generated.astype(np.float32), originals), originals, canvas, masks)
 
     def _grow(
-        self, source: FrameSource, canvas: Canvas, work: WorkCanvas, windows: Sequence[Window]
+        self, source: FrameSource, canvas: Canvas, work: WorkCanvas, windows: Sequence[InpaintingWindow]
     ) -> Iterator[FramesTHWC]:
         """Whole frames of the work canvas, in one pass or two."""
         whole = known_box(work)
@@ -116,7 +118,9 @@ class In2Out(In2outOptions):
                 file.write(frames)
             yield from self._outpaint(functools.partial(_read_spooled, file, half), rest, windows)
 
-    def _outpaint(self, known: KnownFrames, canvas: Canvas, windows: Iterable[Window]) -> Iterator[FramesTHWC]:
+    def _outpaint(
+        self, known: KnownFrames, canvas: Canvas, windows: Iterable[InpaintingWindow]
+    ) -> Iterator[FramesTHWC]:
         """Whole frames, uint8 [n, h, w, 3], of a canvas that the network sees, what is known among them."""
         start = 0
         for redrawn in average(self._redraw(known, canvas, windows)):
@@ -126,7 +130,7 @@ class In2Out(In2outOptions):
             yield canvas.paste(self._match(redrawn, frames, canvas, masks), frames, masks)
 
     def _redraw(
-        self, known: KnownFrames, canvas: Canvas, windows: Iterable[Window]
+        self, known: KnownFrames, canvas: Canvas, windows: Iterable[InpaintingWindow]
     ) -> Iterator[tuple[Sequence[int], np.ndarray]]:
         """The local frames of each window, and what the network makes of them: float32 [n, h, w, 3] in 0..255."""
         begun = None
@@ -146,7 +150,9 @@ class In2Out(In2outOptions):
         return np.clip(np.rint(generated), 0, 255).astype(np.uint8)
 
 
-def plan_windows(num_frames: int, neighbours: int, references: int, reference_stride: int) -> list[Window]:
+def plan_inpainting_windows(
+    num_frames: int, neighbours: int, references: int, reference_stride: int
+) -> list[InpaintingWindow]:
     """Windows in time order that hold every frame, all with as many local frames and as many references.
 
     A window has 2 * neighbours + 1 local frames, or those that there are (a single one twice); the last one is moved
@@ -155,7 +161,7 @@ def plan_windows(num_frames: int, neighbours: int, references: int, reference_st
     """
     size = 2 * neighbours + 1
     if num_frames <= size:
-        return [Window(tuple(range(num_frames)) if num_frames > 1 else (0, 0), ())]
+        return [InpaintingWindow(tuple(range(num_frames)) if num_frames > 1 else (0, 0), ())]
     last = num_frames - size
     grid = range(0, num_frames, reference_stride)
     count = min(references, max(1, len(grid) - size // reference_stride))
@@ -165,7 +171,7 @@ def plan_windows(num_frames: int, neighbours: int, references: int, reference_st
         others = [i for i in grid if i not in local] or [i for i in range(num_frames) if i not in local]
         # the middles of `count` equal parts
         chosen = tuple(others[(2 * part + 1) * len(others) // (2 * count)] for part in range(count))
-        windows.append(Window(tuple(local), chosen))
+        windows.append(InpaintingWindow(tuple(local), chosen))
     return windows
 
 

@@ -40,7 +40,7 @@ _WIDTHS = {"asfn": 4, "deepfill": 8}  # of whose multiples sides are
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(CheckedSettings):
+class IsviSettings(CheckedSettings):
     """How real pixels are carried.
 
     lines: shorter side, in pixels, at which they are; a smaller canvas keeps its size.
@@ -68,7 +68,7 @@ class Isvi(IsviOptions):
     """
 
     def __post_init__(self):
-        self._settings = Settings.make(self.settings or {})
+        self._settings = IsviSettings.make(self.settings or {})
         folder = None if str(self.model or NONE) == NONE else resolve(self.model)
         self.models = {} if folder is None else {"model": (folder, self._settings)}
         self._parts = _load_components(folder)

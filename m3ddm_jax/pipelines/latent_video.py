@@ -40,8 +40,8 @@ Contexts = Callable[[Sequence[Window]], tuple[Any, Any]]
 class Preparation:
     """How windows are prepared; the choices that are no default are those of M3DDM's released code.
 
-    guess, latent_mask, posterior, noise: as in m3ddm.Settings. in_sequence: guides do not enter the guess, and fps is
-    rounded down.
+    guess, latent_mask, posterior, noise: as in m3ddm.M3ddmSettings. in_sequence: guides do not enter the guess, and fps
+    is rounded down.
     """
 
     guess: Literal["spread", "telea"] = "spread"

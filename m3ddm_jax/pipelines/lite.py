@@ -28,7 +28,7 @@ _MEGABYTES = 192  # of isvi's windows; half of what it takes by itself
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(CheckedSettings):
+class LiteSettings(CheckedSettings):
     """How a video is outpainted; the defaults are those of "faithful".
 
     lines: shorter side, in pixels, at which real pixels are propagated; a smaller canvas keeps its size.
@@ -59,7 +59,7 @@ class Lite(LiteOptions):
         prefer = self.prefer or ("faithful" if self.adapt else "sharp")
         if self.adapt and prefer == "sharp":
             raise ValueError("adapt goes with prefer='faithful', found 'sharp'")
-        self._settings = Settings.make({**(_SHARP if prefer == "sharp" else {}), **(self.settings or {})})
+        self._settings = LiteSettings.make({**(_SHARP if prefer == "sharp" else {}), **(self.settings or {})})
         self._adapter = None
         if self.adapt:
             self._adapter = Adapter(self._make, self.adapt, self.cache or None, settings=self._settings)

@@ -1,7 +1,7 @@
 """Outpainting by a masked 3D diffusion model, coarse to fine.
 
 Source: M3DDM (Fan et al., ACM MM 2023), section 3, and its official code. The default differs from that code where it
-can be improved upon; `Settings` names each difference, and the preset "official" takes them all back.
+can be improved upon; `M3ddmSettings` names each difference, and the preset "official" takes them all back.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ DEFAULT_MODEL = Path(__file__).parents[1] / "assets" / "tiny"
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(SampleSettings):
+class M3ddmSettings(SampleSettings):
     """How a model outpaints: the section `sample` of its pipeline.json. Beside what every latent model has:
 
     canvas: what it works on: the target's shape, its shorter side of about `lines` pixels; or the official square of
@@ -135,7 +135,7 @@ class M3DDM(M3ddmOptions):
         return self._denoiser.encode_context(latents), self._denoiser.encode_context(jnp.zeros_like(latents))
 
 
-def _choose_settings(own: Mapping[str, Any], preset: str | None, single: Mapping[str, Any]) -> Settings:
+def _choose_settings(own: Mapping[str, Any], preset: str | None, single: Mapping[str, Any]) -> M3ddmSettings:
     if preset is not None and preset not in PRESETS:
         raise ValueError(f"preset {preset!r} is unknown: one of {', '.join(PRESETS)} is accepted")
-    return Settings.make({**own, **PRESETS.get(preset, {}), **single})
+    return M3ddmSettings.make({**own, **PRESETS.get(preset, {}), **single})

@@ -89,14 +89,14 @@ def propagate(
     for start, stop in itertools.pairwise([0, *cuts, len(clip)]):
         flows = ShotFlows(clip, range(start, stop), parts.estimate, parts.complete)
         last = None
-        for frames, made in plan_windows(range(start, stop), limits.window):
+        for frames, made in plan_propagation_windows(range(start, stop), limits.window):
             flows.forget(frames.start)
             filled, confidence = _Window(clip, frames, last, flows, parts, limits).fill(made)
             last = filled[-1], confidence[-1]
             yield filled, confidence
 
 
-def plan_windows(shot: range, size: int) -> Iterator[tuple[range, range]]:
+def plan_propagation_windows(shot: range, size: int) -> Iterator[tuple[range, range]]:
     """Windows of at most `size` frames, 2 or more, and the frames amid each that it makes, in time order.
 
     A window begins with the last frame that the one before it made, which stands for all that was seen until then, and
@@ -180,7 +180,7 @@ class _Window:
         # Flow that is no number leads nowhere.
         flows = (np.pad(flow, fill, constant_values=np.nan)[None] for flow in self._flows)
         values, mask, known = (np.pad(x, fill)[None] for x in (values, missing, confidence))
-        done = propagation.propagate(values, mask, *flows, self._limits.max_error, known, places)
+        done = propagation.propagate_values(values, mask, *flows, self._limits.max_error, known, places)
         carried = _Carried(*(np.array(x[0, :length]) for x in (done.values, done.unknown, done.confidence)))
         # Differences end at the last row and column, so that none come there: those beside them stand for them.
         for last, beside in ((np.s_[:, -1], np.s_[:, -2]), (np.s_[:, :, -1], np.s_[:, :, -2])):

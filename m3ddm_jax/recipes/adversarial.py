@@ -133,7 +133,7 @@ class AdversarialRecipe:
         self.discriminator = base.build_model(config.discriminator)
         self.fixed = self._trained.fixed | {"discriminator": base.described(self.discriminator)}
         settings = make_settings(config)
-        check_clips(config, self.discriminator.tube_size * (2 if settings.zoomed_tubes else 1))
+        check_tubes(config, self.discriminator.tube_size * (2 if settings.zoomed_tubes else 1))
         self.optimizers = make_optimizers(config)
         self.step = make_gan_step(
             self._trained.make_generator,
@@ -225,7 +225,7 @@ def make_optimizers(config: ConfigDict) -> Optimizers:
     return Optimizers(*(skip_spikes(optimizer, train.spike_factor) for optimizer in (generator, discriminator)))
 
 
-def check_clips(config: ConfigDict, side: int) -> None:
+def check_tubes(config: ConfigDict, side: int) -> None:
     """Raise ValueError for clips that hold no tube of `side` pixels, or batches in parts, which this recipe has not."""
     if config.train.accumulate != 1:
         raise ValueError(

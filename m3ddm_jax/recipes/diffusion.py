@@ -32,8 +32,8 @@ from m3ddm_jax.training.diffusion_step import (
     make_diffusion_loss,
     make_diffusion_step,
 )
-from m3ddm_jax.training.encoding import Conditions as SeenConditions
 from m3ddm_jax.training.encoding import (
+    DenoiserInputs,
     Encoders,
     LatentBatch,
     codec_identity,
@@ -121,7 +121,7 @@ class DiffusionRecipe:
             spike_patience=train.spike_patience,
         )
         # What ships: the exported folder outpaints with these settings.
-        settings = globalpaint.Settings if two_stages else m3ddm.Settings
+        settings = globalpaint.GlobalpaintSettings if two_stages else m3ddm.M3ddmSettings
         self._settings = settings.make(config.sample.to_dict())
         self._stochastic = make_solver_of(diffusion, self._settings).noise is not None
         self._sample = make_sampler_of(self.model, diffusion, self._settings)
@@ -203,7 +203,7 @@ class DiffusionRecipe:
         losses = losses_by_timestep(self.loss, state, seen, self.schedule.num_timesteps)
         return Completion(jnp.where(unknown, made, video), video, unknown, losses)
 
-    def _guess(self, batch: VideoBatch | LatentBatch, seen: SeenConditions, frozen: Variables) -> Latents:
+    def _guess(self, batch: VideoBatch | LatentBatch, seen: DenoiserInputs, frozen: Variables) -> Latents:
         """Where sampling starts: the known pixels, continued smoothly; of latents what the network sees of them."""
         if "video" not in batch or self._config.diffusion.unknown == "filled":
             return seen.masked_latents

@@ -17,12 +17,12 @@ from m3ddm_jax.diffusion.targets import add_noise, check_prediction, convert, ma
 from m3ddm_jax.losses.diffusion import diffusion_loss
 from m3ddm_jax.parallel.constrain import constrain
 from m3ddm_jax.parallel.mesh import BATCH_AXES
-from m3ddm_jax.training.encoding import SAMPLED, Conditions, Encoders, LatentBatch, encode_batch, make_conditions
+from m3ddm_jax.training.encoding import SAMPLED, DenoiserInputs, Encoders, LatentBatch, encode_batch, make_conditions
 from m3ddm_jax.training.state import TrainState
 from m3ddm_jax.training.update import apply_update
 from m3ddm_jax.types import Latents, Variables, VideoBatch
 
-Loss = Callable[[Variables, Conditions, jax.Array, jax.Array], tuple[jax.Array, Latents]]
+Loss = Callable[[Variables, DenoiserInputs, jax.Array, jax.Array], tuple[jax.Array, Latents]]
 """(variables of a network, its inputs, timestep [B], noise [B, T, h, w, C]) -> (loss, a float32 scalar; the clean
 latents [B, T, h, w, C] that it predicts)."""
 
@@ -52,7 +52,7 @@ def make_diffusion_loss(
     levels = np.stack([schedule.signal, schedule.sigma]).astype(np.float32)
 
     def loss(
-        variables: Variables, inputs: Conditions, timestep: jax.Array, noise: jax.Array
+        variables: Variables, inputs: DenoiserInputs, timestep: jax.Array, noise: jax.Array
     ) -> tuple[jax.Array, Latents]:
         level = rearrange(jnp.asarray(levels)[:, timestep], "level b -> level b 1 1 1 1")
         latents = inputs.latents

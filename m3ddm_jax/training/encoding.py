@@ -71,7 +71,7 @@ class LatentBatch(TypedDict):
 
 
 @flax.struct.dataclass
-class Conditions:
+class DenoiserInputs:
     """What the network sees of a batch: latents and masked_latents [B, T, h, w, C], mask [B, T, h, w, 1], fps [B]; all
     float32.
 
@@ -146,7 +146,7 @@ def make_conditions(
     noise: dict[str, jax.Array] | None = None,
     drop_local: jax.Array | None = None,
     drop_global: jax.Array | None = None,
-) -> Conditions:
+) -> DenoiserInputs:
     """What the network sees of a batch.
 
     noise: standard normal of the shape of each of SAMPLED that the batch has, with which all latents, known ones and
@@ -176,7 +176,7 @@ def make_conditions(
         guide["evidence"] = Evidence(**{name: encoded[name] for name in EVIDENCE})
         if drop_global is not None:
             guide["drop_global"] = drop_global
-    return Conditions(
+    return DenoiserInputs(
         latents=sample("latents"),
         mask=parts["mask"],
         masked_latents=sample("masked"),

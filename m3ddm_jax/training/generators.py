@@ -14,7 +14,7 @@ from m3ddm_jax.models.autoencoder import latent_mask
 from m3ddm_jax.parallel.constrain import constrain
 from m3ddm_jax.parallel.mesh import BATCH_AXES
 from m3ddm_jax.training.diffusion_step import Loss
-from m3ddm_jax.training.encoding import Conditions, decode_latents, encode_frames, encode_images, to_unit_range
+from m3ddm_jax.training.encoding import DenoiserInputs, decode_latents, encode_frames, encode_images, to_unit_range
 from m3ddm_jax.types import Variables, VideoBatch
 
 Generator = Callable[[Variables, jax.Array, jax.Array, int], tuple[jax.Array, dict[str, jax.Array]]]
@@ -84,7 +84,7 @@ def diffusion_generator(
             timestep = jax.random.randint(timestep_key, clips, 0, timesteps)
             guide = {"global_latents": jnp.where(drop, 0.0, global_latents)}
             cells = latent_mask(codec, mask)
-            inputs = Conditions(latents, cells, masked_latents, batch["fps"], guide)
+            inputs = DenoiserInputs(latents, cells, masked_latents, batch["fps"], guide)
             denoising, clean = loss(variables, inputs, timestep, _normal(noise_key, latents))
             made = decode_latents(codec, frozen["autoencoder"], clean).astype(jnp.float32)
             return made, {"denoising": denoising}

@@ -8,7 +8,7 @@ from m3ddm_jax.models import registry
 from m3ddm_jax.models.autoencoder import PatchCodec
 from m3ddm_jax.models.unet3d import M3DDMUNet
 from m3ddm_jax.pipelines import m3ddm
-from m3ddm_jax.pipelines.m3ddm import M3DDM, PRESETS, Settings
+from m3ddm_jax.pipelines.m3ddm import M3DDM, PRESETS, M3ddmSettings
 from m3ddm_jax.weights import save_model
 
 SETTINGS = {
@@ -228,7 +228,7 @@ def test_every_setting_of_the_preset_may_be_taken_alone(folder, name):
 
 
 def test_experiments_name_the_settings_that_there_are():
-    assert Settings.make(common.sample().to_dict())
+    assert M3ddmSettings.make(common.sample().to_dict())
 
 
 @pytest.mark.parametrize(

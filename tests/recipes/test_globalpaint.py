@@ -18,7 +18,7 @@ from m3ddm_jax import train as trainer
 from m3ddm_jax.models import registry
 from m3ddm_jax.models.globalpaint import NEW_PARAMETERS
 from m3ddm_jax.parallel.mesh import make_mesh, put_batch
-from m3ddm_jax.pipelines.globalpaint import Settings
+from m3ddm_jax.pipelines.globalpaint import GlobalpaintSettings
 from m3ddm_jax.recipes.diffusion import DiffusionRecipe
 from m3ddm_jax.training.checkpoint import Checkpoints
 from m3ddm_jax.training.encoding import encode_batch, make_conditions
@@ -133,7 +133,7 @@ def test_the_exported_folder_is_whole_and_the_other_stage_starts_from_it(runs):
     jax.tree.map(np.testing.assert_array_equal, encoder_variables, recipe.frozen["image_encoder"])
     settings = load_settings(folder)
     assert settings["stage"] == "key_frames" and settings["diffusion"]["prediction"] == "x0"
-    assert Settings(**settings["sample"]).num_frames == 3
+    assert GlobalpaintSettings(**settings["sample"]).num_frames == 3
 
     config = shrunk(globalpaint_interp_tiny.get_config(), init_from=str(folder))
     config.image_encoder = {"folder": str(folder / "image_encoder")}
