@@ -2,6 +2,8 @@
 
 Conjugate gradients, preconditioned by a multigrid cycle over sums of 2 x 2 cells (Braess, Towards Algebraic Multigrid
 for Elliptic Problems of Second Order, 1995), so that wide regions cost hardly more iterations than narrow ones.
+jax.scipy.sparse.linalg.cg sees all images and channels as one system; it takes 2 % longer on wide borders and 14 % on
+holes (4 images of 426x240, one core).
 """
 
 import functools
