@@ -66,17 +66,7 @@ def make_sampler(
         def run(state, row):
             signal, sigma = row["level"]
             x = state[0]
-            outputs = module.apply(
-                variables,
-                repeat(x, "w ... -> (w n) ...", n=len(branches)),
-                inputs.mask,
-                inputs.masked_latents,
-                timestep=row["timestep"],
-                fps=inputs.fps,
-                context=inputs.context,
-            )
-            outputs = rearrange(outputs, "(w n) ... -> n w ...", n=len(branches))
-            output = jnp.tensordot(weights, outputs, axes=1, precision="highest")
+            output = _guided_output(module, variables, x, row["timestep"], inputs, weights)
             if clip is not None:
                 x0 = jnp.clip(convert(prediction, "x0", output, x, signal, sigma), -clip, clip)
                 output = convert("x0", solver.prediction, x0, x, signal, sigma)
@@ -107,6 +97,24 @@ def make_sampler(
         return state[0]
 
     return sample
+
+
+def _guided_output(
+    module: nn.Module, variables: Variables, x: Latents, timestep: jax.Array, inputs: Conditions, weights: jax.Array
+) -> jax.Array:
+    """The weighted sum of the network's outputs for all branches of a window, [W, T, h, w, C]; one batch."""
+    count = len(weights)
+    outputs = module.apply(
+        variables,
+        repeat(x, "w ... -> (w n) ...", n=count),
+        inputs.mask,
+        inputs.masked_latents,
+        timestep=timestep,
+        fps=inputs.fps,
+        context=inputs.context,
+    )
+    outputs = rearrange(outputs, "(w n) ... -> n w ...", n=count)
+    return jnp.tensordot(weights, outputs, axes=1, precision="highest")
 
 
 def _stack_branches(conditions: Conditions, branches: Mapping[tuple[bool, bool], float]) -> Conditions:
