@@ -26,7 +26,8 @@ from m3ddm_jax.models.lpips import LPIPS
 from m3ddm_jax.models.unet3d import M3DDMUNet
 from m3ddm_jax.weights import load_autoencoder, load_model, load_settings, save_model
 from m3ddm_jax.weights.inpainting import globalpaint_from_checkpoint
-from m3ddm_jax.weights.m3ddm import state_dict_from_variables, variables_from_official
+from m3ddm_jax.weights.m3ddm import variables_from_official
+from tests.weights.official import state_dict_from_variables
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MODULE = M3DDMUNet(
