@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
+from m3ddm_jax.models import registry
 from m3ddm_jax.training.mirror import is_remote
 from m3ddm_jax.training.state import State
 
@@ -91,7 +92,7 @@ class Checkpoints:
             print(f"checkpoint {step} written in {time.perf_counter() - start:.1f} s", flush=True)
 
     def restore(self, abstract_state: State) -> tuple[State, int]:
-        """(state, examples seen) of the newest checkpoint, laid out as `like` (`training.state.abstract_state`) says.
+        """(state, examples seen) of the newest checkpoint, laid out as `abstract_state`.
 
         Raises ValueError where the checkpoint is of other networks, or of another task, than this run's.
         """
@@ -100,7 +101,7 @@ class Checkpoints:
             step, args=ocp.args.Composite(data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore())
         )
         here = {**flatten_dict(self._fixed, sep="."), **_shapes(abstract_state)}
-        there = {**flatten_dict(small.meta["fixed"], sep="."), **small.meta["state"]}
+        there = {**flatten_dict(_without_removed(small.meta["fixed"]), sep="."), **small.meta["state"]}
         check_fit(f"checkpoint {step} in {self._manager.directory}", there, here)
         state = self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
@@ -132,6 +133,12 @@ def check_fit(source: str, there: dict[str, Any], here: dict[str, Any]) -> None:
         more = len(differences) - _NAMED_DIFFERENCES
         named = "; ".join(differences[:_NAMED_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
         raise ValueError(f"{source} does not fit the config: {named}")
+
+
+def _without_removed(fixed: dict[str, Any]) -> dict[str, Any]:
+    """What a run may not change, without the hyper-parameters that networks of earlier versions had."""
+    networks = {name: part for name, part in fixed.items() if isinstance(part, dict) and "kind" in part}
+    return fixed | {name: registry.without_removed(part["kind"], part) for name, part in networks.items()}
 
 
 def _plain(value: Any) -> Any:

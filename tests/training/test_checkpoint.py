@@ -57,6 +57,15 @@ def test_what_eight_devices_saved_comes_back_on_another_mesh(tmp_path, optimizer
     assert jax.tree.map(lambda x: x.sharding, restored) == jax.tree.map(lambda x: x.sharding, abstract)
 
 
+def test_hyper_parameters_that_are_gone_do_not_keep_a_run_from_going_on(tmp_path, optimizer):
+    mesh = make_mesh(devices=jax.devices()[:1])
+    kept = {"model": {"kind": "globalpaint", "est": "1d"}}
+    checkpoints = opened(tmp_path, mesh, fixed={"model": kept["model"] | {"est_parallel": False}})
+    checkpoints.save(fresh(optimizer, mesh), 1, examples_seen=8)
+    checkpoints.close()
+    assert opened(tmp_path, mesh, fixed=kept).restore(like(optimizer, mesh)[2])[1] == 8
+
+
 def test_a_state_given_away_after_saving_is_saved_as_it_was(tmp_path, optimizer):
     """The train step donates its state while the checkpoint is still being written."""
     mesh = make_mesh(data=2, fsdp=4)
