@@ -1,12 +1,41 @@
-"""What every experiment shares; an experiment changes what is its own."""
+"""What every experiment shares; an experiment changes what is its own.
+
+Sections are made from the dataclasses that they fill, with the defaults of these: a value stands here only where it is
+another one, or where no dataclass has a default.
+"""
+
+import dataclasses
+import inspect
+from typing import Any
 
 from ml_collections import ConfigDict
+
+from data.masks import MaskSampler
+from data.pipeline import make_batches
+from m3ddm_jax.losses.outpainting import OutpaintingWeights
+from m3ddm_jax.models import registry
+from m3ddm_jax.pipelines.denoiser import SampleSettings
+from m3ddm_jax.training.flow_step import FlowWeights
+from m3ddm_jax.training.gan_step import AdversarialSettings
+
+
+def section(kind: type, **changes: Any) -> ConfigDict:
+    """A section with the defaults of a dataclass and changes of them; fields without a default are changes, or left
+    out."""
+    fields = {field.name: field.default for field in dataclasses.fields(kind)}
+    plain = {name: value for name, value in fields.items() if isinstance(value, bool | int | float | str | tuple)}
+    return ConfigDict(plain | changes)
+
+
+def model(kind: str, **changes: Any) -> ConfigDict:
+    """A section that describes a network: its kind and hyper-parameters, those of the published model by default."""
+    return ConfigDict({"kind": kind, **registry.defaults(kind), **changes})
 
 
 def base() -> ConfigDict:
     """For a diffusion model: sections model, autoencoder, diffusion, data, train, mesh, sample; with M3DDM's masks."""
     config = ConfigDict({"recipe": "diffusion"})
-    config.model = ConfigDict({"kind": "m3ddm"})
+    config.model = model("m3ddm")
     # Either kind and hyper-parameters of a codec without weights, or the folder of a trained autoencoder.
     config.autoencoder = ConfigDict({"kind": "patch_codec", "patch_size": 8, "scale": 2.0})
     config.diffusion = diffusion()
@@ -35,19 +64,10 @@ def m3ddm() -> ConfigDict:
     Learning rate and length, which the paper leaves open, are those usual for latent diffusion from scratch.
     """
     config = base()
-    config.model.update(
-        latent_channels=4,
-        attention_levels=(True, True, True, False),
-        layers_per_block=2,
-        num_heads=8,
-        cross_attention_dim=320,
-        global_widths=(8, 16, 32, 64, 128),
-        frame_embedding_dim=320,
-        dtype="bfloat16",
-        remat="blocks",  # what is kept for the backward pass: none (everything), blocks, dots, offload (models.remat)
-    )
+    # remat: activations kept for the backward pass: none (all of them), blocks, dots, offload (models.remat).
+    config.model.update(dtype="bfloat16", remat="blocks")
     config.autoencoder = ConfigDict({"folder": "autoencoder"})
-    config.diffusion.update(schedule="scaled_linear", zero_terminal_snr=False, prediction="epsilon", min_snr_gamma=0.0)
+    config.diffusion.update(schedule="scaled_linear", zero_terminal_snr=False, prediction="epsilon")
     config.data.update(sources=({"kind": "shards", "path": "clips", "weight": 1.0},), num_threads=16)
     config.train.update(drop_local=0.0)  # the masks hide a quarter of the clips wholly already
     return config
@@ -61,33 +81,20 @@ def globalpaint() -> ConfigDict:
     """
     config = m3ddm()
     config.stage = "key_frames"  # or "interpolation"
-    config.model = ConfigDict({"kind": "globalpaint", "dtype": "bfloat16", "remat": "blocks"})
+    config.model = model("globalpaint", dtype="bfloat16", remat="blocks")
     # The folder of a converted OpenCLIP tower; or kind, hyper-parameters and the seed of random weights, a stand-in.
     config.image_encoder = ConfigDict({"folder": "image_encoder"})
     config.diffusion.update(min_snr_gamma=5.0, known_weight=0.3)
     config.data.update(global_size=224, global_fit="pad", max_interval=30)
-    config.data.masks.update(single=0.3, horizontal=0.275, vertical=0.275, four=0.15, random=0.1, all=0.0)
+    config.data.masks.update(single=0.3, horizontal=0.275, vertical=0.275, four=0.15, all=0.0)
     config.train.update(init_from="models/globalpaint", warmup_steps=2000, drop_local=0.05)
     config.train.update(
         pretrained_rate=0.1,  # factor of the learning rate in pretrained layers
         frozen_steps=50_000,  # updates before they learn; queries of attention and the first convolution do at once
     )
-    config.sample = ConfigDict(
-        {
-            "lines": 256,
-            "global_frames": 16,  # of a shot
-            "num_frames": 16,
-            "noise_scale": 1.0,
-            "strength": 1.0,
-            "solver": "dpm++",
-            "steps": 25,
-            "guidance_local": 1.0,
-            "guidance_global": 2.5,
-            "guidance_interval": (0.4, 1.0),
-            "clip": None,
-            "seam": "matched",
-        }
-    )
+    shared = {field.name: config.sample[field.name] for field in dataclasses.fields(SampleSettings)}
+    config.sample = ConfigDict(shared)  # global_frames: of a shot
+    config.sample.update(steps=25, guidance_local=1.0, guidance_global=2.5, guidance_interval=(0.4, 1.0))
     return config
 
 
@@ -159,7 +166,7 @@ def as_interpolation(config: ConfigDict, key_frames: str) -> ConfigDict:
     first and the last frame of a clip are known, or, in a tenth of all clips, any frames."""
     config.stage = "interpolation"
     config.data.masks.update(all_masked=0.0, ends_known=0.0, random_known=0.1, both_known=0.9)
-    config.train.update(init_from=key_frames, frozen_steps=0)
+    config.train.init_from = key_frames
     return config
 
 
@@ -178,6 +185,7 @@ def diffusion() -> ConfigDict:
 
 
 def data() -> ConfigDict:
+    batches = inspect.signature(make_batches).parameters
     return ConfigDict(
         {
             # kind: shards (made by data.prepare), videos (a folder of them) or synthetic; path; weight in the mixture.
@@ -187,27 +195,11 @@ def data() -> ConfigDict:
             "buckets": ((256, 256),),  # height x width of a batch, drawn for each step
             "global_frames": 16,
             "global_size": 256,
-            "global_fit": "stretch",  # the known rectangle to a square; "pad": with its aspect, the rest is black
-            "references": 0,  # further frames from anywhere in the video, after the clip's own
+            # global_fit: "stretch", the known rectangle to a square; "pad": with its aspect, the rest is black.
+            # references: further frames from anywhere in the video, after the clip's own.
+            **{name: batches[name].default for name in ("global_fit", "references", "num_threads")},
             "max_interval": 15,  # frames between two of a clip, drawn from 1 to this
-            "num_threads": 8,
-            "masks": {
-                "four": 0.2,
-                "single": 0.1,
-                "horizontal": 0.175,
-                "vertical": 0.175,
-                "random": 0.1,
-                "all": 0.25,
-                "objects": 0.0,
-                "min_ratio": 0.15,
-                "max_ratio": 0.75,
-                "all_masked": 0.3,
-                "ends_known": 0.35,
-                "random_known": 0.35,
-                "both_known": 0.0,
-                "per_frame": False,
-                "multiple": 1,
-            },
+            "masks": section(MaskSampler),
         }
     )
 
@@ -238,7 +230,7 @@ def train() -> ConfigDict:
 
 
 def sample() -> ConfigDict:
-    """Exported with the model: how it outpaints (m3ddm_jax.pipelines.m3ddm.Settings says what each field means)."""
+    """Exported with the model: how it outpaints (M3ddmSettings in m3ddm_jax.pipelines.m3ddm describes each field)."""
     return ConfigDict(
         {
             "canvas": "target",
@@ -269,43 +261,20 @@ def adversarial() -> ConfigDict:
     """An inpainting network's against the hierarchical discriminator: model, discriminator, adversarial, data, train
     and mesh, with IN2OUT's masks."""
     config = ConfigDict({"recipe": "adversarial"})
-    config.model = ConfigDict({"kind": "e2fgvi", "dtype": "bfloat16", "remat": "blocks"})
-    config.discriminator = ConfigDict(
-        {"kind": "discriminator", "width": 32, "tube_size": 64, "shared_trunk": False, "dtype": "bfloat16"}
-    )
-    config.adversarial = ConfigDict(
-        {
-            # Of the terms of the generator's loss (losses.outpainting); 0 leaves out a term and what it alone needs.
-            "weights": {
-                "hole": 1.0,
-                "valid": 1.0,
-                "flow": 1.0,  # needs the trained flow network of train.init_from
-                "adv_global": 0.01,
-                "adv_local": 0.01,
-                "feat_global": 0.1,
-                "feat_local": 0.1,
-                "denoising": 0.0,  # a diffusion model's own loss
-            },
-            "clip_weight": 0.5,  # of the clip logit beside the patch logits
-            "known_weight": 0.1,  # of calling known cells of generated frames real
-            "plain_tubes": 6,  # a clip
-            "zoomed_tubes": 2,  # a clip, of twice the side
-            "discriminator_warmup": 2000,  # updates of the discriminator alone
-            "ramp_steps": 5000,  # updates after those over which adversarial and feature terms come in
-            "guard_steps": 2000,  # in a row above 95 % accuracy, which halve the discriminator's learning rate
-            "r1": 0.0,
-            "lecam": 0.0,
-            "learning_rate": 1e-4,  # the discriminator's
-            "flow_rate": 0.25,  # factor of the flow network's learning rate
-            "discriminator_from": "",  # file of a T-PatchGAN in PyTorch's names; empty: random weights
-        }
+    config.model = model("e2fgvi", dtype="bfloat16", remat="blocks")
+    config.discriminator = model("discriminator", dtype="bfloat16")
+    config.adversarial = section(
+        AdversarialSettings,
+        weights=section(OutpaintingWeights),  # flow: requires the trained flow network of train.init_from
+        learning_rate=1e-4,  # the discriminator's
+        flow_rate=0.25,  # factor of the flow network's learning rate
+        discriminator_from="",  # file of a T-PatchGAN in PyTorch's names; empty: random weights
     )
     config.data = data()
     config.data.update(num_frames=5, references=3, max_interval=1, global_frames=1, global_size=16)
     config.data.masks.update(
         horizontal=0.5,
         vertical=0.15,
-        four=0.2,
         single=0.15,
         objects=1 / 9,  # a tenth of all
         random=0.0,
@@ -330,7 +299,6 @@ def adversarial_diffusion() -> ConfigDict:
     config, trained = adversarial(), m3ddm()
     for section in ("model", "autoencoder", "diffusion", "data", "sample"):
         config[section] = trained[section]
-    config.data.update(sources=({"kind": "shards", "path": "clips", "weight": 1.0},))
     config.data.masks.update(all=0.0)  # frames that are unknown as a whole have no seam to judge
     config.adversarial.weights.update(hole=0.0, valid=0.0, flow=0.0, denoising=1.0)
     config.adversarial.max_timestep = 0.5  # share of the schedule that timesteps are drawn from
@@ -345,21 +313,12 @@ def flow() -> ConfigDict:
     flow completion is public; ISVI's are not. Masks, and what the coarse flows weigh, are this project's.
     """
     config = ConfigDict({"recipe": "flow"})
-    config.model = ConfigDict({"kind": "igfc", "width": 48, "num_frames": 3, "interval": 3, "dtype": "float32"})
+    config.model = model("igfc")
     config.flow = ConfigDict(
         {
-            # Of the terms of the loss (losses.flow).
-            "weights": {
-                "hole": 1.0,
-                "valid": 1.0,
-                "smooth_first": 1.0,
-                "smooth_second": 1.0,
-                "ternary": 0.01,
-                "quarter": 1.0,
-                "half": 1.0,
-            },
-            # Model folder of the RAFT that tells the flow of clips. Empty: clips come with it, as those of sources of
-            # the kind motion do (data.motion), which go without a RAFT.
+            "weights": section(FlowWeights),
+            # Model folder of the RAFT that estimates the flow of clips. Empty: clips come with it, as those of sources
+            # of the kind motion do (data.synthetic.motion).
             "raft": "",
             "iterations": 20,  # of it
         }
@@ -386,8 +345,8 @@ def style() -> ConfigDict:
     That there are a reconstruction and a hinge loss is published; all numbers are this project's.
     """
     config = ConfigDict({"recipe": "style"})
-    config.model = ConfigDict({"kind": "asfn", "width": 64, "dtype": "float32"})
-    config.discriminator = ConfigDict({"kind": "style_discriminator", "width": 64, "dtype": "float32"})
+    config.model = model("asfn")
+    config.discriminator = model("style_discriminator")
     config.style = ConfigDict(
         {
             "reconstruction": 1.0,

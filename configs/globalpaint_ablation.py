@@ -1,5 +1,5 @@
 """What GlobalPaint's parts are worth, in minutes on two cores: scenes of which a frame, then a clip, then only the
-whole video tells what is hidden (data.visits). For m3ddm_jax.ablate.
+whole video tells what is hidden (data.synthetic.toy_scenes). For m3ddm_jax.ablate.
 """
 
 from ml_collections import ConfigDict
@@ -15,16 +15,12 @@ def get_config() -> ConfigDict:
         attention_levels=(True,),
         num_heads=(2,),
         norm_num_groups=8,
-        est="1d+3d",
-        est_window=(4, 4, 4),
-        global_guidance=True,
     )
     config.image_encoder.update(image_size=32)
     # One step tells the clean clip, so that what is measured is what is known of it and not how it is sampled.
     config.diffusion.update(schedule="cosine", zero_terminal_snr=True, shift=0.02, known_weight=0.1, unknown="filled")
     config.data.update(
         sources=({"kind": "synthetic", "path": "visits", "weight": 1.0},),
-        num_frames=4,
         buckets=((32, 32),),
         global_frames=8,
         global_size=32,
@@ -43,9 +39,7 @@ def get_config() -> ConfigDict:
         sample_every=150,
         sample_batches=6,
     )
-    config.sample.update(
-        lines=32, num_frames=4, global_frames=8, steps=1, guidance_global=1.0, guidance_interval=(0.0, 1.0)
-    )
+    config.sample.update(lines=32, global_frames=8, steps=1, guidance_global=1.0, guidance_interval=(0.0, 1.0))
     config.variants = ConfigDict(
         {
             "off": {"model": {"est": "off", "global_guidance": False}},

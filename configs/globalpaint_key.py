@@ -12,5 +12,5 @@ from configs import common
 def get_config() -> ConfigDict:
     config = common.globalpaint()
     config.train.update(steps=150_000, batch_size=256)
-    config.mesh.update(data=-1, fsdp=8)
+    config.mesh.fsdp = 8
     return config

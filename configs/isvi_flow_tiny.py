@@ -18,7 +18,6 @@ def get_config() -> ConfigDict:
         decay_every=3200,
         ema_decay=0.99,
         log_every=100,
-        save_every=1000,
         sample_every=500,
         sample_batches=8,
     )

@@ -12,11 +12,9 @@ def get_config() -> ConfigDict:
     config.data.update(buckets=((64, 64),), num_threads=1)
     config.train.update(
         steps=1000,
-        batch_size=8,
         learning_rate=1e-3,
         decay_every=0,
         ema_decay=0.99,
-        log_every=50,
         save_every=500,
         sample_every=250,
         sample_batches=8,

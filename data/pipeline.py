@@ -20,7 +20,7 @@ from data.sources import Source, open_source
 PAPER_MASKS = MaskSampler()
 FOREVER = 2**62
 MAX_SUBSTITUTES = 64
-# What a random stream is for, so that no two streams of one seed are the same; data.motion has a further one.
+# What a random stream is for, so that no two streams of one seed are the same; data.synthetic.motion has a further one.
 _BUCKET, _CLIP, _EXTENSION = range(3)
 
 Extend = Callable[[np.random.Generator, dict[str, np.ndarray]], dict[str, np.ndarray]]
@@ -50,7 +50,7 @@ def make_batches(
     extend: Extend | None = None,
     process_index: int = 0,
     process_count: int = 1,
-    num_threads: int = 4,
+    num_threads: int = 8,
     shuffle: bool = True,
 ) -> grain.IterDataset:
     """Makes the endless data set of this process's part of every batch.

@@ -46,7 +46,7 @@ READ_AT_ONCE = 64  # frames, as thumbnails
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class PrepareSettings:
     """What clips are made: lengths in seconds; short_side in pixels, at most; crf is H.264 quality, lower is better.
 
     Raises ValueError for settings that contradict one another.
@@ -76,14 +76,14 @@ class Skipped:
 
 
 def prepare(
-    source: str | os.PathLike, out: str | os.PathLike, settings: Settings | None = None, num_threads: int = 2
+    source: str | os.PathLike, out: str | os.PathLike, settings: PrepareSettings | None = None, num_threads: int = 2
 ) -> dict:
     """Writes the shards of all videos below `source` to the new folder `out`; returns the report.
 
     Raises ValueError where `out` exists, lies in `source` or is being prepared already, and where nothing usable is
     found; nothing is left behind then.
     """
-    settings, source, out = settings or Settings(), pathlib.Path(source), resolve(out)
+    settings, source, out = settings or PrepareSettings(), pathlib.Path(source), resolve(out)
     check_apart([("output", out)], [("source", source)])
     if out.exists():
         raise ValueError(f"{out} exists already")
@@ -94,7 +94,7 @@ def prepare(
 
 
 def _prepare(
-    source: pathlib.Path, paths: list[pathlib.Path], out: pathlib.Path, settings: Settings, num_threads: int
+    source: pathlib.Path, paths: list[pathlib.Path], out: pathlib.Path, settings: PrepareSettings, num_threads: int
 ) -> dict:
     results = _map_ordered(lambda path: prepare_video(path, source, settings), paths, num_threads)
     skipped = _stray_images(source, paths)
@@ -134,7 +134,7 @@ def _prepare(
 
 
 def prepare_video(
-    path: pathlib.Path, root: pathlib.Path, settings: Settings
+    path: pathlib.Path, root: pathlib.Path, settings: PrepareSettings
 ) -> tuple[list[EncodedClip], list[Skipped]]:
     """Turns a video below `root` into encoded clips and a list of what was left out; a bad video is all left out."""
     name = path.relative_to(root).as_posix()
@@ -165,7 +165,7 @@ def prepare_video(
 
 
 def encode_shot(
-    video: FrameSource, name: str, shot: tuple[int, int], picture: Box, settings: Settings
+    video: FrameSource, name: str, shot: tuple[int, int], picture: Box, settings: PrepareSettings
 ) -> Iterator[EncodedClip]:
     """Cuts the frames first..last of a video to clips of equal length without black bars; none of a tiny picture.
 
@@ -237,7 +237,7 @@ def main(arguments: list[str]) -> None:
 
 def _run(source: str, out: str) -> None:
     options = flags.FLAGS
-    settings = Settings(*(options[name].value for name in ("short-side", "min-seconds", "max-seconds", "crf")))
+    settings = PrepareSettings(*(options[name].value for name in ("short-side", "min-seconds", "max-seconds", "crf")))
     with contextlib.redirect_stdout(None):  # tfds speaks of downloads there
         report = prepare(source, out, settings, options.threads)
     for entry in report["skipped"]:
@@ -247,7 +247,7 @@ def _run(source: str, out: str) -> None:
 
 
 if __name__ == "__main__":
-    defaults = Settings()
+    defaults = PrepareSettings()
     flags.DEFINE_integer("short-side", defaults.short_side, "Largest short side of a clip, in pixels.")
     flags.DEFINE_float("min-seconds", defaults.min_seconds, "Shots shorter than this are left out.")
     flags.DEFINE_float("max-seconds", defaults.max_seconds, "Shots longer than this become several clips.")

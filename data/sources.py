@@ -9,9 +9,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data import synthetic, visits
 from data.clips import VideoInfo
 from data.images import resize
+from data.synthetic import scenes, toy_scenes
 from m3ddm_jax.video import FrameSource
 from m3ddm_jax.video.container import Media
 from m3ddm_jax.video.images import IMAGE_SUFFIXES, natural_key
@@ -61,7 +61,7 @@ VIDEO_SUFFIXES = frozenset(
 )
 SYNTHETIC_SCENES = 1_000_000
 SYNTHETIC_FRAMES = 64
-VISITS = "visits"
+TOY_SCENES = "visits"
 
 
 class Video(NamedTuple):
@@ -87,7 +87,7 @@ def open_source(kind: str, path: str | os.PathLike = "", *, lines: int = 256) ->
 
     shards: a folder written by `data.prepare`. videos: a folder searched, in all its depth, for video files and for
     folders of images. synthetic: scenes drawn on the spot; `lines` pixels on their short side where path is
-    empty, those of data.visits where it is "visits".
+    empty, those of data.synthetic.toy_scenes where it is "visits".
 
     Raises ValueError for an unknown kind and for a path that holds no video, or names no scenes.
     """
@@ -96,9 +96,9 @@ def open_source(kind: str, path: str | os.PathLike = "", *, lines: int = 256) ->
     if kind == "videos":
         return FolderSource(path)
     if kind == "synthetic":
-        if path not in ("", VISITS):
-            raise ValueError(f"unknown synthetic scenes {path!r}, known: an empty path and {VISITS!r}")
-        return VisitSource() if path else SyntheticSource(lines)
+        if path not in ("", TOY_SCENES):
+            raise ValueError(f"unknown synthetic scenes {path!r}, known: an empty path and {TOY_SCENES!r}")
+        return ToySceneSource() if path else SyntheticSource(lines)
     raise ValueError(f"unknown source kind {kind!r}, known: {', '.join(KINDS)}")
 
 
@@ -162,22 +162,22 @@ class SyntheticSource:
     def open(self, index: int) -> Video:
         aspect = np.exp(np.random.default_rng([index, 1]).uniform(-1, 1) * np.log(16 / 9))
         height, width = (round(self._lines * max(1.0, side)) for side in (1 / aspect, aspect))
-        read = functools.partial(draw_frames, synthetic.Scene(index, height, width).frame)
-        return Video(self.name(index), VideoInfo(SYNTHETIC_FRAMES, float(synthetic.FPS), height, width), read)
+        read = functools.partial(draw_frames, scenes.Scene(index, height, width).frame)
+        return Video(self.name(index), VideoInfo(SYNTHETIC_FRAMES, float(scenes.FPS), height, width), read)
 
 
-class VisitSource:
-    """Scenes of data.visits: record k is the scene of seed k."""
+class ToySceneSource:
+    """Scenes of data.synthetic.toy_scenes: record k is the scene of seed k."""
 
     def __len__(self) -> int:
         return SYNTHETIC_SCENES
 
     def name(self, index: int) -> str:
-        return f"{VISITS}/{index}"
+        return f"{TOY_SCENES}/{index}"
 
     def open(self, index: int) -> Video:
-        info = VideoInfo(visits.NUM_FRAMES, float(synthetic.FPS), visits.SIDE, visits.SIDE)
-        return Video(self.name(index), info, functools.partial(draw_frames, visits.make_scene(index).frame))
+        info = VideoInfo(toy_scenes.NUM_FRAMES, float(scenes.FPS), toy_scenes.SIDE, toy_scenes.SIDE)
+        return Video(self.name(index), info, functools.partial(draw_frames, toy_scenes.make_scene(index).frame))
 
 
 def draw_frames(
@@ -235,7 +235,7 @@ def read_frames(source: FrameSource, indices: Sequence[int], size: tuple[int, in
     if not len(indices) or min(indices) < 0 or max(indices) >= info.num_frames:
         found = f"{min(indices)}..{max(indices)}" if len(indices) else "none"
         raise ValueError(f"frames {found} asked of a video of {info.num_frames} frames")
-    reader = source.again()
+    reader = source.reopen()
     try:
         return reader.read(indices, size or (info.height, info.width))
     finally:

@@ -100,10 +100,10 @@ class View:
         self.source, self.height, self.width, self.fps = source, height, width, source.fps
         self.transform, self._num_frames = transform, num_frames
 
-    def again(self) -> "View":
+    def reopen(self) -> "View":
         """The same frames, read independently, as `FrameSource.again`."""
         other = copy.copy(self)
-        other.source = self.source.again()
+        other.source = self.source.reopen()
         return other
 
     def __len__(self) -> int:

@@ -12,11 +12,11 @@ import numpy as np
 from tqdm import tqdm
 
 from eval.clips import Split, View, known_part, list_clips, match, open_pair
-from eval.kept import KeptScores, clip_sha256, code_commit, code_sha256, fingerprint
 from eval.lpips import FrameLPIPS
 from eval.networks import Network, VideoFeatures, video_distances
 from eval.protocol import Preset
 from eval.regions import Border, Region
+from eval.score_cache import ScoreCache, clip_sha256, code_commit, code_sha256, fingerprint
 from eval.scores import CHUNK, ClipScores, Pair, clip_summary, deviation, mean_scores, score_clip
 from eval.temporal import BAND
 from m3ddm_jax.geometry import Canvas
@@ -42,7 +42,7 @@ class Task:
     them; several regions lie in subfolders of their names, several seeds in subfolders seed0, seed1, ... around those.
     max_frames: so many of each clip, all by default; a preset may take fewer. lpips, i3d: without them those metrics
     are missing. optional: "lpips" or "i3d", networks that are left out where they do not fit the clips; others raise.
-    absent: why a network is not there, by its name. kept: folder for the scores of finished clips, if any.
+    absent: why a network is not there, by its name. score_cache: folder for the scores of finished clips, if any.
     """
 
     preset: Preset
@@ -57,7 +57,7 @@ class Task:
     i3d: Network | None = None
     optional: frozenset[str] = frozenset()
     absent: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    kept: pathlib.Path | None = None
+    score_cache: pathlib.Path | None = None
 
     @property
     def frames(self) -> int | None:
@@ -178,8 +178,8 @@ class _Scoring:
 
     def __init__(self, task: Task):
         self._task = task
-        self._kept, self._sha256 = KeptScores(task.kept), functools.cache(clip_sha256)
-        self._code = code_sha256() if task.kept else ""
+        self._kept, self._sha256 = ScoreCache(task.score_cache), functools.cache(clip_sha256)
+        self._code = code_sha256() if task.score_cache else ""
         self._lpips = task.lpips and FrameLPIPS(task.lpips.module, task.lpips.variables)
         self._features = task.i3d and VideoFeatures(task.i3d, task.preset.distance)
         # Truth and output of so many clips at once give every device a clip.
@@ -226,7 +226,7 @@ class _Scoring:
     def _key(self, name: str, output: pathlib.Path | None, region: Region, seed: int) -> str:
         """What the scores of a clip depend on; not worked out where nothing is kept."""
         task = self._task
-        if task.kept is None:
+        if task.score_cache is None:
             return ""
         masks = getattr(region, "files", {}).get(name)
         return fingerprint(

@@ -42,10 +42,8 @@ class Network:
 
 def load_network(folder: str | os.PathLike, kind: str) -> Network:
     """A network of a kind from a folder made by convert. Raises ValueError for a folder of anything else."""
-    module, variables = load_model(folder)
-    found, hyper = registry.describe(module)
-    if found != kind:
-        raise ValueError(f"{folder} is a model of kind {found}, {kind} is needed")
+    module, variables = load_model(folder, kind=kind)
+    _, hyper = registry.describe(module)
     about = {"kind": kind, **hyper, "sha256": file_sha256(Path(folder, "weights.safetensors"))}
     if Path(folder, "pipeline.json").exists():
         about |= load_settings(folder)

@@ -23,23 +23,22 @@ from eval.clips import RESIZES, choose, list_clips
 from eval.evaluation import Method, Task, evaluate
 from eval.networks import Network, file_sha256, load_network, load_packaged_network
 from eval.regions import parse_regions
-from m3ddm_jax import command
+from m3ddm_jax import cli, method_flags
 from m3ddm_jax.files.places import check_apart
-from m3ddm_jax.outpaint import make_outpainter, parse_settings
 from m3ddm_jax.pipelines.base import OUTPAINTERS, OverModels
 
 _NETWORK_FLAGS = {"lpips": "lpips", "i3d": "fvd"}
-# What outpaint calls them too.
-_OPTIONS = ("model", "interpolation_model", "sequential", "steps", "dtype", "windows", "prefer", "adapt")
+# The evaluation has a preset of its own.
+_RENAMED = {"preset": "method_preset"}
 
 
 def make_method(name: str, options: dict[str, Any]) -> Method:
     """The method of that name, with what a report says of it; options that are None count as not given.
 
-    Raises ValueError as make_outpainter.
+    Raises ValueError as method_flags.make_outpainter.
     """
     given = {option: value for option, value in options.items() if value is not None}
-    outpainter = make_outpainter(name, **given)
+    outpainter = method_flags.make_outpainter(name, **given)
     models = outpainter.models if isinstance(outpainter, OverModels) else {}
     described = {option: _describe_model(folder, settings) for option, (folder, settings) in models.items()}
     return Method(outpainter, {"name": name, **given, **({"models": described} if described else {})})
@@ -91,13 +90,11 @@ def make_task(values: flags.FlagValues) -> Task:
     preset = protocol.get_preset(values.preset, values.resize)
     clips, split = choose(list_clips(values.truth), values.split, values.truth)
     regions = parse_regions(values.ratio, values.pad, values.masks, clips)
-    options = {name: values[name].value for name in _OPTIONS}
-    options |= {"preset": values.method_preset, "settings": parse_settings(values.set)}
-    unused = [name for name, value in options.items() if value is not None and not values.method]
-    if unused:
-        raise ValueError(f"--{unused[0].replace('settings', 'set')} is for a --method, and none is given")
+    options = method_flags.read(values, _RENAMED)
+    if options and not values.method:
+        raise ValueError(f"--{next(iter(options)).replace('settings', 'set')} is for a --method, and none is given")
     folders = {kind: values[flag].value for kind, flag in _NETWORK_FLAGS.items()}
-    networks, absent = find_networks(folders, preset.distance, command.cache_folder("metrics"))
+    networks, absent = find_networks(folders, preset.distance, cli.cache_folder("metrics"))
     return Task(
         preset=preset,
         clips=clips,
@@ -110,7 +107,7 @@ def make_task(values: flags.FlagValues) -> Task:
         **networks,
         optional=frozenset(kind for kind, folder in folders.items() if folder is None),
         absent=absent,
-        kept=pathlib.Path(values.report).with_suffix(".clips") if values.report else None,
+        score_cache=pathlib.Path(values.report).with_suffix(".clips") if values.report else None,
     )
 
 
@@ -144,21 +141,7 @@ def _define_flags() -> None:
     flags.DEFINE_enum("resize", None, RESIZES[:2], "How the truth comes to the preset's size, if not as it says.")
     flags.DEFINE_integer("frames", None, "Use only so many frames from the start of each clip.", lower_bound=1)
     flags.DEFINE_enum("method", None, sorted(OUTPAINTERS), "Outpaint the clips with this method.")
-    flags.DEFINE_string("model", None, "Model folder of the method.")
-    flags.DEFINE_string("interpolation_model", None, "Folder of globalpaint's second model.")
-    flags.DEFINE_boolean("sequential", None, "globalpaint: clip after clip by --model alone.")
-    flags.DEFINE_string("method_preset", None, "What outpaint calls --preset.")
-    flags.DEFINE_multi_string("set", [], "NAME=VALUE: one setting of the model, as in outpaint. Repeatable.")
-    flags.DEFINE_integer("steps", None, "Denoising steps of the method.", lower_bound=1)
-    flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "In what the method's model computes.")
-    flags.DEFINE_integer("windows", None, "Windows that the method samples at once; else one a device.", lower_bound=1)
-    flags.DEFINE_integer("adapt", None, "lite: steps learnt from each clip first; else none.", lower_bound=0)
-    flags.DEFINE_enum(
-        "prefer",
-        None,
-        ["faithful", "sharp"],
-        "lite: complete what no frame saw (sharp, the default), or the least expected error.",
-    )
+    method_flags.define(_RENAMED)
     flags.DEFINE_integer("seed", 0, "First seed of the method.", lower_bound=0)
     flags.DEFINE_integer("seeds", 1, "So many seeds, one after the other; 3 or more give a deviation.", lower_bound=1)
     flags.mark_flag_as_required("truth")
@@ -166,4 +149,4 @@ def _define_flags() -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    command.run("eval.run", main)
+    cli.run("eval.run", main)

@@ -1,7 +1,7 @@
 """The scores of one clip, taken chunk by chunk, and how clips, regions and seeds are summed up."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -113,7 +113,7 @@ class _Clip:
             mask = (middle_square(255 * (masks != 0).astype(np.uint8), preset.view) >= 128).astype(np.uint8)
             mask = mask[0] if len(mask) == 1 else mask
         found = dataclasses.asdict(score_frames(truth, output, mask, ssim=preset.ssim))
-        found["whole_bmse"] = blur_error(output)
+        found |= {name: metric(truth, output, mask) for name, metric in FRAME_METRICS.items()}
         if self._lpips:
             whole, region = self._lpips(truth, output, mask)
             if preset.lpips == "map":
@@ -145,6 +145,13 @@ def blur_error(frames: np.ndarray) -> np.ndarray:
         blurred = cv2.sepFilter2D(values, -1, kernel, kernel, borderType=cv2.BORDER_REFLECT) @ channels.T
         errors.append(np.mean((values - blurred) ** 2))
     return np.array(errors, np.float64)
+
+
+FRAME_METRICS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
+    "whole_bmse": lambda truth, output, mask: blur_error(output),
+}
+"""AREA_NAME, the area one of AREAS -> (truth, output uint8 [n,H,W,3], mask [H,W,1] or [n,H,W,1]) -> float64 [n]. A new
+metric of single frames is one file and one row; its mean over frames is in reports."""
 
 
 def _picture(truth: np.ndarray, output: np.ndarray, mask: np.ndarray) -> np.ndarray:

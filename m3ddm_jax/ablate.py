@@ -15,7 +15,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from m3ddm_jax import command
+from m3ddm_jax import cli
 from m3ddm_jax.files.writing import write_file
 from m3ddm_jax.recipes import make_recipe
 from m3ddm_jax.train import train
@@ -160,4 +160,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    command.run("ablate", main)
+    cli.run("ablate", main)

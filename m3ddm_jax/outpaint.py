@@ -9,9 +9,7 @@ without a larger canvas that alone: an image for all frames, or a folder or vide
 size or of the canvas's. Exit code 0, or 2 with one line that says what is wrong.
 """
 
-import ast
 import contextlib
-import inspect
 import math
 import os
 import pathlib
@@ -25,10 +23,11 @@ import numpy as np
 import tqdm
 from absl import flags
 
-from m3ddm_jax import command
+from m3ddm_jax import cli, method_flags
 from m3ddm_jax.files.places import check_apart
 from m3ddm_jax.geometry import CENTRE, Canvas, CanvasMasks, Masks
-from m3ddm_jax.pipelines.base import DRAWN, OUTPAINTERS, Outpainter
+from m3ddm_jax.method_flags import make_outpainter
+from m3ddm_jax.pipelines.base import OUTPAINTERS, Outpainter
 from m3ddm_jax.video import FrameSink, FrameSource, MaskSource
 from m3ddm_jax.video.errors import Damaged
 from m3ddm_jax.video.output.codecs import CODECS, IMAGES, NOTHING_ASKED, Asked
@@ -63,7 +62,7 @@ def outpaint(
     count, size = 0, (canvas.height, canvas.width)
     with contextlib.ExitStack() as stack:
         shower = None if preview is None else stack.enter_context(Preview(preview, source.fps, len(source), *size))
-        sink = stack.enter_context(FrameSink(path, source.fps, *size, like=source, box=canvas.box, asked=asked))
+        sink = stack.enter_context(FrameSink(path, source.fps, *size, source=source, box=canvas.box, asked=asked))
         _report(sink.notes)
         with tqdm.tqdm(total=len(source), unit="frame", desc=path.name, disable=None) as progress:
             for frames in outpainter(source, canvas, rng):
@@ -167,43 +166,11 @@ def place_masks(masks: MaskSource, targets: Sequence[Target]) -> list[CanvasMask
     return placed
 
 
-def make_outpainter(method: str, **options: Any) -> Outpainter:
-    """The outpainter of that name; options that are None count as not given.
-
-    Raises ValueError for an unknown name, an option that the method does not have, or a model that cannot be loaded.
-    """
-    if method not in OUTPAINTERS:
-        raise ValueError(f"--method must be one of {', '.join(OUTPAINTERS)}, found {method!r}")
-    make = OUTPAINTERS[method]
-    given = {name: value for name, value in options.items() if value is not None}
-    unknown = given.keys() - inspect.signature(make).parameters.keys()
-    if unknown:
-        raise ValueError(f"--method={method} takes no --{min(unknown).replace('settings', 'set')}")
-    return make(**given)
-
-
 def default_method(model: str | None, preset: str | None, mask: str | None) -> str:
     """The method where none is named: what a model or a mask alone can mean, else the one that needs neither."""
     if model is not None or preset is not None:
         return "m3ddm"
     return "lite" if mask is None else "isvi"
-
-
-def parse_settings(texts: Sequence[str]) -> dict[str, Any] | None:
-    """Settings from NAME=VALUE texts, numbers and tuples as Python writes them, all else as text; None for none.
-
-    Raises ValueError for a text without a name.
-    """
-    settings = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not (name and equals):
-            raise ValueError(f"--set must be NAME=VALUE such as solver=plms, found {text!r}")
-        try:
-            settings[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            settings[name] = value
-    return settings or None
 
 
 def _aspect_ratio(name: str) -> float:
@@ -225,10 +192,12 @@ def _parse(pattern: str, text: str, kind: Callable, flag: str, accepted: str) ->
         raise ValueError(f"{flag} must be {accepted}, found {text!r}") from None
 
 
-def remember_programs() -> None:
-    """Has compiled programs kept, for the next video of the same size: in $JAX_COMPILATION_CACHE_DIR, or beside what
-    is kept otherwise. Must come before jax is imported."""
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(command.cache_folder("programs")))
+def enable_compilation_cache() -> None:
+    """Enable JAX's persistent compilation cache: $JAX_COMPILATION_CACHE_DIR, or a folder next to other caches.
+
+    Must come before jax is imported.
+    """
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cli.cache_folder("programs")))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 
@@ -258,31 +227,19 @@ def _outpaint_file(source_path: str, target_path: str, damage: str) -> None:
     asked = Asked(values.codec, values.quality, values.pixel_format, target_path.endswith("/"))
     targets = plan_targets(source, target, values.aspect, values.size, values.pad, values.anchor, values.mask, asked)
     previews = plan_previews(values.preview, target, targets)
-    cache = (values.cache or None) if values.adapt else None
+    options = method_flags.read(values)
+    if values.adapt:
+        options.setdefault("cache", str(cli.cache_folder("adapted")))
     written = [("output", path) for path, _ in targets] + [("preview", path) for path in previews.values()]
     read = [("mask", values.mask), ("model", values.model), ("second model", values.interpolation_model)]
-    check_apart([*written, ("cache", cache)], [("input", source.path), *read])
+    check_apart([*written, ("cache", options.get("cache"))], [("input", source.path), *read])
     masks = [None] * len(targets)
     if values.mask is not None:
         sampled = values.fps if source.path.is_file() else None
         masks = place_masks(MaskSource(values.mask, len(source), sampled), targets)
-    options = {
-        "model": values.model,
-        "interpolation_model": values.interpolation_model,
-        "sequential": values.sequential,
-        "preset": values.preset,
-        "settings": parse_settings(values.set),
-        "steps": values.steps,
-        "dtype": values.dtype,
-        "windows": values.windows,
-        "propagate": values.propagate,
-        "prefer": values.prefer,
-        "adapt": values.adapt,
-        "cache": cache,
-    }
     method = values.method or default_method(values.model, values.preset, values.mask)
     rng = None
-    if method in DRAWN:
+    if method in OUTPAINTERS and OUTPAINTERS[method].stochastic:
         import jax  # takes a second that the other methods do without
 
         rng = jax.random.key(values.seed)
@@ -324,29 +281,11 @@ def _define_flags() -> None:
     flags.DEFINE_string(
         "method", None, f"{', '.join(OUTPAINTERS)}; by default lite, m3ddm with --model, isvi with --mask."
     )
-    flags.DEFINE_string("model", None, "Model folder, or hf:OWNER/NAME; m3ddm has one that comes with it.")
-    flags.DEFINE_enum(
-        "prefer",
-        None,
-        ["faithful", "sharp"],
-        "lite: complete what no frame saw (sharp, the default), or the least expected error.",
-    )
-    flags.DEFINE_integer(
-        "adapt", None, "lite: first learns so many steps from the video itself, 60 are usual; else none.", lower_bound=0
-    )
-    flags.DEFINE_string("cache", "~/.cache/m3ddm_jax/adapted", "Folder of what --adapt has learnt; empty: not kept.")
-    flags.DEFINE_string("interpolation_model", None, "Folder of globalpaint's second model; --model is its first.")
-    flags.DEFINE_boolean("sequential", None, "globalpaint: clip after clip by --model alone, without key frames.")
-    flags.DEFINE_enum("preset", None, ["official"], "Outpaint as M3DDM's released code does; else as the model says.")
-    flags.DEFINE_multi_string("set", [], "NAME=VALUE: one setting of the model; docs/models.md lists them. Repeatable.")
-    flags.DEFINE_integer("steps", None, "Denoising steps; else what the model folder says.", lower_bound=1)
-    flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "In what a model computes; else float32.")
-    flags.DEFINE_integer("windows", None, "Windows that are sampled at once; else one a device.", lower_bound=1)
-    flags.DEFINE_boolean("propagate", None, "m3ddm, globalpaint: pixels that other frames have seen count as known.")
+    method_flags.define()
     flags.DEFINE_integer("seed", 0, "The same seed gives the same video.", lower_bound=0)
 
 
 if __name__ == "__main__":
-    remember_programs()
+    enable_compilation_cache()
     _define_flags()
-    command.run("outpaint", main, "IN", "OUT")
+    cli.run("outpaint", main, "IN", "OUT")

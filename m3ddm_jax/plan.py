@@ -14,7 +14,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from m3ddm_jax import command
+from m3ddm_jax import cli
 from m3ddm_jax.benchmarks import plan as planning
 from m3ddm_jax.benchmarks.report import surroundings, table
 from m3ddm_jax.benchmarks.sweep import overridden, sweep
@@ -120,4 +120,4 @@ def _define_flags() -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    command.run("plan", main)
+    cli.run("plan", main)

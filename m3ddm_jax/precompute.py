@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from data import latents
 from data.pipeline import make_batches
-from m3ddm_jax import command
+from m3ddm_jax import cli
 from m3ddm_jax.files.places import check_apart
 from m3ddm_jax.parallel.mesh import batch_shards, make_mesh, put_batch, replicated
 from m3ddm_jax.recipes.base import clip_settings, list_sources
@@ -166,4 +166,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    command.run("precompute", main)
+    cli.run("precompute", main)

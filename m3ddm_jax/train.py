@@ -1,4 +1,4 @@
-"""Train a model: python -m m3ddm_jax.train --config=configs/tiny.py --workdir=DIR [--config.any.field=value].
+"""Train a model: python -m m3ddm_jax.train --config=configs/m3ddm_embedded.py --workdir=DIR [--config.any.field=value].
 
 The config's `recipe` says what is trained, on what, and how it is shown and exported (m3ddm_jax.recipes). A run goes on
 from the newest checkpoint in its workdir, on whatever mesh the config names by then. The workdir gets checkpoints/,
@@ -26,7 +26,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
-from m3ddm_jax import command
+from m3ddm_jax import cli
 from m3ddm_jax.files.locking import Lock
 from m3ddm_jax.files.places import check_apart
 from m3ddm_jax.parallel import processes
@@ -72,21 +72,21 @@ def train(
 
         # The state and its place in the data: those of the newest checkpoint, else the beginning.
         rng = jax.random.key(config.train.seed)
-        like = recipe.abstract_state(rng, mesh)
+        abstract_state = recipe.abstract_state(rng, mesh)
         checkpoints = Checkpoints(
             epath.Path(workdir) / "checkpoints",
             keep=config.train.keep,
             fixed=recipe.fixed,
             config=config.to_dict(),
             mesh=mesh,
-            beside=publish,
+            on_save=publish,
         )
         stack.callback(checkpoints.close)
         with processes.agreement():
             if checkpoints.latest_step() is None:
-                state = recipe.begin(rng, like, put(next(iter(dataset))), frozen)
+                state = recipe.begin(rng, abstract_state, put(next(iter(dataset))), frozen)
             else:
-                state, examples_seen = checkpoints.restore(like)
+                state, examples_seen = checkpoints.restore(abstract_state)
                 batches.set_state({"next_index": steps_drawn(examples_seen, config.train.batch_size)})
 
         if jax.process_index() == 0:
@@ -94,7 +94,7 @@ def train(
             print(f"{size:,} parameters on {mesh.size} device(s), from step {int(state.step)}", flush=True)
 
         # The updates.
-        step = jit_step(recipe, like, mesh)
+        step = jit_step(recipe, abstract_state, mesh)
         frames_per_step = config.train.batch_size * config.data.num_frames
         log = loop.MetricsLog(folder, start_step=int(state.step), cadence=cadence, frames_per_step=frames_per_step)
         stack.callback(log.close)
@@ -273,4 +273,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    command.run("train", main)
+    cli.run("train", main)

@@ -3,7 +3,8 @@
 Letters: B clips, T frames of a clip, G global frames, N clips x frames, H W pixels, h w latent cells, C channels.
 """
 
-from typing import Any, TypedDict
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
 
 import jax
 import numpy as np
@@ -13,17 +14,64 @@ Array = jax.Array | np.ndarray
 FramesTHWC = np.ndarray
 """uint8 RGB [T, H, W, 3]: what files hold and the public API takes and returns."""
 
-VideoBTHWC = Array
-"""float RGB [B, T, H, W, 3] in [-1, 1]: what networks see."""
-
-MaskBTHW1 = Array
-"""[B, T, H, W, 1], 1 = generate, 0 = known."""
-
 Latents = Array
 """[B, T, h, w, C], scaled to about unit variance."""
 
 Variables = dict[str, Any]
 """Linen collections: {"params": ..., "batch_stats": ...}."""
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """A Linen module that removes noise from the latents of masked clips: trained by the diffusion recipe, sampled by
+    the latent pipelines.
+
+    latent_channels: C below. size_multiple: of cells, what both sides of latents are multiples of. global_condition:
+    what it is given of the whole video: latents of global frames ("latents"), patch tokens of an image encoder
+    ("patches"), or nothing (None).
+    """
+
+    latent_channels: int
+    size_multiple: int
+    global_condition: Literal["latents", "patches"] | None
+
+    def mesh_limits(self, num_frames: int) -> Mapping[str, int]:
+        """Axis of the mesh -> number that its size must divide, for clips of num_frames latent frames: `context`
+        splits frames, `tensor` splits heads and channels."""
+
+    def encode_context(self, *conditions: Any) -> Any:
+        """What `context=` takes, computed once a video: of global latents [B, G, h', w', C], of
+        `global_tokens.Evidence`, or of nothing, which is the null condition of a model of patches."""
+
+    def __call__(
+        self, latents: Array, mask: Array, masked_latents: Array, *, timestep: Array, fps: Array, context: Any
+    ) -> jax.Array:
+        """The prediction, float32 [B, T, h, w, C].
+
+        latents, masked_latents: [B, T, h, w, C]; mask: [B, T, h, w, 1], 1 = generate; timestep, fps: [B] or scalars;
+        context: of B clips, or of fewer, which clips use in turn.
+        """
+
+
+@runtime_checkable
+class Codec(Protocol):
+    """A Linen module between pixels and latents, C channels, the sides reduced by spatial_factor f.
+
+    temporal_factor: frames a latent frame. 1: encode and decode work on images, [N, H, W, 3] <-> [N, h, w, C]. k > 1:
+    on clips, [N, T, H, W, 3] <-> [N, 1 + (T - 1) / k, h, w, C]: the first latent frame holds the first frame alone, and
+    each other one the next k frames, so that T is k n + 1. scale: latents are scale * encoding.
+    """
+
+    spatial_factor: int
+    temporal_factor: int
+    latent_channels: int
+    scale: float
+
+    def encode(self, x: Array) -> tuple[jax.Array, jax.Array]:
+        """Pixels in [-1, 1] -> (mean, logvar) of the encoding."""
+
+    def decode(self, z: Array) -> jax.Array:
+        """Encoding -> pixels about [-1, 1], not clipped."""
 
 
 class VideoBatch(TypedDict):

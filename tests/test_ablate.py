@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import in2out_tiny
-from configs import test as test_config
+from configs import in2out_tiny, m3ddm_tiny
 from m3ddm_jax import ablate
 from m3ddm_jax.ablate import Trained
 from m3ddm_jax.models import registry
@@ -23,7 +22,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def make_config(**train):
-    config = test_config.get_config()
+    config = m3ddm_tiny.get_config()
     config.train.update(steps=2, batch_size=2, sample_every=1, sample_batches=1, **train)
     small = {"block_out_channels": (8,), "attention_levels": (False,)}
     config.variants = ConfigDict({"plain": {}, "small": {"model": small}})

@@ -29,7 +29,7 @@ def test_overrides_meet_the_config_that_belongs_to_what_is_measured(run):
 
 
 def test_the_report_is_what_is_printed_and_where_it_was_measured(run, tmp_path):
-    done = run("--what=flops", "--config=configs/test.py", f"--report={tmp_path / 'report.json'}")
+    done = run("--what=flops", "--config=configs/m3ddm_tiny.py", f"--report={tmp_path / 'report.json'}")
     report = json.loads((tmp_path / "report.json").read_text())
     assert done.returncode == 0 and report["what"] == "flops" and "jax" in report["versions"]
     assert len(done.stdout.splitlines()) == len(report["result"])

@@ -6,7 +6,7 @@ import pathlib
 import jax
 import pytest
 
-from configs import test as test_config
+from configs import m3ddm_tiny
 from m3ddm_jax import bench
 from m3ddm_jax.measure.chips import CHIPS, Chip
 
@@ -21,7 +21,7 @@ def test_a_run_is_reported_by_its_steady_steps(monkeypatch):
 
     monkeypatch.setattr(bench, "train", train)
     monkeypatch.setitem(CHIPS, "cpu", Chip(1e9, 2**30))
-    result = bench.measure_training(test_config.get_config())
+    result = bench.measure_training(m3ddm_tiny.get_config())
     assert (result["step_seconds"], result["frames_per_second"], result["input_wait_seconds"]) == (2.0, 8.0, 0.2)
     assert (result["step_spread"], result["clips_per_second"]) == (1.5, 4.0)
     assert result["devices"] == f"{jax.device_count()} x cpu" and result["peak MiB"] > 0

@@ -1,23 +1,31 @@
+import dataclasses
 import importlib
 import pathlib
 
 import jax
 import pytest
+from ml_collections import ConfigDict
 
-from configs import globalpaint_interp, globalpaint_key, m3ddm, m3ddm_tiny
+from configs import common, globalpaint_interp, globalpaint_key, m3ddm, m3ddm_tiny
+from data.masks import MaskSampler
+from m3ddm_jax.losses.outpainting import OutpaintingWeights
 from m3ddm_jax.models import registry
 from m3ddm_jax.recipes import RECIPES, base
 from m3ddm_jax.recipes.diffusion import BUILT
-from m3ddm_jax.recipes.diffusion import CONFIGS as WHOLE
+from m3ddm_jax.training.flow_step import FlowWeights
+from m3ddm_jax.training.gan_step import AdversarialSettings
 
-FILES = sorted(path for path in (pathlib.Path(__file__).parents[1] / "configs").glob("*.py") if path.stem != "common")
+MOVED = ("tiny",)
+PATHS = (pathlib.Path(__file__).parents[1] / "configs").glob("*.py")
+FILES = sorted(path for path in PATHS if path.stem not in ("common", *MOVED))
+WHOLE = {"globalpaint": common.globalpaint, "m3ddm": common.base}
 CONFIGS = {path.stem: importlib.import_module(f"configs.{path.stem}").get_config() for path in FILES}
 DIFFUSION = [name for name, config in CONFIGS.items() if config.recipe == "diffusion"]
 PARAMETERS = {"m3ddm": 1_299_279_320, "globalpaint_key": 1_316_254_820}
 
 
 def test_the_full_size_recipe_is_the_published_one_and_the_miniature_is_the_same():
-    full, tiny = m3ddm.get_config(), m3ddm_tiny.get_config()
+    full, tiny = m3ddm.get_config(), m3ddm_tiny.get_config("autoencoder")
     data = full.data
     assert (data.num_frames, data.buckets, data.global_frames, data.global_size) == (16, ((256, 256),), 16, 256)
     masks = data.masks
@@ -42,6 +50,54 @@ def test_globalpaints_stages_differ_in_what_is_known():
     assert (between.train.learning_rate, between.train.frozen_steps) == (5e-5, 0)
     for section in ("model", "autoencoder", "image_encoder", "diffusion", "sample"):
         assert between[section] == key[section]
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_an_old_path_says_where_the_config_is(name):
+    with pytest.raises(ValueError, match=f"configs/{name}.py is configs/m3ddm_embedded.py now"):
+        importlib.import_module(f"configs.{name}").get_config()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_no_config_states_what_holds_already(path, monkeypatch):
+    """An update to the value that is there is a default that stands twice."""
+    twice, update = [], ConfigDict.update
+
+    def watched(self, *others, **changes):
+        given = {**(dict(others[0]) if others else {}), **changes}
+        twice.extend(f"{name}={value!r}" for name, value in given.items() if name in self and same(self[name], value))
+        update(self, *others, **changes)
+
+    monkeypatch.setattr(ConfigDict, "update", watched)
+    importlib.import_module(f"configs.{path.stem}").get_config()
+    assert not twice
+
+
+def same(found, value):
+    return type(found) is type(value) and not isinstance(value, ConfigDict) and found == value
+
+
+def test_sections_have_the_defaults_of_the_dataclasses_that_they_fill():
+    adversarial, flow = common.adversarial(), common.flow()
+    filled = [
+        (AdversarialSettings, adversarial.adversarial),
+        (OutpaintingWeights, adversarial.adversarial.weights),
+        (FlowWeights, flow.flow.weights),
+        (MaskSampler, common.data().masks),
+    ]
+    for kind, section in filled:
+        fields = [field for field in dataclasses.fields(kind) if field.name != "weights"]
+        missing = {field.name for field in fields if field.default is dataclasses.MISSING}
+        assert missing <= {"ema_decay"} and missing.isdisjoint(section.keys())
+        assert {field.name: section[field.name] for field in fields if field.name not in missing} == {
+            field.name: field.default for field in fields if field.name not in missing
+        }
+    for config in (common.base(), common.globalpaint(), adversarial, flow, common.style()):
+        described = registry.defaults(config.model.kind)
+        assert described.keys() == set(config.model) - {"kind"}
+    text = pathlib.Path(common.__file__).read_text()
+    for name in ("clip_weight", "ternary", "all_masked=0.3", "block_out_channels=(320", "num_heads=8"):
+        assert name not in text, f"{name} is a default of a dataclass"
 
 
 def test_every_config_has_a_recipe():

@@ -19,14 +19,15 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.numpy import load_file, save_file
 
-from m3ddm_jax import command, convert
+from m3ddm_jax import cli, convert
 from m3ddm_jax.models import registry
 from m3ddm_jax.models.autoencoder import PatchCodec
 from m3ddm_jax.models.lpips import LPIPS
 from m3ddm_jax.models.unet3d import M3DDMUNet
 from m3ddm_jax.weights import load_autoencoder, load_model, load_settings, save_model
 from m3ddm_jax.weights.inpainting import globalpaint_from_checkpoint
-from m3ddm_jax.weights.m3ddm import state_dict_from_variables, variables_from_official
+from m3ddm_jax.weights.m3ddm import variables_from_official
+from tests.weights.official import state_dict_from_variables
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MODULE = M3DDMUNet(
@@ -84,7 +85,7 @@ def call(capsys, monkeypatch):
         with warnings.catch_warnings():
             warnings.simplefilter("always")
             try:
-                command.call("convert", main, convert.ARGUMENTS, list(map(str, arguments)))
+                cli.call("convert", main, convert.ARGUMENTS, list(map(str, arguments)))
             except SystemExit as stop:
                 code = stop.code
         out, err = capsys.readouterr()

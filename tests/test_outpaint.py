@@ -16,8 +16,9 @@ import pytest
 
 from m3ddm_jax import outpaint as outpaint_module
 from m3ddm_jax.geometry import Canvas
-from m3ddm_jax.outpaint import make_outpainter, outpaint, place_masks, plan_targets
-from m3ddm_jax.pipelines.base import OUTPAINTERS
+from m3ddm_jax.method_flags import make_outpainter
+from m3ddm_jax.outpaint import outpaint, place_masks, plan_targets
+from m3ddm_jax.pipelines.base import OUTPAINTERS, MaskOptions, Method
 from m3ddm_jax.video import FrameSink, FrameSource, MaskSource
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -135,7 +136,7 @@ def test_signals_leave_nothing(folder, tmp_path, number, name):
         "write = FrameSink.write\n"
         f"FrameSink.write = lambda *given: (write(*given), os.kill(os.getpid(), {int(number)}))\n"
         "outpaint._define_flags()\n"
-        "command.run('outpaint', outpaint.main, 'IN', 'OUT')\n"
+        "cli.run('outpaint', outpaint.main, 'IN', 'OUT')\n"
     )
     arguments = [folder / "in.mp4", tmp_path / name, "--aspect=16:9", "--method=edge"]
     done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True)
@@ -381,7 +382,11 @@ def test_an_outpainter_is_made_for_each_canvas_that_has_masks(folder, tmp_path, 
     def run(name, **given):
         run_main(monkeypatch, folder / "frames", tmp_path / name, method="grey", **given)
 
-    monkeypatch.setitem(outpaint_module.OUTPAINTERS, "grey", make)
+    class Row(Method):
+        def __call__(self, **options):
+            return make(**options)
+
+    monkeypatch.setitem(OUTPAINTERS, "grey", Row("", MaskOptions))
     run("plain", aspect="16:9,1:1")
     assert made == [None]
     mask = draw(tmp_path / "mask.png", 32, 40, HOLE)
@@ -435,14 +440,14 @@ def test_the_method_is_lite_unless_a_model_or_a_mask_is_given(folder, tmp_path, 
 
     def note(method, **options):
         asked.append(method)
-        adapted.append((options["adapt"], options["cache"]))
+        adapted.append((options.get("adapt"), options.get("cache")))
         return OUTPAINTERS["edge"]()
 
     monkeypatch.setattr(outpaint_module, "make_outpainter", note)
     for given in (
         {},
         {"prefer": "faithful", "adapt": 3, "cache": "kept"},
-        {"model": "folder", "cache": "kept"},
+        {"model": "folder"},
         {"preset": "official"},
         {"method": "isvi", "model": "m"},
         {"mask": str(draw(tmp_path / "mask.png", 32, 40, HOLE))},
@@ -542,12 +547,12 @@ def test_a_full_disk_behind_stdout_is_no_failure(folder, tmp_path):
 def test_a_signal_leaves_nothing(folder, tmp_path, number):
     code = f"""
 import os, sys
-from m3ddm_jax import command, outpaint
+from m3ddm_jax import cli, outpaint
 from m3ddm_jax.video.sink import FrameSink
 write = FrameSink.write
 FrameSink.write = lambda *arguments: (write(*arguments), os.kill(os.getpid(), {number.value}))
 outpaint._define_flags()
-command.run("outpaint", outpaint.main, "IN", "OUT")
+cli.run("outpaint", outpaint.main, "IN", "OUT")
 """
     command = [sys.executable, "-c", code, folder / "in.mp4", tmp_path / "out", "--aspect=16:9", "--method=edge"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

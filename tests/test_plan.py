@@ -8,7 +8,6 @@ import jax
 import pytest
 
 from configs import m3ddm, m3ddm_tiny
-from configs import test as test_config
 from m3ddm_jax import plan as planner
 from m3ddm_jax.benchmarks import plan as planning
 from m3ddm_jax.benchmarks.sweep import overridden, sweep
@@ -29,7 +28,7 @@ def levels():
 
 
 def make_config(**mesh):
-    config = test_config.get_config()
+    config = m3ddm_tiny.get_config()
     config.mesh.update(mesh)
     return config
 
@@ -104,7 +103,7 @@ def test_depth_is_of_the_network_alone():
 
 def test_a_config_needs_no_files_to_be_planned():
     """This one names an autoencoder that is not here, as it names clips."""
-    config = m3ddm_tiny.get_config()
+    config = m3ddm_tiny.get_config("nowhere")
     config.data.sources = ({"kind": "shards", "path": "nowhere", "weight": 1.0},)
     _, batch, frozen = planning.make_program(config, jax.devices(), "train").arguments
     assert batch["video"].shape == (8, 2, 32, 32, 3)
@@ -123,12 +122,12 @@ def test_a_config_needs_no_files_to_be_planned():
 )
 def test_command_refuses_bad_input_with_one_line(run_module, monkeypatch, options, message):
     monkeypatch.chdir(ROOT)
-    done = run_module("m3ddm_jax.plan", "--config=configs/test.py", *options)
+    done = run_module("m3ddm_jax.plan", "--config=configs/m3ddm_tiny.py", *options)
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_a_process_of_its_own_refuses_bad_input_with_one_line():
-    command = [sys.executable, "-m", "m3ddm_jax.plan", "--config=configs/test.py", "--topology=cpu:6"]
+    command = [sys.executable, "-m", "m3ddm_jax.plan", "--config=configs/m3ddm_tiny.py", "--topology=cpu:6"]
     done = subprocess.run([*command, "--config.mesh.fsdp=4"], cwd=ROOT, capture_output=True, text=True)
     message = "mesh data=-1 x fsdp=4 x tensor=1 x context=1 does not fill 6"
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1

@@ -38,8 +38,7 @@ def codec(tmp_path_factory):
 
 
 def make_config(codec):
-    config = m3ddm_tiny.get_config()
-    config.autoencoder.folder = codec
+    config = m3ddm_tiny.get_config(codec)
     config.data.update(buckets=BUCKETS, global_size=16)
     return config
 
@@ -140,8 +139,8 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(whole, config, change,
 
 
 def command(codec, out, *overrides):
-    options = [f"--config.autoencoder.folder={codec}", "--config.data.global_size=16", f"--out={out}", *overrides]
-    return [sys.executable, "-m", "m3ddm_jax.precompute", "--config=configs/m3ddm_tiny.py", *options]
+    options = ["--config.data.global_size=16", f"--out={out}", *overrides]
+    return [sys.executable, "-m", "m3ddm_jax.precompute", f"--config=configs/m3ddm_tiny.py:{codec}", *options]
 
 
 def test_sigterm_leaves_whole_shards_and_exits_0(codec, tmp_path):

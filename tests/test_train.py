@@ -15,7 +15,6 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import m3ddm_tiny
-from configs import test as test_config
 from m3ddm_jax import precompute
 from m3ddm_jax import train as trainer
 from m3ddm_jax.models import registry
@@ -61,9 +60,8 @@ SIZES = {"block_out_channels": (32,), "attention_levels": (False,)}
 
 
 def make_config(codec, devices=1, latents=None, **train):
-    config = m3ddm_tiny.get_config()
+    config = m3ddm_tiny.get_config(codec)
     config.model.update(SIZES)
-    config.autoencoder.folder = codec
     config.train.update(train)
     config.mesh.update({1: {"data": 1, "fsdp": 1}, 8: {"data": 2, "fsdp": 4}}[devices])
     if latents:
@@ -189,9 +187,15 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_clips(codec, tmp_path, mo
 
 
 def command(codec, workdir, *overrides):
-    overrides = [f"--config.autoencoder.folder={codec}", "--config.mesh.data=2", "--config.mesh.fsdp=4", *overrides]
+    overrides = ["--config.mesh.data=2", "--config.mesh.fsdp=4", *overrides]
     overrides += [f"--config.model.{name}={value}" for name, value in SIZES.items()]  # those of `straight`
-    command = [sys.executable, "-m", "m3ddm_jax.train", "--config=configs/m3ddm_tiny.py", f"--workdir={workdir}"]
+    command = [
+        sys.executable,
+        "-m",
+        "m3ddm_jax.train",
+        f"--config=configs/m3ddm_tiny.py:{codec}",
+        f"--workdir={workdir}",
+    ]
     return [*command, *overrides]
 
 
@@ -250,7 +254,7 @@ def test_a_process_of_its_own_says_so_too(codec, tmp_path):
         (lambda c: c.mesh.update(data=3), "does not fill 1 device"),
         (lambda c: c.model.update(dtype="float7"), "dtype 'float7' is unknown"),
         (lambda c: c.train.update(export_dtype="float7"), "export_dtype 'float7' is unknown"),
-        (lambda c: c.model.update(kind="gan"), "model kind 'gan' is unknown"),
+        (lambda c: c.model.update(kind="gan"), "model kind 'gan' does not fit this recipe"),
         (lambda c: c.diffusion.update(schedule="square"), "schedule 'square' is unknown"),
         (lambda c: c.diffusion.update(prediction="y"), "prediction 'y' is unknown"),
         (lambda c: c.train.update(drop_local=1.5), "drop_local is 1.5"),
@@ -262,7 +266,7 @@ def test_a_process_of_its_own_says_so_too(codec, tmp_path):
     ],
 )
 def test_values_that_do_not_fit(tmp_path, change, message):
-    config = test_config.get_config()
+    config = m3ddm_tiny.get_config()
     config.mesh.update(data=1)
     change(config)
     with pytest.raises(ValueError, match=message):

@@ -62,7 +62,7 @@ def _of_level(model: GlobalPaintUNet, level: int, volume: tuple[int, int, int]) 
         ("shifted windows", model.est_window, True),
         ("full", volume, False),
     ):
-        module = WindowAttention3D(heads, tuple(window), shifted, model.est_positions)
+        module = WindowAttention3D(heads, tuple(window), shifted)
         x = jax.ShapeDtypeStruct(shape, jnp.float32)
         variables = jax.eval_shape(module.init, jax.random.key(0), x)
         add(name, module.apply, variables, x, projections=projections)

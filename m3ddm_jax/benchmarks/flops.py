@@ -13,9 +13,9 @@ from m3ddm_jax.diffusion.guidance import Guidance
 from m3ddm_jax.diffusion.solvers import make_solver
 from m3ddm_jax.measure.flops import count_flops
 from m3ddm_jax.models import registry
+from m3ddm_jax.pipelines.denoiser import make_diffusion
 from m3ddm_jax.pipelines.m3ddm import PRESETS
 from m3ddm_jax.recipes.base import build_model
-from m3ddm_jax.recipes.diffusion import build_schedule
 
 TERA = 10**12
 _OFFICIAL_BRANCHES = 4  # an evaluation, of which one is thrown away
@@ -75,7 +75,7 @@ def branches_a_window(config: ConfigDict) -> int:
 
 
 def _noise_levels(config: ConfigDict) -> Any:
-    sample, schedule = config.sample, build_schedule(config.diffusion)
+    sample, schedule = config.sample, make_diffusion(config.diffusion).schedule
     return make_solver(sample.solver, schedule, sample.steps, sample.strength).timesteps / schedule.num_timesteps
 
 

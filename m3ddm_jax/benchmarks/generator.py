@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from einops import rearrange
 from ml_collections import ConfigDict
 
@@ -20,9 +19,9 @@ from m3ddm_jax.models.deformable import DeformableAlignment, deformable_conv
 from m3ddm_jax.models.e2fgvi import E2FGVI
 from m3ddm_jax.parallel.mesh import make_mesh
 from m3ddm_jax.recipes.adversarial import AdversarialRecipe
-from m3ddm_jax.training.ema import update_ema
 from m3ddm_jax.training.encoding import to_unit_range
 from m3ddm_jax.training.gan_state import GanState
+from m3ddm_jax.training.update import apply_update
 from m3ddm_jax.types import VideoBatch
 
 THREADS = 2
@@ -150,11 +149,15 @@ def _step_alone(recipe: AdversarialRecipe, config: ConfigDict, state: GanState, 
         terms = reconstruction_terms(made, truth, mask)
         return weights.hole * terms["hole"] + weights.valid * terms["valid"]
 
-    gradients = jax.grad(loss)(state.params)
-    updates, opt_state = recipe.optimizers.generator.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    ema_params = update_ema(state.ema_params, params, state.step, config.train.ema_decay)
-    return state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema_params=ema_params)
+    gradients, train = jax.grad(loss)(state.params), config.train
+    state, _ = apply_update(
+        state,
+        gradients,
+        recipe.optimizers.generator,
+        spike_patience=train.spike_patience,
+        ema_decay=train.ema_decay,
+    )
+    return state.replace(step=state.step + 1)
 
 
 def _clips(config: ConfigDict) -> VideoBatch:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from configs import globalpaint_key, globalpaint_key_tiny, m3ddm, m3ddm_small, tiny
+from configs import globalpaint_key, globalpaint_key_tiny, m3ddm, m3ddm_embedded, m3ddm_small
 from m3ddm_jax.benchmarks import flops
 from m3ddm_jax.benchmarks.limits import GIB, reason_to_skip
 from m3ddm_jax.measure import timing
@@ -20,7 +20,7 @@ from m3ddm_jax.models.deepfill import DeepFill
 from m3ddm_jax.models.e2fgvi import E2FGVI
 from m3ddm_jax.models.igfc import IGFC
 from m3ddm_jax.models.raft import RAFT
-from m3ddm_jax.pipelines.in2out import Settings
+from m3ddm_jax.pipelines.in2out import In2outSettings
 from m3ddm_jax.recipes.base import build_model
 
 REPEATS = 3
@@ -82,7 +82,7 @@ def globalpaint(est: str) -> Window:
 
 def e2fgvi(module: E2FGVI, height: int, width: int) -> Window:
     """E2FGVI on a window of the outpainter in2out."""
-    settings = Settings()
+    settings = In2outSettings()
     num_local = 2 * settings.neighbours + 1
     frames = jax.ShapeDtypeStruct((1, num_local + settings.references, height, width, 3), jnp.float32)
     shown = f"{num_local} of {width}x{height}, {settings.references} references"
@@ -113,7 +113,7 @@ def of_an_image(module: ASFN | DeepFill, passes: int, height: int, width: int) -
 METHODS: dict[str, Callable[[], Window]] = {
     "M3DDM": lambda: denoiser(m3ddm.get_config()),
     "M3DDM, a quarter as wide": lambda: denoiser(m3ddm_small.get_config()),
-    "M3DDM, embedded": lambda: denoiser(tiny.get_config()),
+    "M3DDM, embedded": lambda: denoiser(m3ddm_embedded.get_config()),
     "GlobalPaint": lambda: denoiser(globalpaint_key.get_config()),
     "GlobalPaint without guidance": partial(globalpaint, "1d+3d"),
     "GlobalPaint, 1-D alone": partial(globalpaint, "1d"),

@@ -40,7 +40,7 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
+class PlannedProgram:
     """What is compiled: a jitted function, and the shapes of its arguments (state, batch, frozen networks)."""
 
     recipe: Recipe
@@ -68,7 +68,7 @@ def with_depth(config: ConfigDict, depth: int) -> ConfigDict:
     return config
 
 
-def make_program(config: ConfigDict, devices: Sequence[jax.Device], what: str) -> Program:
+def make_program(config: ConfigDict, devices: Sequence[jax.Device], what: str) -> PlannedProgram:
     """The program of a config on devices. Raises ValueError where config, mesh and devices do not fit."""
     mesh = make_mesh(**config.mesh, devices=devices)
     check_batch_size(mesh, config.train.batch_size, config.train.accumulate)
@@ -84,7 +84,7 @@ def make_program(config: ConfigDict, devices: Sequence[jax.Device], what: str) -
         _placed(frozen, replicated(mesh)),
     )
     jitted = jit_step(recipe, state, mesh) if what == "train" else jax.jit(recipe.complete)
-    return Program(recipe, mesh, what, jitted, arguments)
+    return PlannedProgram(recipe, mesh, what, jitted, arguments)
 
 
 def _standing_alone(config: ConfigDict) -> ConfigDict:
@@ -128,7 +128,7 @@ def _placed(shapes: Any, sharding: NamedSharding) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
 
 
-def plan(config: ConfigDict, program: Program, lowered: Any) -> dict[str, Any]:
+def plan(config: ConfigDict, program: PlannedProgram, lowered: Any) -> dict[str, Any]:
     """Compiles what `program` has lowered: numbers by name, and rows of collectives under "collectives".
 
     Memory is bytes of one device in GiB, by XLA's plan. Raises ValueError where a TPU's compiler finds that it does not
@@ -160,7 +160,7 @@ def plan(config: ConfigDict, program: Program, lowered: Any) -> dict[str, Any]:
     return result | {"collectives": summarise(find_collectives(compiled.as_text()))}
 
 
-def sizes(program: Program) -> dict[str, Any]:
+def sizes(program: PlannedProgram) -> dict[str, Any]:
     """Parameters of what is trained, and GiB of one device that the arguments take, by kind."""
     state, batch, frozen = program.arguments
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
@@ -177,7 +177,7 @@ def sizes(program: Program) -> dict[str, Any]:
     return result | {"GiB of frozen networks": _gib(_bytes(frozen)), "GiB of the batch": _gib(_bytes(batch))}
 
 
-def operations(config: ConfigDict, program: Program) -> dict[str, Any]:
+def operations(config: ConfigDict, program: PlannedProgram) -> dict[str, Any]:
     """TFLOP of a run of the program without what rematerialisation repeats, counted from a trace."""
     state, batch, frozen = program.arguments
     plain = _standing_alone(config)
@@ -204,7 +204,7 @@ def program_hash(lowered: Any, *facts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _does_not_fit(config: ConfigDict, program: Program, used: int, limit: int) -> str:
+def _does_not_fit(config: ConfigDict, program: PlannedProgram, used: int, limit: int) -> str:
     """By how much, and the nearest mesh and accumulation that do: the state shrinks with fsdp, the rest with clips."""
     state, *others = (_bytes(argument) for argument in program.arguments)
     between = used - state - sum(others)

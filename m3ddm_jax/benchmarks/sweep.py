@@ -12,13 +12,15 @@ from jax.extend.core import JaxprEqn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from m3ddm_jax.benchmarks.plan import MFU, Program, divisors, make_program
+from m3ddm_jax.benchmarks.plan import MFU, PlannedProgram, divisors, make_program
 from m3ddm_jax.measure.chips import CHIPS, GIB
-from m3ddm_jax.measure.live import peak, walk
+from m3ddm_jax.measure.peak_memory import equations, peak
 from m3ddm_jax.models.remat import REMAT
 from m3ddm_jax.parallel.constrain import is_wide
 from m3ddm_jax.parallel.mesh import AXES, batch_shards, check_batch_size, make_mesh
 from m3ddm_jax.parallel.rules import partition_spec
+from m3ddm_jax.recipes.base import build_model
+from m3ddm_jax.types import Denoiser
 
 # Bytes a second that a device exchanges with others, and with its host. Source: the makers' data sheets, all links of a
 # TPU together; of the host a PCIe link that devices share.
@@ -124,10 +126,13 @@ def _meshes(
 
 
 def _takes_context(config: ConfigDict, context: int) -> bool:
-    return context == 1 or (config.model.kind == "m3ddm" and config.data.num_frames % context == 0)
+    if context == 1:
+        return True
+    model = build_model(config.model)
+    return isinstance(model, Denoiser) and model.mesh_limits(config.data.num_frames)["context"] % context == 0
 
 
-def _alone(config: ConfigDict, devices: Sequence[jax.Device]) -> Program:
+def _alone(config: ConfigDict, devices: Sequence[jax.Device]) -> PlannedProgram:
     """The program of one clip; on two devices that split its frames where the config can, for these to be seen."""
     split = len(devices) > 1 and "context" in config.mesh and _takes_context(config, 2)
     one = {f"mesh.{axis}": 1 for axis in config.mesh} | ({"mesh.context": 2} if split else {})
@@ -135,7 +140,7 @@ def _alone(config: ConfigDict, devices: Sequence[jax.Device]) -> Program:
     return make_program(_changed(config, one), devices[: 2 if split else 1], "train")
 
 
-def _state(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
+def _state(program: PlannedProgram) -> dict[str, jax.ShapeDtypeStruct]:
     """The arrays of the state by their path, random keys aside."""
     state, *_ = program.arguments
     named = {
@@ -156,14 +161,14 @@ def _bytes(shapes: dict[str, jax.ShapeDtypeStruct], fsdp: int, tensor: int) -> f
     )
 
 
-def _trace(program: Program) -> Traced:
+def _trace(program: PlannedProgram) -> Traced:
     """Of the program of one clip."""
     with jax.set_mesh(program.mesh):
         jaxpr = jax.make_jaxpr(program.recipe.step)(*program.arguments)
     state, *_ = program.arguments
     parameters = {leaf.shape for leaf in jax.tree.leaves(state.params)}
     sums = dict.fromkeys(("products", "wide", "context", "tensor", "host"), 0.0)
-    for eqn, times in walk(jaxpr):
+    for eqn, times in equations(jaxpr):
         for name, amount in _sums(eqn, parameters):
             sums[name] += times * amount
     return Traced(

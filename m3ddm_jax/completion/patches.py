@@ -38,7 +38,7 @@ _SMALLEST = 1e-20  # weight of a patch, so that no pixel is without a vote
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class PatchSettings:
     """The energy and the search.
 
     coarsest: pixels of the short side at the coarsest scale, at least. rounds: of search and vote at each scale from
@@ -75,7 +75,7 @@ def complete(
     seed: int,
     allowed: np.ndarray | None = None,
     sources: Sequence[Source] = (),
-    settings: Settings | None = None,
+    settings: PatchSettings | None = None,
 ) -> Completion:
     """Returns the image with its unknown pixels composed of patches. Deterministic.
 
@@ -84,7 +84,7 @@ def complete(
     confidence 0 where nothing can be copied. allowed: bool [h, w], known pixels that may be copied; None: all known.
     sources: further images to copy from.
     """
-    settings = settings or Settings()
+    settings = settings or PatchSettings()
     known = np.asarray(mask)[..., 0] == 0
     image = np.where(known[..., None], image, 0).astype(np.float32)
     own = Source(image, known if allowed is None else known & allowed)
@@ -146,7 +146,7 @@ def _range_of(sources: list[Source]) -> tuple[np.ndarray, np.ndarray]:
 class _Search:
     """The estimate of one scale. compute: `map` that may run on several threads."""
 
-    def __init__(self, scale: _Scale, settings: Settings, rng: np.random.Generator, compute: Callable):
+    def __init__(self, scale: _Scale, settings: PatchSettings, rng: np.random.Generator, compute: Callable):
         self._scale, self._settings, self._rng, self._compute = scale, settings, rng, compute
         height, width = scale.known.shape
         self.atlas = stack(scale.sources)

@@ -1,4 +1,4 @@
-"""Noise schedules: how much of the signal is left at each timestep."""
+"""Noise schedules: the signal and the noise of every timestep, x_t = signal[t] x0 + sigma[t] noise."""
 
 import dataclasses
 
@@ -7,13 +7,50 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """alphas_cumprod: float32 [N], the signal's share of the variance at timesteps 0..N-1, falling."""
+    """signal, sigma: float64 [N], factors of the clean latents and of the noise at timesteps 0..N-1.
 
-    alphas_cumprod: np.ndarray
+    signal falls and sigma rises. A variance-preserving schedule has signal^2 + sigma^2 = 1, a rectified flow has
+    signal + sigma = 1; nothing else tells them apart.
+    Raises ValueError for tables of different lengths.
+    """
+
+    signal: np.ndarray
+    sigma: np.ndarray
+
+    def __post_init__(self):
+        if np.ndim(self.signal) != 1 or np.shape(self.signal) != np.shape(self.sigma):
+            raise ValueError(
+                f"signal and sigma have shapes {np.shape(self.signal)} and {np.shape(self.sigma)}: two tables [N] of "
+                "the same length are accepted"
+            )
 
     @property
     def num_timesteps(self) -> int:
-        return len(self.alphas_cumprod)
+        return len(self.signal)
+
+    @property
+    def ends_without_signal(self) -> bool:
+        """Whether the last timestep is pure noise (zero terminal SNR)."""
+        return bool(self.signal[-1] <= 0)
+
+
+def variance_preserving(alphas_cumprod: np.ndarray) -> Schedule:
+    """The schedule whose signal has the share alphas_cumprod [N] of the variance."""
+    # Rounded to float32, in which published models were trained.
+    share = np.asarray(alphas_cumprod, np.float32).astype(np.float64)
+    return Schedule(np.sqrt(share), np.sqrt(1 - share))
+
+
+def rectified_flow(num_timesteps: int = 1000, shift: float = 1.0) -> Schedule:
+    """The straight path from data to noise (Liu et al., Flow Straight and Fast, 2023): signal = 1 - sigma.
+
+    Timestep t has sigma (t + 1) / N, so the last one is pure noise. shift: factor of signal / sigma; the shift k of
+    Stable Diffusion 3, sigma = k s / (1 + (k - 1) s), is 1 / k here.
+    """
+    sigma = np.arange(1, num_timesteps + 1, dtype=np.float64) / num_timesteps
+    signal = shift * (1 - sigma)
+    total = signal + sigma
+    return Schedule(signal / total, sigma / total)
 
 
 def scaled_linear(num_timesteps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> np.ndarray:
@@ -40,30 +77,37 @@ def rescale_zero_terminal_snr(alphas_cumprod: np.ndarray) -> np.ndarray:
 
 
 def shift_snr(alphas_cumprod: np.ndarray, shift: float) -> np.ndarray:
-    """The same schedule with its signal-to-noise ratio multiplied by shift ** 2.
+    """The same schedule with signal / sigma multiplied by shift, its signal-to-noise ratio by shift ** 2.
 
     A shift below 1 adds the noise that large or redundant latents need (Hoogeboom et al., simple diffusion, 2023).
     """
     return alphas_cumprod * shift**2 / (alphas_cumprod * shift**2 + 1 - alphas_cumprod)
 
 
-_SCHEDULES = {"scaled_linear": scaled_linear, "cosine": cosine}
+_VARIANCE_PRESERVING = {"scaled_linear": scaled_linear, "cosine": cosine}
+
+SCHEDULES = (*_VARIANCE_PRESERVING, "rectified_flow")
+"""Names that `make_schedule` accepts."""
 
 
 def make_schedule(
     name: str, *, num_timesteps: int = 1000, zero_terminal_snr: bool = False, shift: float = 1.0
 ) -> Schedule:
-    """The named schedule, "scaled_linear" or "cosine", shifted and brought to zero terminal SNR where asked for.
+    """The schedule of that name, one of SCHEDULES.
 
+    shift: factor of signal / sigma; below 1 every timestep has more noise. zero_terminal_snr: leaves no signal at the
+    last timestep; a rectified flow never does.
     Raises ValueError for another name, or a shift that is not positive.
     """
-    if name not in _SCHEDULES:
-        raise ValueError(f"schedule {name!r} is unknown: one of {', '.join(sorted(_SCHEDULES))} is accepted")
+    if name not in SCHEDULES:
+        raise ValueError(f"schedule {name!r} is unknown: one of {', '.join(sorted(SCHEDULES))} is accepted")
     if not shift > 0:
         raise ValueError(f"the schedule's shift must be positive, found {shift}")
-    alphas_cumprod = shift_snr(_SCHEDULES[name](num_timesteps), shift)
+    if name == "rectified_flow":
+        return rectified_flow(num_timesteps, shift)
+    alphas_cumprod = shift_snr(_VARIANCE_PRESERVING[name](num_timesteps), shift)
     if zero_terminal_snr:
         alphas_cumprod = rescale_zero_terminal_snr(alphas_cumprod)
     if not (np.isfinite(alphas_cumprod).all() and alphas_cumprod[0] > 0):
         raise ValueError(f"the schedule's shift {shift} leaves no signal: numbers near 1 are accepted")
-    return Schedule(alphas_cumprod.astype(np.float32))
+    return variance_preserving(alphas_cumprod)

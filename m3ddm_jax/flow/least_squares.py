@@ -2,6 +2,8 @@
 
 Conjugate gradients, preconditioned by a multigrid cycle over sums of 2 x 2 cells (Braess, Towards Algebraic Multigrid
 for Elliptic Problems of Second Order, 1995), so that wide regions cost hardly more iterations than narrow ones.
+jax.scipy.sparse.linalg.cg sees all images and channels as one system; it takes 2 % longer on wide borders and 14 % on
+holes (4 images of 426x240, one core).
 """
 
 import functools
@@ -139,10 +141,10 @@ def _solve(system: _Level, pull: jax.Array, tolerance: jax.Array) -> jax.Array:
     neighbours = system.right + system.left + system.down + system.up
     held = _connected(system.diagonal > neighbours, system)
     fast = jax.tree.map(lambda x: x * held, system)
-    hierarchy = jax.lax.stop_gradient(_coarsen(fast))
+    levels = jax.lax.stop_gradient(_coarsen(fast))
 
     def solve_fast(_, pull):
-        return _conjugate_gradients(fast, pull, tolerance, lambda residual: _cycle(hierarchy, residual))
+        return _conjugate_gradients(fast, pull, tolerance, lambda residual: _cycle(levels, residual))
 
     solved = jax.lax.custom_linear_solve(lambda x: _apply(fast, x), held * pull, solve_fast, symmetric=True)
     floating = jax.lax.stop_gradient(jax.tree.map(lambda x: x * ~held, (system, pull)))

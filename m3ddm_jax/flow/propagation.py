@@ -40,7 +40,7 @@ class _Trails(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames="cubic")
-def propagate(
+def propagate_values(
     values: jax.Array,
     mask: jax.Array,
     flow_forward: jax.Array,

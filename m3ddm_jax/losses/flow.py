@@ -81,28 +81,22 @@ def ternary(
     mask: jax.Array,
     image: jax.Array,
     next_image: jax.Array,
-    published_sampling: bool = False,
 ) -> jax.Array:
     """How unlike an image the next one looks that flow brings back to it, under the mask, where true flow explains it.
 
     flow, truth: [B, H, W, 2]; mask: [B, H, W, 1]; images: [B, H, W, 3] in [0, 1]. Compared are census transforms, which
-    do not know brightness. published_sampling: whether images are read as the published code does, which mistakes
-    corners of pixels for their centres, so that they shrink by a pixel.
+    do not know brightness. The published code takes corners of pixels for their centres, so that images shrink by a
+    pixel; here they do not.
     """
-    brought = _brought_back(next_image, flow, published_sampling)
+    brought = _brought_back(next_image, flow)
     squared = jnp.square(_census(image) - _census(brought))
     distance = jnp.sum(squared / (_HAMMING + squared), axis=-1, keepdims=True)
-    unexplained = jnp.sum(jnp.abs(image - _brought_back(next_image, truth, published_sampling)), -1, keepdims=True)
+    unexplained = jnp.sum(jnp.abs(image - _brought_back(next_image, truth)), -1, keepdims=True)
     return weighted_mean(distance * jnp.exp(-_CONSISTENCY * jnp.square(unexplained)), mask)
 
 
-def _brought_back(images: jax.Array, flow: jax.Array, published_sampling: bool) -> jax.Array:
-    rows, columns = targets(flow)
-    if published_sampling:
-        rows, columns = (
-            x * side / (side - 1) - 0.5 for x, side in zip((rows, columns), images.shape[1:3], strict=True)
-        )
-    return sample_bilinear(images, rows, columns)
+def _brought_back(images: jax.Array, flow: jax.Array) -> jax.Array:
+    return sample_bilinear(images, *targets(flow))
 
 
 def _census(images: jax.Array) -> jax.Array:

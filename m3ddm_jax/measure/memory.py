@@ -26,7 +26,7 @@ def peak_rss() -> int:
     return _high_water_mark("self") or _ru_maxrss(resource.RUSAGE_SELF)
 
 
-def run_child(command: Sequence[str], poll_seconds: float = 0.02, **popen) -> ChildRun:
+def run_child(arguments: Sequence[str], poll_seconds: float = 0.02, **popen) -> ChildRun:
     """Runs a command to its end and returns what it took; standard output is discarded.
 
     Linux keeps a high-water mark for each process, which is polled: getrusage would report at least the size of the
@@ -37,7 +37,7 @@ def run_child(command: Sequence[str], poll_seconds: float = 0.02, **popen) -> Ch
     # A file and not a pipe for standard error: a talkative child never has to wait for us.
     with tempfile.TemporaryFile("w+", errors="replace") as stderr:
         quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": stderr}
-        child = subprocess.Popen(command, **quiet, **popen)
+        child = subprocess.Popen(arguments, **quiet, **popen)
         while child.poll() is None:
             peak = max(peak, _high_water_mark(str(child.pid)))
             time.sleep(poll_seconds)

@@ -13,8 +13,8 @@ from einops import reduce
 from m3ddm_jax.models.discriminator import spectral_kernel
 from m3ddm_jax.models.gated import ConvBlock, ResidualBlock, UpsampledConv
 from m3ddm_jax.models.layers import Dtype
-from m3ddm_jax.models.products import convolve
 from m3ddm_jax.models.resampling import resize_bilinear
+from m3ddm_jax.models.weight_gradients import convolve
 
 _DOWNSCALE = 4  # of the feature maps
 _VARIANCE_EPSILON = 1e-5

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from einops import rearrange, repeat
 
 from m3ddm_jax.models.layers import Dense, Dtype, GroupNorm, per_frame
-from m3ddm_jax.models.products import add_bias, matmul
+from m3ddm_jax.models.weight_gradients import add_bias, matmul
 from m3ddm_jax.parallel.constrain import is_wide, split_features
 
 # Scores a head (queries x keys) from which one head at a time beats all heads at once on a CPU: a head's scores then

@@ -10,7 +10,7 @@ from einops import rearrange
 
 from m3ddm_jax.flow.warping import sample_bilinear, warp
 from m3ddm_jax.models.layers import Conv, Dtype
-from m3ddm_jax.models.products import add_bias, matmul
+from m3ddm_jax.models.weight_gradients import add_bias, matmul
 
 _TAPS = 3
 _LARGEST_OFFSET = 10.0  # pixels that an alignment may add to the flow

@@ -15,8 +15,8 @@ from einops import rearrange
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from m3ddm_jax.models.layers import Dtype
-from m3ddm_jax.models.products import add_bias, convolve
 from m3ddm_jax.models.tubes import Tubes, cut_tubes
+from m3ddm_jax.models.weight_gradients import add_bias, convolve
 from m3ddm_jax.types import Variables
 
 _LOCAL_LEVELS = 4

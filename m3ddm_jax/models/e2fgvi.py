@@ -15,10 +15,10 @@ from m3ddm_jax.flow.warping import warp
 from m3ddm_jax.models.deformable import DeformableAlignment
 from m3ddm_jax.models.focal import STRIDE, FocalBlock, SoftComposition, SoftSplit
 from m3ddm_jax.models.layers import Conv, Dense, Dtype
-from m3ddm_jax.models.products import add_bias, convolve
 from m3ddm_jax.models.remat import rematerialised
 from m3ddm_jax.models.resampling import resize_bilinear
 from m3ddm_jax.models.spynet import SPyNet
+from m3ddm_jax.models.weight_gradients import add_bias, convolve
 
 _DOWNSCALE = 4  # of the feature maps
 # Of each layer of the encoder: width as a multiple of the network's, stride, and groups of the layers that see the

@@ -17,7 +17,6 @@ from m3ddm_jax.models.attention import Attention, GatedFeedForward, attention
 from m3ddm_jax.models.layers import Dense, Dtype, GroupNorm, TemporalConv, per_frame, sinusoidal_embedding
 
 MODES = ("off", "1d", "1d+3d")
-POSITIONS = ("rope", "rel_bias")
 
 # Sinusoids of time count thirtieths of a second: at 30 frames a second they are those of the frame's index.
 _TICKS_A_SECOND = 30.0
@@ -66,19 +65,15 @@ class WindowAttention3D(nn.Module):
 
     Attributes:
       window: frames, rows and columns of a window.
-      positions: "rope", axial rotary embeddings, or "rel_bias", a learned bias for each offset in a window and head.
     """
 
     num_heads: int
     window: Sequence[int] = (8, 8, 8)
     shifted: bool = False
-    positions: str = "rope"
     dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        if self.positions not in POSITIONS:
-            raise ValueError(f"positions {self.positions!r} are unknown: one of {', '.join(POSITIONS)} is accepted")
         volume, channels = x.shape[1:4], x.shape[-1]
         window = tuple(min(sizes) for sizes in zip(self.window, volume, strict=True))
         tokens = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x)
@@ -91,20 +86,12 @@ class WindowAttention3D(nn.Module):
         query = nn.RMSNorm(dtype=self.dtype, name="norm_q")(heads("to_q"))
         key = nn.RMSNorm(dtype=self.dtype, name="norm_k")(heads("to_k"))
         value = heads("to_v")
-        bias = None
-        if self.positions == "rope":
-            angles = axial_angles(volume, query.shape[-1])
-            query, key = rotate(query, angles), rotate(key, angles)
-        else:
-            table_shape = (*(2 * size - 1 for size in self.window), self.num_heads)
-            table = self.param("relative_bias", nn.initializers.zeros, table_shape)
-            bias = rearrange(table[relative_offsets(window, tuple(self.window))], "q k n -> n q k")
-
+        angles = axial_angles(volume, query.shape[-1])
+        query, key = rotate(query, angles), rotate(key, angles)
         shifts = window_shifts(volume, window) if self.shifted else (0, 0, 0)
         out = attention(
             *(_to_windows(part, window, shifts) for part in (query, key, value)),
             segments=_segments(x.shape[:4], window, shifts),
-            bias=bias,
         )
         out = rearrange(_from_windows(out, volume, window, shifts), "b t h w n d -> b t h w (n d)")
         return x + Dense(channels, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="to_out_0")(out)
@@ -117,17 +104,14 @@ class EnhancedSpaceTime(nn.Module):
 
     Attributes:
       mode: "1d", temporal attention alone, or "1d+3d".
-      parallel: temporal attention and windows both read x, and what they add is added; else one after the other.
       feed_forward: whether one follows the windows.
-      window, positions: as `WindowAttention3D` takes them.
+      window: as in `WindowAttention3D`.
     """
 
     num_heads: int
     mode: str = "1d+3d"
-    parallel: bool = False
     feed_forward: bool = True
     window: Sequence[int] = (8, 8, 8)
-    positions: str = "rope"
     dtype: Dtype = jnp.float32
 
     def setup(self):
@@ -137,8 +121,7 @@ class EnhancedSpaceTime(nn.Module):
             self.temporal = TemporalAttention(self.num_heads, self.dtype)
         if self.mode == "1d+3d":
             self.windows, self.shifted_windows = (
-                WindowAttention3D(self.num_heads, self.window, shifted, self.positions, self.dtype)
-                for shifted in (False, True)
+                WindowAttention3D(self.num_heads, self.window, shifted, self.dtype) for shifted in (False, True)
             )
             if self.feed_forward:
                 self.norm = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype)
@@ -150,8 +133,6 @@ class EnhancedSpaceTime(nn.Module):
         joined = self.temporal(x, seconds)
         if self.mode == "1d":
             return joined
-        if self.parallel:
-            return joined + (self._space_time(x) - x)
         return self._space_time(joined)
 
     def _space_time(self, x: jax.Array) -> jax.Array:
@@ -184,16 +165,6 @@ def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
     return turned.astype(x.dtype)
-
-
-def relative_offsets(window: Sequence[int], largest: Sequence[int]) -> tuple[np.ndarray, ...]:
-    """Where the bias of each pair of places in a window stands in a table for windows up to `largest`.
-
-    One index array [N, N] an axis of the table [2 * frames - 1, 2 * rows - 1, 2 * columns - 1], N places a window.
-    """
-    places = np.indices(window).reshape(3, -1)
-    offsets = places[:, :, None] - places[:, None, :]
-    return tuple(offset + size - 1 for offset, size in zip(offsets, largest, strict=True))
 
 
 def window_shifts(volume: Sequence[int], window: Sequence[int]) -> tuple[int, ...]:

@@ -20,7 +20,16 @@ from m3ddm_jax.models.est import EnhancedSpaceTime, TemporalResidual
 from m3ddm_jax.models.global_tokens import Evidence, GlobalTokens
 from m3ddm_jax.models.layers import Dense, Dtype, EmbeddingMLP, FrameConv, GroupNorm, per_frame, sinusoidal_embedding
 from m3ddm_jax.models.remat import rematerialised
-from m3ddm_jax.models.stages import Conditions, Context, check_sides, make_blocks, walk
+from m3ddm_jax.models.stages import (
+    BlockInputs,
+    Context,
+    attentions_of,
+    check_sides,
+    make_blocks,
+    run_unet,
+    size_multiple,
+    tensor_limit,
+)
 
 _TIMESTEP_PERIOD = 10_000.0
 _FPS_PERIOD = 30.0
@@ -127,7 +136,7 @@ class GlobalPaintUNet(nn.Module):
       norm_num_groups: of every group norm.
       text_dim: width of a text's tokens; 1024 in Stable Diffusion 2.
       est: what joins frames: "off", nothing; "1d", convolution and attention over frames; "1d+3d", windows besides.
-      est_parallel, est_window, est_positions: as `est.EnhancedSpaceTime` takes them.
+      est_window: frames, rows and columns of a window, as in `est.EnhancedSpaceTime`.
       est_feed_forward: whether one follows the windows, on all levels but the first.
       global_guidance: whether what the whole video shows is distilled into global tokens, and attended to.
       num_global_tokens, global_tokens_dim: N and D of global tokens [B, N, D].
@@ -146,9 +155,7 @@ class GlobalPaintUNet(nn.Module):
     norm_num_groups: int = 32
     text_dim: int = 768
     est: str = "1d+3d"
-    est_parallel: bool = False
     est_window: Sequence[int] = (8, 8, 8)
-    est_positions: str = "rope"
     est_feed_forward: bool = True
     global_guidance: bool = True
     num_global_tokens: int = 64
@@ -160,6 +167,24 @@ class GlobalPaintUNet(nn.Module):
     extractor_depths: Sequence[int] = (2, 4)
     dtype: Dtype = jnp.float32
     remat: str | bool = "none"
+
+    @property
+    def size_multiple(self) -> int:
+        """Of latent cells, what both sides are multiples of."""
+        return size_multiple(len(self.block_out_channels))
+
+    @property
+    def global_condition(self) -> str | None:
+        """What it is given of the whole video."""
+        return "patches" if self.global_guidance else None
+
+    @nn.nowrap
+    def mesh_limits(self, num_frames: int) -> dict[str, int]:
+        """As `types.Denoiser.mesh_limits`; frames are not split."""
+        attentions = attentions_of(self.block_out_channels, self.attention_levels, self.num_heads)
+        if self.global_guidance:
+            attentions.append((self.extractor_width, self.extractor_heads))
+        return {"context": 1, "tensor": tensor_limit(self.block_out_channels, attentions)}
 
     def setup(self):
         width = self.block_out_channels[0]
@@ -216,10 +241,8 @@ class GlobalPaintUNet(nn.Module):
                 EnhancedSpaceTime,
                 heads,
                 self.est,
-                self.est_parallel,
                 self.est_feed_forward and level > 0,
                 self.est_window,
-                self.est_positions,
                 self.dtype,
             ),
         )
@@ -282,7 +305,7 @@ class GlobalPaintUNet(nn.Module):
         embedding += self.fps_embedding(sinusoidal_embedding(fps, width, _FPS_PERIOD))
         seconds = jnp.arange(frames) / jnp.maximum(fps, _LEAST_FPS)[:, None]
         x = self.conv_in(jnp.concatenate([latents, masked_latents, mask], axis=-1).astype(self.dtype))
-        conditions = Conditions(resnet=(embedding,), transformer=(seconds,))
-        x = walk(self.down_blocks, self.mid_block, self.up_blocks, x, conditions, context)
+        conditions = BlockInputs(resnet=(embedding,), transformer=(seconds,))
+        x = run_unet(self.down_blocks, self.mid_block, self.up_blocks, x, conditions, context)
         x = nn.silu(per_frame(self.conv_norm_out, x))
         return self.conv_out(x).astype(jnp.float32)

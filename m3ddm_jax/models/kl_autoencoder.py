@@ -6,6 +6,7 @@ those of diffusers' AutoencoderKL (`a.0.b` is `a_0/b` here).
 
 from collections.abc import Sequence
 from functools import partial
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -244,8 +245,10 @@ class AutoencoderKL(nn.Module):
     scale: float = 0.18215
     dtype: Dtype = jnp.float32
 
+    temporal_factor: ClassVar[int] = 1
+
     @property
-    def downscale(self) -> int:
+    def spatial_factor(self) -> int:
         """Pixels a side of a latent cell, f below."""
         return 2 ** (len(self.block_out_channels) - 1)
 
@@ -261,8 +264,8 @@ class AutoencoderKL(nn.Module):
 
         Raises ValueError where H or W is no multiple of f.
         """
-        if x.shape[1] % self.downscale or x.shape[2] % self.downscale:
-            raise ValueError(f"frames of {x.shape[1:3]} pixels: multiples of {self.downscale} are accepted")
+        if x.shape[1] % self.spatial_factor or x.shape[2] % self.spatial_factor:
+            raise ValueError(f"frames of {x.shape[1:3]} pixels: multiples of {self.spatial_factor} are accepted")
         mean, logvar = jnp.split(self.quant_conv(self.encoder(x)).astype(jnp.float32), 2, axis=-1)
         return mean, jnp.clip(logvar, -30.0, 20.0)
 

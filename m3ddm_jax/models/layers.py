@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from m3ddm_jax.models.products import add_bias, convolve, matmul
+from m3ddm_jax.models.weight_gradients import add_bias, convolve, matmul
 from m3ddm_jax.parallel.constrain import channel_parts, split_parts
 
 Dtype = jnp.dtype

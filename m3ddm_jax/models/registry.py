@@ -49,7 +49,7 @@ class _Entry:
 
 
 def _unet_example(module: M3DDMUNet) -> tuple[tuple, dict]:
-    side = 2 ** (len(module.block_out_channels) - 1)
+    side = module.size_multiple
     latents = jnp.zeros((1, 1, side, side, module.latent_channels))
     global_latents = jnp.zeros((1, 1, 6, 6, module.latent_channels))
     mask = jnp.zeros((1, 1, side, side, 1))
@@ -57,7 +57,7 @@ def _unet_example(module: M3DDMUNet) -> tuple[tuple, dict]:
 
 
 def _globalpaint_example(module: GlobalPaintUNet) -> tuple[tuple, dict]:
-    side = 2 ** (len(module.block_out_channels) - 1)
+    side = module.size_multiple
     latents = jnp.zeros((1, 1, side, side, module.latent_channels))
     conditions = {"timestep": 0, "fps": 1.0}
     if module.global_guidance:
@@ -71,7 +71,7 @@ def _openclip_example(module: OpenCLIPVision) -> tuple[tuple, dict]:
 
 
 def _codec_example(module: PatchCodec | AutoencoderKL) -> tuple[tuple, dict]:
-    return (jnp.zeros((1, module.downscale, module.downscale, 3)),), {}
+    return (jnp.zeros((1, module.spatial_factor, module.spatial_factor, 3)),), {}
 
 
 def _e2fgvi_example(module: E2FGVI) -> tuple[tuple, dict]:
@@ -132,6 +132,10 @@ _KINDS = {
 }
 
 
+# Hyper-parameters of saved models that are gone -> the value they always had.
+_REMOVED: dict[str, dict[str, Any]] = {"globalpaint": {"est_parallel": False, "est_positions": "rope"}}
+
+
 def _fields(module: type[nn.Module]) -> dict[str, dataclasses.Field]:
     return {field.name: field for field in dataclasses.fields(module) if field.name not in {"parent", "name"}}
 
@@ -153,6 +157,29 @@ def build(kind: str, **hyper) -> nn.Module:
             if accepted := accepted_instead(_fields(module)[name].type, value, least, most):
                 raise ValueError(f"{name} of model {kind!r} is {value!r:.100}: {accepted} is accepted")
     return module(**{name: tuple(value) if isinstance(value, list) else value for name, value in hyper.items()})
+
+
+def defaults(kind: str) -> dict[str, Any]:
+    """The hyper-parameters of a kind with their defaults, plain enough for a config, how it is run among them."""
+    fields = _fields(_KINDS[kind].module)
+    return {name: jnp.dtype(field.default).name if name == "dtype" else field.default for name, field in fields.items()}
+
+
+def kinds(protocol: type) -> tuple[str, ...]:
+    """The kinds whose modules follow a protocol of m3ddm_jax.types."""
+    return tuple(sorted(kind for kind, entry in _KINDS.items() if isinstance(entry.module(), protocol)))
+
+
+def without_removed(kind: str, hyper: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyper-parameters of a saved model without those that an earlier version had.
+
+    Raises ValueError where one of these has another value than it has now.
+    """
+    removed = _REMOVED.get(kind, {})
+    for name, only in removed.items():
+        if hyper.get(name, only) != only:
+            raise ValueError(f"model {kind!r} has {name}={hyper[name]!r}, which is not supported any more: {only!r} is")
+    return {name: value for name, value in hyper.items() if name not in removed}
 
 
 def describe(module: nn.Module) -> tuple[str, dict[str, Any]]:

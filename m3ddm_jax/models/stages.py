@@ -1,6 +1,8 @@
-"""The walk through a denoising U-Net over video: levels, skips, contexts. What levels are made of is the network's."""
+"""The run through a denoising U-Net over video: levels, skips, contexts. What levels are made of is the network's."""
 
-from collections.abc import Callable, Sequence
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from m3ddm_jax.models.layers import Downsample, Dtype, Upsample
+from m3ddm_jax.parallel.constrain import is_wide
 
 Context = tuple[tuple[Any, ...], ...]
 """What the cross-attentions of each transformer ask of a context (keys and values), by block and transformer: those of
@@ -17,7 +20,7 @@ the encoder, the middle one, those of the decoder."""
 
 
 @flax.struct.dataclass
-class Conditions:
+class BlockInputs:
     """What all blocks of a network are given besides the activation.
 
     resnet, transformer: further arguments of each resnet and, after the context, of each transformer.
@@ -57,7 +60,7 @@ class Stage(nn.Module):
         """What each transformer's cross-attention asks of context tokens."""
         return tuple(transformer.keys_values(tokens) for transformer in self.attentions)
 
-    def __call__(self, x: jax.Array, conditions: Conditions, context: Any, skips: Sequence[jax.Array] | None = None):
+    def __call__(self, x: jax.Array, conditions: BlockInputs, context: Any, skips: Sequence[jax.Array] | None = None):
         outputs = []
         for layer, resnet in enumerate(self.resnets):
             if skips is not None:
@@ -88,7 +91,7 @@ class MiddleBlock(nn.Module):
         """As `Stage.keys_values`."""
         return tuple(transformer.keys_values(tokens) for transformer in self.attentions)
 
-    def __call__(self, x: jax.Array, conditions: Conditions, context: Any) -> jax.Array:
+    def __call__(self, x: jax.Array, conditions: BlockInputs, context: Any) -> jax.Array:
         x = self.resnets[0](x, *conditions.resnet)
         x = self.attentions[0](x, _of_layer(context, 0), *conditions.transformer)
         return self.resnets[1](x, *conditions.resnet)
@@ -122,12 +125,12 @@ def make_blocks(
     return down_blocks, mid_block, up_blocks
 
 
-def walk(
+def run_unet(
     down_blocks: Sequence[Stage],
     mid_block: MiddleBlock,
     up_blocks: Sequence[Stage],
     x: jax.Array,
-    conditions: Conditions,
+    conditions: BlockInputs,
     context: Any,
 ) -> jax.Array:
     """Down, through the middle and up: [B, T, h, w, C] -> the same shape.
@@ -149,8 +152,29 @@ def walk(
     return x
 
 
+def size_multiple(levels: int) -> int:
+    """What both sides of latents are multiples of, in cells: each level but the last halves them."""
+    return 2 ** (levels - 1)
+
+
+def tensor_limit(widths: Sequence[int], attentions: Iterable[tuple[int, int]]) -> int:
+    """What a mesh's axis `tensor` must divide: the heads of all wide attentions, (features, heads) each; 1 where no
+    level is wide, because nothing is split then (parallel.constrain.WIDE)."""
+    attentions = list(attentions)
+    if not any(is_wide(features) for features in (*widths, *(features for features, _ in attentions))):
+        return 1
+    return math.gcd(*(heads for features, heads in attentions if is_wide(features)))
+
+
+def attentions_of(
+    widths: Sequence[int], attention_levels: Sequence[bool], num_heads: Sequence[int]
+) -> list[tuple[int, int]]:
+    """(features, heads) of a network's attentions by level; the middle block has one on the last."""
+    return list(itertools.compress(zip(widths, num_heads, strict=True), (*attention_levels[:-1], True)))
+
+
 def check_sides(latents: jax.Array, levels: int) -> None:
     """Raises ValueError where a side of latents [B, T, h, w, C] does not halve on the way down."""
-    multiple = 2 ** (levels - 1)
+    multiple = size_multiple(levels)
     if any(size % multiple for size in latents.shape[2:4]):
         raise ValueError(f"latents of {latents.shape[2:4]} cells: both sides must be multiples of {multiple}")

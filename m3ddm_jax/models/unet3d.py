@@ -5,6 +5,7 @@ whose parameter names the tree keeps (`a.0.b` is `a_0/b` here).
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -23,9 +24,18 @@ from m3ddm_jax.models.layers import (
     identity_kernel,
     sinusoidal_embedding,
 )
-from m3ddm_jax.models.products import add_bias
 from m3ddm_jax.models.remat import rematerialised
-from m3ddm_jax.models.stages import Conditions, Context, check_sides, make_blocks, walk
+from m3ddm_jax.models.stages import (
+    BlockInputs,
+    Context,
+    attentions_of,
+    check_sides,
+    make_blocks,
+    run_unet,
+    size_multiple,
+    tensor_limit,
+)
+from m3ddm_jax.models.weight_gradients import add_bias
 from m3ddm_jax.parallel.constrain import cells_to_frames, frames_to_cells, join_frames, split_frames
 
 _TIMESTEP_PERIOD = 1000.0
@@ -179,6 +189,19 @@ class M3DDMUNet(nn.Module):
     frame_embedding_dim: int = 320
     dtype: Dtype = jnp.float32
     remat: str | bool = "none"
+    global_condition: ClassVar[str] = "latents"
+
+    @property
+    def size_multiple(self) -> int:
+        """Of latent cells, what both sides are multiples of."""
+        return size_multiple(len(self.block_out_channels))
+
+    @nn.nowrap
+    def mesh_limits(self, num_frames: int) -> dict[str, int]:
+        """As `types.Denoiser.mesh_limits`: temporal layers exchange frames that are split over `context`."""
+        widths, heads = self.block_out_channels, (self.num_heads,) * len(self.block_out_channels)
+        attentions = attentions_of(widths, self.attention_levels, heads)
+        return {"context": num_frames, "tensor": tensor_limit(widths, attentions)}
 
     def setup(self):
         widths = tuple(self.block_out_channels)
@@ -254,9 +277,9 @@ class M3DDMUNet(nn.Module):
         timestep, fps = (jnp.broadcast_to(jnp.asarray(x), (batch,)) for x in (timestep, fps))
         time_embedding = self.time_embedding(sinusoidal_embedding(timestep, width, _TIMESTEP_PERIOD))
         fps_embedding = self.fps_embedding(sinusoidal_embedding(fps, width, _FPS_PERIOD))
-        conditions = Conditions(resnet=(time_embedding, fps_embedding))
+        conditions = BlockInputs(resnet=(time_embedding, fps_embedding))
         inputs = split_frames(jnp.concatenate([latents, masked_latents, mask], axis=-1))
         x = self.conv_in(inputs.astype(self.dtype))
-        x = walk(self.down_blocks, self.mid_block, self.up_blocks, x, conditions, context)
+        x = run_unet(self.down_blocks, self.mid_block, self.up_blocks, x, conditions, context)
         x = nn.silu(self.conv_norm_out(x))
         return self.conv_out(x).astype(jnp.float32)

@@ -1,14 +1,18 @@
-"""What every outpainter is, and the table of their names."""
+"""What every outpainter is, the options of each method, and the table of methods.
 
-from collections.abc import Callable, Iterator, Mapping
+A new method is one file, whose class takes its options from a dataclass here, and one row of OUTPAINTERS: the command
+line makes flags, checks and help from both.
+"""
+
+import dataclasses
+import pkgutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
 from m3ddm_jax.geometry import Canvas, Masks
-from m3ddm_jax.pipelines.baselines import Blur, Edge, Telea
-from m3ddm_jax.pipelines.mosaic import Mosaic
 from m3ddm_jax.video import FrameSource
 
 
@@ -22,13 +26,13 @@ class Outpainter(Protocol):
     def __call__(self, source: FrameSource, canvas: Canvas, rng: Any) -> Iterator[np.ndarray]:
         """Yields canvas frames, uint8 [n,H,W,3], in time order; the caller pastes the source and writes.
 
-        rng: a jax random key; an outpainter without chance takes None.
+        rng: a jax random key; a deterministic outpainter takes None.
         """
 
 
 @runtime_checkable
 class OverModels(Protocol):
-    """What outpainters that stand on model folders tell besides.
+    """What outpainters over model folders have in addition.
 
     models: option that names a folder -> the local folder, and the settings (a dataclass) that are used of it.
     """
@@ -36,84 +40,109 @@ class OverModels(Protocol):
     models: Mapping[str, tuple[Path, Any]]
 
 
-def _lite(
-    prefer: str | None = None, adapt: int = 0, cache: str | None = None, settings: Mapping[str, Any] | None = None
-) -> Outpainter:
-    from m3ddm_jax.pipelines.lite import Lite  # brings jax, which the classical ones can do without
+def option(default: Any, help_: str, **about: Any) -> Any:
+    """A field that is an option of a method.
 
-    prefer = prefer or ("faithful" if adapt else "sharp")
-    return Lite(prefer=prefer, adapt=adapt, cache=cache, settings=settings)
+    about: `least`, the smallest whole number that is accepted; `flag`, the name on the command line where it is another
+    one, None where there is none.
+    """
+    return dataclasses.field(default=default, metadata={"help": help_, **about})
 
 
-def _m3ddm(
-    model: str | None = None,
-    preset: str | None = None,
-    settings: Mapping[str, Any] | None = None,
-    steps: int | None = None,
-    dtype: str = "float32",
-    windows: int | None = None,
-    propagate: bool = False,
-) -> Outpainter:
-    from m3ddm_jax.pipelines.m3ddm import M3DDM
+def _settings() -> Any:
+    return option(None, "NAME=VALUE, one setting; docs/models.md lists them", flag="set")
 
-    return M3DDM(
-        model, preset=preset, settings=settings, steps=steps, dtype=dtype, windows=windows, propagate=propagate
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of a method: the fields of a dataclass that the method's class derives from."""
+
+    def __post_init__(self):
+        """Where a method's class checks its options and loads its networks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOptions(Options):
+    model: str | Path | None = option(None, "model folder, or hf:OWNER/NAME; m3ddm and isvi do without")
+    _: dataclasses.KW_ONLY
+    settings: Mapping[str, Any] | None = _settings()
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkOptions(ModelOptions):
+    dtype: Literal["float32", "bfloat16"] = option("float32", "what networks compute in")
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskOptions(Options):
+    mask: Masks | None = dataclasses.field(default=None, kw_only=True, metadata={"help": "", "flag": None})
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionOptions(NetworkOptions):
+    steps: int | None = option(None, "denoising steps; else the model's default", least=1)
+    windows: int | None = option(None, "windows that are sampled at once; else one a device, on CPUs one", least=1)
+    propagate: bool = option(False, "pixels that other frames show count as known")
+
+
+@dataclasses.dataclass(frozen=True)
+class LiteOptions(Options):
+    _: dataclasses.KW_ONLY
+    prefer: Literal["faithful", "sharp"] | None = option(
+        None, "complete what no frame shows (sharp), or the least expected error (faithful); else sharp without adapt"
     )
+    adapt: int = option(0, "updates of a small network on each shot of the video itself, 60 are usual", least=0)
+    cache: str | Path | None = option(None, "folder where adapted networks are cached; empty: no cache")
+    settings: Mapping[str, Any] | None = _settings()
 
 
-def _globalpaint(
-    model: str | None = None,
-    interpolation_model: str | None = None,
-    sequential: bool = False,
-    settings: Mapping[str, Any] | None = None,
-    steps: int | None = None,
-    dtype: str = "float32",
-    windows: int | None = None,
-    propagate: bool = False,
-) -> Outpainter:
-    from m3ddm_jax.pipelines.globalpaint import GlobalPaint
-
-    return GlobalPaint(
-        model,
-        interpolation_model=interpolation_model,
-        sequential=sequential,
-        settings=settings,
-        steps=steps,
-        dtype=dtype,
-        windows=windows,
-        propagate=propagate,
-    )
+@dataclasses.dataclass(frozen=True)
+class M3ddmOptions(DiffusionOptions):
+    preset: str | None = option(None, "official: outpaint as the released code does; else the model's default")
 
 
-def _in2out(
-    model: str | None = None,
-    settings: Mapping[str, Any] | None = None,
-    dtype: str = "float32",
-    mask: Masks | None = None,
-) -> Outpainter:
-    from m3ddm_jax.pipelines.in2out import In2Out
-
-    return In2Out(model, settings=settings, dtype=dtype, mask=mask)
+@dataclasses.dataclass(frozen=True)
+class GlobalpaintOptions(DiffusionOptions):
+    interpolation_model: str | Path | None = option(None, "folder of the second model; --model is the first")
+    sequential: bool = option(False, "clip after clip by --model alone, without key frames")
 
 
-def _isvi(model: str | None = None, settings: Mapping[str, Any] | None = None, mask: Masks | None = None) -> Outpainter:
-    from m3ddm_jax.pipelines.isvi import NONE, Isvi
+@dataclasses.dataclass(frozen=True)
+class In2outOptions(MaskOptions, NetworkOptions):
+    pass
 
-    return Isvi(model or NONE, settings=settings, mask=mask)
+
+@dataclasses.dataclass(frozen=True)
+class IsviOptions(MaskOptions, ModelOptions):
+    pass
 
 
-OUTPAINTERS: dict[str, Callable[..., Outpainter]] = {
-    "lite": _lite,
-    "m3ddm": _m3ddm,
-    "globalpaint": _globalpaint,
-    "in2out": _in2out,
-    "isvi": _isvi,
-    "edge": Edge,
-    "blur": Blur,
-    "telea": Telea,
-    "mosaic": Mosaic,
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A row of the table. Called with values of its options, it makes the outpainter.
+
+    target: "module:class", imported when it is called: classical methods need no jax. stochastic: whether it draws from
+    a random key.
+    """
+
+    target: str
+    options: type[Options] = Options
+    stochastic: bool = False
+
+    def __call__(self, *arguments: Any, **options: Any) -> Outpainter:
+        return pkgutil.resolve_name(self.target)(*arguments, **options)
+
+
+_HERE = "m3ddm_jax.pipelines"
+OUTPAINTERS: dict[str, Method] = {
+    "lite": Method(f"{_HERE}.lite:Lite", LiteOptions),
+    "m3ddm": Method(f"{_HERE}.m3ddm:M3DDM", M3ddmOptions, stochastic=True),
+    "globalpaint": Method(f"{_HERE}.globalpaint:GlobalPaint", GlobalpaintOptions, stochastic=True),
+    "in2out": Method(f"{_HERE}.in2out:In2Out", In2outOptions),
+    "isvi": Method(f"{_HERE}.isvi:Isvi", IsviOptions),
+    "edge": Method(f"{_HERE}.baselines:Edge"),
+    "blur": Method(f"{_HERE}.baselines:Blur"),
+    "telea": Method(f"{_HERE}.baselines:Telea"),
+    "mosaic": Method(f"{_HERE}.mosaic:Mosaic"),
 }
-"""name -> what makes the outpainter; only those that stand on a model take options."""
-
-DRAWN = frozenset({"m3ddm", "globalpaint"})
-"""Names of those that draw from a random key; the others take None."""
+"""name -> what makes the outpainter of that name."""

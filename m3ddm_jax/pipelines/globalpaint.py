@@ -21,17 +21,18 @@ from m3ddm_jax.models.global_tokens import observe
 from m3ddm_jax.models.globalpaint import TextAndVideo
 from m3ddm_jax.models.observed_crop import crop_observed
 from m3ddm_jax.models.stages import Context
+from m3ddm_jax.pipelines.base import GlobalpaintOptions
 from m3ddm_jax.pipelines.carried_pixels import CarriedPixels
-from m3ddm_jax.pipelines.denoiser import Denoiser, SampleSettings, load_kind, load_pipeline
-from m3ddm_jax.pipelines.hierarchy import Window
+from m3ddm_jax.pipelines.denoiser import SampleSettings, WindowSampler, chosen_settings, load_pipeline
 from m3ddm_jax.pipelines.key_frames import plan_key_frames, plan_sequence
-from m3ddm_jax.pipelines.latent_video import Codec, Devices, LatentVideo, to_unit_range
+from m3ddm_jax.pipelines.latent_video import Devices, FrozenCodec, LatentVideo, to_unit_range
 from m3ddm_jax.pipelines.options import computing_in
 from m3ddm_jax.pipelines.shots import source_cuts
+from m3ddm_jax.pipelines.window_schedule import Window
 from m3ddm_jax.pipelines.work_canvas import WorkCanvas
 from m3ddm_jax.types import FramesTHWC
 from m3ddm_jax.video import FrameSource
-from m3ddm_jax.weights import load_autoencoder, load_image_encoder, resolve
+from m3ddm_jax.weights import load_autoencoder, load_image_encoder, load_model, resolve
 
 KEY_FRAMES, INTERPOLATION = "key_frames", "interpolation"
 """What a model is for: the `stage` of its pipeline.json."""
@@ -39,53 +40,39 @@ _A_MODEL = {KEY_FRAMES: "a key_frames", INTERPOLATION: "an interpolation"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(SampleSettings):
+class GlobalpaintSettings(SampleSettings):
     """How the model of one stage outpaints: the section `sample` of its pipeline.json.
 
     lines, num_frames, global_frames, which here are of a shot, and seam are the key-frame model's for both.
     """
 
 
-class GlobalPaint:
+class GlobalPaint(GlobalpaintOptions):
     """The `globalpaint` Outpainter over the folders of a key-frame model and of an interpolation model.
 
-    model, interpolation_model: folders written by training's export, or hf:OWNER/NAME. sequential: clip follows clip
-    instead, all made by the key-frame model. settings: single ones, by name, for both models in place of their own.
-    steps, dtype, windows, propagate: as in M3DDM.
+    settings, steps: for both models in place of their own.
     Raises ValueError for a folder that is missing, too many, not whole or of the wrong kind, models in latents of
     different autoencoders, and settings that do not fit.
     """
 
-    def __init__(
-        self,
-        model: str | os.PathLike | None = None,
-        *,
-        interpolation_model: str | os.PathLike | None = None,
-        sequential: bool = False,
-        settings: Mapping[str, Any] | None = None,
-        steps: int | None = None,
-        dtype: str = "float32",
-        windows: int | None = None,
-        propagate: bool = False,
-    ):
-        _check_folders(model, interpolation_model, sequential)
-        single = {**(settings or {}), **({"steps": steps} if steps else {})}
-        self._devices, self._propagate = Devices(windows), propagate
-        named = {"model": (model, KEY_FRAMES), "interpolation_model": (interpolation_model, INTERPOLATION)}
+    def __post_init__(self):
+        _check_folders(self.model, self.interpolation_model, self.sequential)
+        self._devices = Devices(self.windows)
+        named = {"model": (self.model, KEY_FRAMES), "interpolation_model": (self.interpolation_model, INTERPOLATION)}
         stages = {
-            option: _Stage(folder, stage, f"--{option}", single, self._devices, dtype)
+            option: _Stage(folder, stage, f"--{option}", chosen_settings(self), self._devices, self.dtype)
             for option, (folder, stage) in named.items()
             if folder is not None
         }
         self.models = {option: (stage.folder, stage.settings) for option, stage in stages.items()}
         self._stages = list(stages.values())
         _check_same_autoencoder(self._stages)
-        self._codec = Codec(*self._stages[0].autoencoder, self._devices, dtype)
+        self._codec = FrozenCodec(*self._stages[0].autoencoder, self._devices, self.dtype)
 
     def __call__(self, source: FrameSource, canvas: Canvas, rng: jax.Array) -> Iterator[FramesTHWC]:
         """Yields canvas frames, uint8 [n, H, W, 3], in time order; the caller pastes the source's own pixels."""
         settings = self._stages[0].settings
-        multiple = self._codec.downscale * max(stage.denoiser.multiple for stage in self._stages)
+        multiple = self._codec.spatial_factor * max(stage.denoiser.size_multiple for stage in self._stages)
         work = WorkCanvas(canvas, settings.lines, multiple)
         cuts = source_cuts(source)
         plan = plan_sequence if len(self._stages) == 1 else plan_key_frames
@@ -95,7 +82,7 @@ class GlobalPaint:
             (stage.denoiser, _ShotContexts(source, canvas, shots, settings.global_frames, stage, self._devices))
             for stage in self._stages
         ]
-        carried = CarriedPixels(source, canvas) if self._propagate else None
+        carried = CarriedPixels(source, canvas) if self.propagate else None
         video = LatentVideo(source, canvas, work, self._codec, self._devices, settings, rng, carried=carried)
         return video.outpaint(levels, [painters[min(level, 1)] for level in range(len(levels))])
 
@@ -113,7 +100,7 @@ class _Stage:
         dtype: str,
     ):
         self.folder = resolve(model)
-        network, variables = load_kind(self.folder, "globalpaint")
+        network, variables = load_model(self.folder, kind="globalpaint")
         diffusion, own, found = load_pipeline(self.folder, "sample", "stage")
         if found != stage:
             is_ = _A_MODEL.get(found, f"a {found!r}")
@@ -128,9 +115,9 @@ class _Stage:
             self.image_encoder = None
             # With tokens and without is the same to it: one branch does for both.
             single = {**single, "guidance_global": 1.0}
-        self.settings = Settings.make({**own, **single})
+        self.settings = GlobalpaintSettings.make({**own, **single})
         self.autoencoder = load_autoencoder(self.folder)
-        self.denoiser = Denoiser(network, variables, diffusion, self.settings, devices.mesh, dtype)
+        self.denoiser = WindowSampler(network, variables, diffusion, self.settings, devices.mesh, dtype)
 
 
 class _ShotContexts:

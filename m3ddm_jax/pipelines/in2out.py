@@ -7,10 +7,9 @@ two passes over wide borders, and references whose number does not grow with the
 import dataclasses
 import functools
 import io
-import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal
 
 import cv2
 import jax
@@ -18,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from m3ddm_jax.geometry import Canvas, Masks
-from m3ddm_jax.models import registry
+from m3ddm_jax.geometry import Canvas
 from m3ddm_jax.models.e2fgvi import E2FGVI
+from m3ddm_jax.pipelines.base import In2outOptions
 from m3ddm_jax.pipelines.compositing import match_seam
 from m3ddm_jax.pipelines.options import CheckedSettings, computing_in
 from m3ddm_jax.pipelines.work_canvas import WorkCanvas, known_box
@@ -37,7 +36,7 @@ _WIDENING = 4  # pixels by which the network sees less around holes, as in E2FGV
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(CheckedSettings):
+class In2outSettings(CheckedSettings):
     """How the network outpaints.
 
     lines: shorter side, in pixels, of what the network sees and makes; a smaller canvas keeps its size.
@@ -58,43 +57,31 @@ class Settings(CheckedSettings):
 
 
 @dataclasses.dataclass(frozen=True)
-class Window:
+class InpaintingWindow:
     """Frames that the network sees together: consecutive ones, which it makes, and references from elsewhere."""
 
     local: tuple[int, ...]
     references: tuple[int, ...]
 
 
-class In2Out:
+class In2Out(In2outOptions):
     """The `in2out` Outpainter over a model folder of kind e2fgvi.
 
-    model: folder written by training's export or by convert, or hf:OWNER/NAME. settings: those that differ from
-    `Settings`, by name. dtype: in what the network computes, float32 or bfloat16. mask: where a source has holes that
-    are filled too, of the size of the canvas on which it is then outpainted.
+    mask: where a source has holes that are filled too, of the size of the canvas on which it is then outpainted.
     Raises ValueError for no folder, one that holds no such model, or settings that do not fit.
     """
 
-    def __init__(
-        self,
-        model: str | os.PathLike | None = None,
-        *,
-        settings: Mapping[str, Any] | None = None,
-        dtype: str = "float32",
-        mask: Masks | None = None,
-    ):
-        self._mask = mask
-        self._settings = Settings.make(settings or {})
-        if model is None:
+    def __post_init__(self):
+        self._settings = In2outSettings.make(self.settings or {})
+        if self.model is None:
             raise ValueError(
                 "in2out needs a model folder: `python -m m3ddm_jax.convert e2fgvi SOURCE FOLDER` makes one of E2FGVI-HQ"
             )
-        folder = resolve(model)
-        module, variables = load_model(folder)
-        if not isinstance(module, E2FGVI):
-            raise ValueError(f"{model} holds a model of kind {registry.describe(module)[0]}: in2out needs e2fgvi")
+        folder = resolve(self.model)
+        module, variables = load_model(folder, kind="e2fgvi")
         self.models = {"model": (folder, self._settings)}
         self._variables = jax.device_put(variables)
-        complete = functools.partial(_complete, computing_in(dtype, module))
+        complete = functools.partial(_complete, computing_in(self.dtype, module))
         self._complete = jax.jit(complete, static_argnames="num_local")
 
     def __call__(self, source: FrameSource, canvas: Canvas, rng: None = None) -> Iterator[FramesTHWC]:
@@ -104,21 +91,23 @@ class In2Out:
         """
         settings = self._settings
         work = WorkCanvas(canvas, settings.lines, multiple=2)
-        windows = plan_windows(len(source), settings.neighbours, settings.references, settings.reference_stride)
+        windows = plan_inpainting_windows(
+            len(source), settings.neighbours, settings.references, settings.reference_stride
+        )
         start = 0
         for generated in self._grow(source, canvas, work, windows):
             shown = slice(start, start + len(generated))
             start = shown.stop
-            originals, masks = source[shown], None if self._mask is None else self._mask[shown]
+            originals, masks = source[shown], None if self.mask is None else self.mask[shown]
             yield self._match(work.to_canvas(generated.astype(np.float32), originals), originals, canvas, masks)
 
     def _grow(
-        self, source: FrameSource, canvas: Canvas, work: WorkCanvas, windows: Sequence[Window]
+        self, source: FrameSource, canvas: Canvas, work: WorkCanvas, windows: Sequence[InpaintingWindow]
     ) -> Iterator[FramesTHWC]:
         """Whole frames of the work canvas, in one pass or two."""
         whole = known_box(work)
         kept = 2 * len(windows[0].local + windows[0].references)  # windows overlap
-        known = functools.partial(_read_known, WorkClip(source, work, self._mask, kept), whole)
+        known = functools.partial(_read_known, WorkClip(source, work, self.mask, kept), whole)
         if not _is_wide(canvas, self._settings.two_passes_above):
             yield from self._outpaint(known, whole, windows)
             return
@@ -129,7 +118,9 @@ class In2Out:
                 file.write(frames)
             yield from self._outpaint(functools.partial(_read_spooled, file, half), rest, windows)
 
-    def _outpaint(self, known: KnownFrames, canvas: Canvas, windows: Iterable[Window]) -> Iterator[FramesTHWC]:
+    def _outpaint(
+        self, known: KnownFrames, canvas: Canvas, windows: Iterable[InpaintingWindow]
+    ) -> Iterator[FramesTHWC]:
         """Whole frames, uint8 [n, h, w, 3], of a canvas that the network sees, what is known among them."""
         start = 0
         for redrawn in average(self._redraw(known, canvas, windows)):
@@ -139,7 +130,7 @@ class In2Out:
             yield canvas.paste(self._match(redrawn, frames, canvas, masks), frames, masks)
 
     def _redraw(
-        self, known: KnownFrames, canvas: Canvas, windows: Iterable[Window]
+        self, known: KnownFrames, canvas: Canvas, windows: Iterable[InpaintingWindow]
     ) -> Iterator[tuple[Sequence[int], np.ndarray]]:
         """The local frames of each window, and what the network makes of them: float32 [n, h, w, 3] in 0..255."""
         begun = None
@@ -159,7 +150,9 @@ class In2Out:
         return np.clip(np.rint(generated), 0, 255).astype(np.uint8)
 
 
-def plan_windows(num_frames: int, neighbours: int, references: int, reference_stride: int) -> list[Window]:
+def plan_inpainting_windows(
+    num_frames: int, neighbours: int, references: int, reference_stride: int
+) -> list[InpaintingWindow]:
     """Windows in time order that hold every frame, all with as many local frames and as many references.
 
     A window has 2 * neighbours + 1 local frames, or those that there are (a single one twice); the last one is moved
@@ -168,7 +161,7 @@ def plan_windows(num_frames: int, neighbours: int, references: int, reference_st
     """
     size = 2 * neighbours + 1
     if num_frames <= size:
-        return [Window(tuple(range(num_frames)) if num_frames > 1 else (0, 0), ())]
+        return [InpaintingWindow(tuple(range(num_frames)) if num_frames > 1 else (0, 0), ())]
     last = num_frames - size
     grid = range(0, num_frames, reference_stride)
     count = min(references, max(1, len(grid) - size // reference_stride))
@@ -178,7 +171,7 @@ def plan_windows(num_frames: int, neighbours: int, references: int, reference_st
         others = [i for i in grid if i not in local] or [i for i in range(num_frames) if i not in local]
         # the middles of `count` equal parts
         chosen = tuple(others[(2 * part + 1) * len(others) // (2 * count)] for part in range(count))
-        windows.append(Window(tuple(local), chosen))
+        windows.append(InpaintingWindow(tuple(local), chosen))
     return windows
 
 

@@ -6,9 +6,8 @@ for RAFT, the camera's motion and a membrane for IGFC, no style fusion for ASFN,
 
 import dataclasses
 import itertools
-import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -17,19 +16,19 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from m3ddm_jax.geometry import Canvas, Masks
+from m3ddm_jax.geometry import Canvas
+from m3ddm_jax.pipelines.base import IsviOptions
 from m3ddm_jax.pipelines.completion import PatchCompleter
 from m3ddm_jax.pipelines.compositing import Matcher
-from m3ddm_jax.pipelines.denoiser import load_kind
 from m3ddm_jax.pipelines.optical_flow import CameraMotion, Dis, Igfc, Raft
 from m3ddm_jax.pipelines.options import CheckedSettings, or_none
-from m3ddm_jax.pipelines.propagation import BYTES_PER_PIXEL, Limits, Parts, View, propagate
+from m3ddm_jax.pipelines.propagation import BYTES_PER_PIXEL, Components, Limits, View, propagate
 from m3ddm_jax.pipelines.shots import source_cuts
 from m3ddm_jax.pipelines.work_canvas import WorkCanvas
 from m3ddm_jax.pipelines.work_clip import WorkClip
 from m3ddm_jax.types import FramesTHWC, Variables
 from m3ddm_jax.video import FrameSource
-from m3ddm_jax.weights import resolve
+from m3ddm_jax.weights import load_model, resolve
 
 NONE = "none"
 """The model that has no networks."""
@@ -41,7 +40,7 @@ _WIDTHS = {"asfn": 4, "deepfill": 8}  # of whose multiples sides are
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(CheckedSettings):
+class IsviSettings(CheckedSettings):
     """How real pixels are carried.
 
     lines: shorter side, in pixels, at which they are; a smaller canvas keeps its size.
@@ -62,22 +61,19 @@ class Settings(CheckedSettings):
     interpolation: Literal["linear", "cubic"] = "linear"
 
 
-class Isvi:
+class Isvi(IsviOptions):
     """The `isvi` Outpainter.
 
-    model: "none", or a folder with any of raft/, igfc/, asfn/ and deepfill/ in it, as `convert` makes them. mask: what
-    is generated besides the border, of the size of the canvas on which a source is outpainted then. settings: those
-    that differ from `Settings`, by name.
+    model: a folder with any of raft/, igfc/, asfn/ and deepfill/ in it, as `convert` makes them; "none" as None. mask:
+    what is generated besides the border, of the size of the canvas on which a source is outpainted then.
     Raises ValueError for a folder that has none of them, a network of another kind, or settings that do not fit.
     """
 
-    def __init__(
-        self, model: str | os.PathLike = NONE, *, mask: Masks | None = None, settings: Mapping[str, Any] | None = None
-    ):
-        self._settings, self._mask = Settings.make(settings or {}), mask
-        folder = None if str(model) == NONE else resolve(model)
+    def __post_init__(self):
+        self._settings = IsviSettings.make(self.settings or {})
+        folder = None if str(self.model or NONE) == NONE else resolve(self.model)
         self.models = {} if folder is None else {"model": (folder, self._settings)}
-        self._parts = _load_parts(folder)
+        self._parts = _load_components(folder)
 
     def __call__(self, source: FrameSource, canvas: Canvas, rng: None = None) -> Iterator[FramesTHWC]:
         """Yields canvas frames, uint8 [n, H, W, 3], in time order; the caller pastes the source's own pixels. Says on
@@ -102,17 +98,17 @@ class Isvi:
         window = max(3, (settings.megabytes << 20) // (work.height * work.width * BYTES_PER_PIXEL))
         cubic = settings.interpolation == "cubic"
         limits = Limits(window, settings.max_error, settings.key_frames, settings.anchor, cubic)
-        ahead = source.again()
-        clip = WorkClip(ahead, work, self._mask, keep=window + 1)
+        ahead = source.reopen()
+        clip = WorkClip(ahead, work, self.mask, keep=window + 1)
         windows = propagate(clip, source_cuts(ahead), self._parts, limits)
         match = None
-        if self._mask is None:  # masks cannot be read from two places at once
+        if self.mask is None:  # masks cannot be read from two places at once
             windows, match = _one_ahead(windows), Matcher(canvas.mask())
         blank = np.zeros((1, canvas.height, canvas.width, 3), np.uint8)
         filled = itertools.chain.from_iterable(zip(*window, strict=True) for window in windows)
         for index, (frame, confidence) in enumerate(filled):
             originals, mask = source[index : index + 1], self._hidden(canvas, index)
-            match = match if self._mask is None else Matcher(mask)
+            match = match if self.mask is None else Matcher(mask)
             known = canvas.paste(blank, originals)
             matched = match(work.to_canvas(frame[None], originals)[0], known[0])
             trust = np.clip(work.to_canvas(confidence[None], originals)[0], 0, 1)
@@ -121,7 +117,7 @@ class Isvi:
     def _hidden(self, canvas: Canvas, index: int) -> np.ndarray:
         """What is generated of a frame, uint8 [H, W, 1]."""
         border = canvas.mask()
-        return border if self._mask is None else np.maximum(self._mask[index : index + 1][0], border)
+        return border if self.mask is None else np.maximum(self.mask[index : index + 1][0], border)
 
 
 def _one_ahead(items: Iterator[Any]) -> Iterator[Any]:
@@ -134,13 +130,13 @@ def _one_ahead(items: Iterator[Any]) -> Iterator[Any]:
             yield item
 
 
-def _load_parts(folder: Path | None) -> Parts:
+def _load_components(folder: Path | None) -> Components:
     """The networks that a model folder has, and classical parts for the others."""
-    there = {kind: load_kind(folder / kind, kind) for kind in NETWORKS if folder and (folder / kind).is_dir()}
+    there = {kind: load_model(folder / kind, kind=kind) for kind in NETWORKS if folder and (folder / kind).is_dir()}
     if folder and not there:
         commands = "`python -m m3ddm_jax.convert KIND SOURCE FOLDER/KIND`"
         raise ValueError(f"{folder} has none of {', '.join(f'{kind}/' for kind in NETWORKS)}: {commands} makes them")
-    return Parts(
+    return Components(
         estimate=Raft(*there["raft"]) if "raft" in there else Dis(),
         complete=Igfc(*there["igfc"]) if "igfc" in there else CameraMotion(),
         hallucinate=_hallucinator(*there["deepfill"]) if "deepfill" in there else PatchCompleter(),
@@ -149,7 +145,7 @@ def _load_parts(folder: Path | None) -> Parts:
 
 
 def _hallucinator(module: nn.Module, variables: Variables) -> Callable[[View, np.ndarray, Sequence[View]], np.ndarray]:
-    """DeepFill as `Parts.hallucinate`. Its published weights see BGR."""
+    """DeepFill as `Components.hallucinate`. Its published weights see BGR."""
     variables, apply = jax.device_put(variables), jax.jit(module.apply)
 
     def hallucinate(key: View, unknown: np.ndarray, others: Sequence[View]) -> np.ndarray:
@@ -162,7 +158,7 @@ def _hallucinator(module: nn.Module, variables: Variables) -> Callable[[View, np
 
 
 def _fuser(module: nn.Module, variables: Variables) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """ASFN as `Parts.fuse`. Its published weights see BGR, differences of 0..1."""
+    """ASFN as `Components.fuse`. Its published weights see BGR, differences of 0..1."""
     variables, apply = jax.device_put(variables), jax.jit(module.apply)
 
     def fuse(gradients: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ ends. How they are spaced, that they keep to shots, and levels between for long 
 import itertools
 from collections.abc import Iterator, Sequence
 
-from m3ddm_jax.pipelines.hierarchy import WINDOW, Level, Window, plan_windows
+from m3ddm_jax.pipelines.window_schedule import WINDOW, Level, Window, plan_windows
 
 
 def plan_key_frames(num_frames: int, cuts: Sequence[int] = (), window: int = WINDOW) -> list[Level]:

@@ -8,15 +8,15 @@ faithful result. A design of this project.
 
 import dataclasses
 import itertools
-import os
 import sys
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 
 from m3ddm_jax.geometry import Canvas
 from m3ddm_jax.pipelines.adaptation import NEEDED, Adapter, Made
+from m3ddm_jax.pipelines.base import LiteOptions
 from m3ddm_jax.pipelines.compositing import Spread, soften
 from m3ddm_jax.pipelines.isvi import Isvi
 from m3ddm_jax.pipelines.options import CheckedSettings, or_none
@@ -29,7 +29,7 @@ _MEGABYTES = 192  # of isvi's windows; half of what it takes by itself
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(CheckedSettings):
+class LiteSettings(CheckedSettings):
     """How a video is outpainted; the defaults are those of "faithful".
 
     lines: shorter side, in pixels, at which real pixels are propagated; a smaller canvas keeps its size.
@@ -52,27 +52,20 @@ _SHARP = {"lines": 256, "doubt": 0.25, "made_up": 0.0, "key_frames": 5, "interpo
 """What "sharp" sets otherwise."""
 
 
-class Lite:
-    """The `lite` Outpainter.
+class Lite(LiteOptions):
+    """The `lite` Outpainter. adapt requires "faithful".
 
-    prefer: "sharp" completes what no frame saw; "faithful" has the least expected error. adapt: updates of a small
-    network on each shot of the source itself, before it is outpainted; 0: none; requires "faithful". cache: folder
-    where such networks are cached; None: no cache. settings: those that differ from the defaults, by name.
-    Raises ValueError for settings that do not fit.
+    Raises ValueError for options or settings that do not fit.
     """
 
-    def __init__(
-        self,
-        *,
-        prefer: Literal["faithful", "sharp"] = "sharp",
-        adapt: int = 0,
-        cache: str | os.PathLike | None = None,
-        settings: Mapping[str, Any] | None = None,
-    ):
-        if adapt and prefer == "sharp":
+    def __post_init__(self):
+        prefer = self.prefer or ("faithful" if self.adapt else "sharp")
+        if self.adapt and prefer == "sharp":
             raise ValueError("adapt goes with prefer='faithful', found 'sharp'")
-        self._settings = Settings.make({**(_SHARP if prefer == "sharp" else {}), **(settings or {})})
-        self._adapter = Adapter(self._make, adapt, cache, settings=self._settings) if adapt else None
+        self._settings = LiteSettings.make({**(_SHARP if prefer == "sharp" else {}), **(self.settings or {})})
+        self._adapter = None
+        if self.adapt:
+            self._adapter = Adapter(self._make, self.adapt, self.cache or None, settings=self._settings)
 
     def __call__(self, source: FrameSource, canvas: Canvas, rng: None = None) -> Iterator[FramesTHWC]:
         """Yields canvas frames, uint8 [n, H, W, 3], in time order; the caller pastes the source's own pixels.

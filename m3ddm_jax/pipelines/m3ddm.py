@@ -1,11 +1,10 @@
 """Outpainting by a masked 3D diffusion model, coarse to fine.
 
 Source: M3DDM (Fan et al., ACM MM 2023), section 3, and its official code. The default differs from that code where it
-can be improved upon; `Settings` names each difference, and the preset "official" takes them all back.
+can be improved upon; `M3ddmSettings` names each difference, and the preset "official" takes them all back.
 """
 
 import dataclasses
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,20 +14,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from m3ddm_jax.geometry import Canvas
+from m3ddm_jax.models import registry
+from m3ddm_jax.pipelines.base import M3ddmOptions
 from m3ddm_jax.pipelines.carried_pixels import CarriedPixels
-from m3ddm_jax.pipelines.denoiser import Denoiser, SampleSettings, load_kind, load_pipeline
-from m3ddm_jax.pipelines.hierarchy import Level, official_windows, plan_windows
-from m3ddm_jax.pipelines.latent_video import Codec, Devices, LatentVideo, Preparation, to_unit_range
+from m3ddm_jax.pipelines.denoiser import SampleSettings, WindowSampler, chosen_settings, load_pipeline
+from m3ddm_jax.pipelines.latent_video import Devices, FrozenCodec, LatentVideo, Preparation, to_unit_range
+from m3ddm_jax.pipelines.window_schedule import Level, official_windows, plan_windows
 from m3ddm_jax.pipelines.work_canvas import SquareCanvas, WorkCanvas
-from m3ddm_jax.types import FramesTHWC
+from m3ddm_jax.types import Denoiser, FramesTHWC
 from m3ddm_jax.video import FrameSource
-from m3ddm_jax.weights import load_autoencoder, resolve
+from m3ddm_jax.weights import load_autoencoder, load_model, resolve
 
 DEFAULT_MODEL = Path(__file__).parents[1] / "assets" / "tiny"
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(SampleSettings):
+class M3ddmSettings(SampleSettings):
     """How a model outpaints: the section `sample` of its pipeline.json. Beside what every latent model has:
 
     canvas: what it works on: the target's shape, its shorter side of about `lines` pixels; or the official square of
@@ -80,48 +81,36 @@ PRESETS: dict[str, dict[str, Any]] = {
 """name -> the settings that it puts in place of a model's own."""
 
 
-class M3DDM:
-    """The `m3ddm` Outpainter over a model folder.
+class M3DDM(M3ddmOptions):
+    """The `m3ddm` Outpainter over a model folder, the embedded one by default.
 
-    model: folder written by training's export or by convert, or hf:OWNER/NAME; the embedded default if None.
-    preset: "official" for the released code's pipeline. settings: single ones, by name, that come last. steps: one of
-    them that is wanted often. dtype: in what the networks compute, float32 or bfloat16. windows: so many that do not
-    wait for each other are sampled at once, spread over the devices; one a device by default (on CPUs one). propagate:
-    pixels that other frames have seen, as `isvi` carries them, are known to the model and come back as they are.
+    preset: a name of PRESETS; settings and steps come last.
     Raises ValueError for a folder that is not a whole model, an unknown preset, or settings that do not fit.
     """
 
-    def __init__(
-        self,
-        model: str | os.PathLike | None = None,
-        *,
-        preset: str | None = None,
-        settings: Mapping[str, Any] | None = None,
-        steps: int | None = None,
-        dtype: str = "float32",
-        windows: int | None = None,
-        propagate: bool = False,
-    ):
-        folder = resolve(DEFAULT_MODEL if model is None else model)
-        network, variables = load_kind(folder, "m3ddm")
+    def __post_init__(self):
+        folder = resolve(DEFAULT_MODEL if self.model is None else self.model)
+        # GlobalPaint's has an outpainter of its own.
+        accepted = [kind for kind in registry.kinds(Denoiser) if kind != "globalpaint"]
+        network, variables = load_model(folder, kind=accepted)
         diffusion, own = load_pipeline(folder, "sample")
-        self._settings = _choose_settings(own, preset, {**(settings or {}), **({"steps": steps} if steps else {})})
-        if propagate and self._settings.canvas == "square":
+        self._settings = _choose_settings(own, self.preset, chosen_settings(self))
+        if self.propagate and self._settings.canvas == "square":
             raise ValueError("--propagate needs canvas=target: there is no room for what it finds on the square")
-        self._propagate = propagate
+        self._global_condition = network.global_condition
         self.models = {"model": (folder, self._settings)}
-        self._devices = Devices(windows)
-        self._codec = Codec(*load_autoencoder(folder), self._devices, dtype, self._settings.posterior)
-        self._denoiser = Denoiser(network, variables, diffusion, self._settings, self._devices.mesh, dtype)
+        self._devices = Devices(self.windows)
+        self._codec = FrozenCodec(*load_autoencoder(folder), self._devices, self.dtype, self._settings.posterior)
+        self._denoiser = WindowSampler(network, variables, diffusion, self._settings, self._devices.mesh, self.dtype)
 
     def __call__(self, source: FrameSource, canvas: Canvas, rng: jax.Array) -> Iterator[FramesTHWC]:
         """Yields canvas frames, uint8 [n, H, W, 3], in time order; the caller pastes the source's own pixels."""
         settings = self._settings
         make_canvas = {"target": WorkCanvas, "square": SquareCanvas}[settings.canvas]
-        work = make_canvas(canvas, settings.lines, self._codec.downscale * self._denoiser.multiple)
+        work = make_canvas(canvas, settings.lines, self._codec.spatial_factor * self._denoiser.size_multiple)
         in_sequence = settings.windows == "sequential"
         preparation = Preparation(settings.guess, settings.latent_mask, settings.posterior, settings.noise, in_sequence)
-        carried = CarriedPixels(source, canvas) if self._propagate else None
+        carried = CarriedPixels(source, canvas) if self.propagate else None
         video = LatentVideo(source, canvas, work, self._codec, self._devices, settings, rng, preparation, carried)
         contexts = self._devices.share(self._encode_contexts(source, rng))
         levels = self._plan(len(source))
@@ -134,7 +123,10 @@ class M3DDM:
         return plan_windows(num_frames, self._settings.num_frames, self._settings.strides)
 
     def _encode_contexts(self, source: FrameSource, rng: jax.Array) -> tuple[Any, Any]:
-        """What the network knows of the whole video, and of none; the same for all windows."""
+        """The network's context of the whole video, and that of none; the same for all windows."""
+        if self._global_condition is None:
+            context = self._denoiser.encode_context()
+            return context, context
         indices = np.linspace(0, len(source) - 1, self._settings.global_frames).astype(int)
         side = self._settings.global_size
         stretch = jax.jit(lambda frame: jax.image.resize(frame.astype(jnp.float32), (side, side, 3), "linear"))
@@ -143,7 +135,7 @@ class M3DDM:
         return self._denoiser.encode_context(latents), self._denoiser.encode_context(jnp.zeros_like(latents))
 
 
-def _choose_settings(own: Mapping[str, Any], preset: str | None, single: Mapping[str, Any]) -> Settings:
+def _choose_settings(own: Mapping[str, Any], preset: str | None, single: Mapping[str, Any]) -> M3ddmSettings:
     if preset is not None and preset not in PRESETS:
         raise ValueError(f"preset {preset!r} is unknown: one of {', '.join(PRESETS)} is accepted")
-    return Settings.make({**own, **PRESETS.get(preset, {}), **single})
+    return M3ddmSettings.make({**own, **PRESETS.get(preset, {}), **single})

@@ -51,7 +51,7 @@ class View(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Parts:
+class Components:
     """Who does what.
 
     estimate, complete: flow, as in `optical_flow`.
@@ -82,7 +82,7 @@ class Limits:
 
 
 def propagate(
-    clip: WorkClip, cuts: Sequence[int], parts: Parts, limits: Limits
+    clip: WorkClip, cuts: Sequence[int], parts: Components, limits: Limits
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Fills what the masks of a clip hide, shot by shot, window by window.
 
@@ -93,14 +93,14 @@ def propagate(
     for start, stop in itertools.pairwise([0, *cuts, len(clip)]):
         flows = ShotFlows(clip, range(start, stop), parts.estimate, parts.complete)
         last = None
-        for frames, made in plan_windows(range(start, stop), limits.window):
+        for frames, made in plan_propagation_windows(range(start, stop), limits.window):
             flows.forget(frames.start)
             filled, confidence = _Window(clip, frames, last, flows, parts, limits).fill(made)
             last = filled[-1], confidence[-1]
             yield filled, confidence
 
 
-def plan_windows(shot: range, size: int) -> Iterator[tuple[range, range]]:
+def plan_propagation_windows(shot: range, size: int) -> Iterator[tuple[range, range]]:
     """Windows of at most `size` frames, 2 or more, and the frames amid each that it makes, in time order.
 
     A window begins with the last frame that the one before it made, which stands for all that was seen until then, and
@@ -136,7 +136,7 @@ class _Window:
         frames: range,
         last: tuple[np.ndarray, np.ndarray] | None,
         flows: ShotFlows,
-        parts: Parts,
+        parts: Components,
         limits: Limits,
     ):
         shown = [clip.frame(index) for index in frames]
@@ -279,7 +279,7 @@ def _carry(carried: _Carried, flows: Flows, max_error: float, places: jax.Array,
     """The state with what flow leads to, as `flow.propagation.propagate` finds it."""
     clip, forward, backward = jax.tree.map(lambda x: x[None], (carried, *flows))
     limits = (max_error, clip.confidence, places)
-    done = propagation.propagate(clip.values, clip.missing, forward, backward, *limits, cubic=cubic)
+    done = propagation.propagate_values(clip.values, clip.missing, forward, backward, *limits, cubic=cubic)
     values, missing, confidence = (x[0] for x in done)
     # Differences end at the last row and column, so that none come there: those beside them stand for them.
     for last, beside in ((np.s_[:, -1], np.s_[:, -2]), (np.s_[:, :, -1], np.s_[:, :, -2])):

@@ -19,12 +19,12 @@ from m3ddm_jax.losses.outpainting import OutpaintingWeights
 from m3ddm_jax.models import registry
 from m3ddm_jax.parallel.mesh import replicated
 from m3ddm_jax.recipes import base
-from m3ddm_jax.recipes.diffusion import DiffusionRecipe, build_schedule
+from m3ddm_jax.recipes.diffusion import DiffusionRecipe
 from m3ddm_jax.training.encoding import codec_identity, to_unit_range
 from m3ddm_jax.training.gan_state import GanState, Optimizers, create_gan_state
 from m3ddm_jax.training.gan_step import AdversarialSettings, composite, make_gan_step
 from m3ddm_jax.training.generators import MakeGenerator, diffusion_generator, e2fgvi_generator
-from m3ddm_jax.training.optim import make_gan_optimizer
+from m3ddm_jax.training.optim import make_gan_optimizer, skip_spikes
 from m3ddm_jax.training.state import abstract, place, shardings_of
 from m3ddm_jax.training.validation import Completion
 from m3ddm_jax.types import Variables, VideoBatch
@@ -100,12 +100,9 @@ class Diffuser:
         self.model, self.frozen, self.fixed = self._recipe.model, self._recipe.frozen, self._recipe.fixed
         self.complete, self.export = self._recipe.complete, self._recipe.export
         self.make_generator = diffusion_generator(
-            self.model,
+            self._recipe.loss,
             self._recipe.encoders.autoencoder,
-            build_schedule(config.diffusion),
-            prediction=config.diffusion.prediction,
-            min_snr_gamma=config.diffusion.min_snr_gamma or None,
-            known_weight=config.diffusion.known_weight,
+            self._recipe.schedule.num_timesteps,
             unknown=config.diffusion.unknown,
             drop_global=config.train.drop_global,
             max_timestep=config.adversarial.max_timestep,
@@ -128,9 +125,7 @@ class AdversarialRecipe:
     """The Recipe of configs like configs.common.adversarial() and adversarial_diffusion()."""
 
     def __init__(self, config: ConfigDict):
-        kind = config.get("model", {}).get("kind")
-        if kind not in _KINDS:
-            raise ValueError(f"model kind {kind!r} is not trained adversarially: {', '.join(_KINDS)} are accepted")
+        kind = base.check_kind(config.get("model", {}).get("kind"), _KINDS)
         self._config = config
         self._trained = _KINDS[kind](config)
         self.model, self.frozen = self._trained.model, self._trained.frozen
@@ -138,7 +133,7 @@ class AdversarialRecipe:
         self.discriminator = base.build_model(config.discriminator)
         self.fixed = self._trained.fixed | {"discriminator": base.described(self.discriminator)}
         settings = make_settings(config)
-        check_clips(config, self.discriminator.tube_size * (2 if settings.zoomed_tubes else 1))
+        check_tubes(config, self.discriminator.tube_size * (2 if settings.zoomed_tubes else 1))
         self.optimizers = make_optimizers(config)
         self.step = make_gan_step(
             self._trained.make_generator,
@@ -162,7 +157,7 @@ class AdversarialRecipe:
 
         return abstract(create, rng, mesh)
 
-    def begin(self, rng: jax.Array, like: GanState, batch: VideoBatch, frozen: Variables) -> GanState:
+    def begin(self, rng: jax.Array, abstract_state: GanState, batch: VideoBatch, frozen: Variables) -> GanState:
         """The state before the first update: the generator of `train.init_from`, or for E2FGVI a random one; a random
         discriminator, or one with the T-PatchGAN of `adversarial.discriminator_from`.
 
@@ -172,21 +167,26 @@ class AdversarialRecipe:
         generator_key, discriminator_key, run_key = jax.random.split(rng, 3)
         create = jax.jit(
             lambda *variables: create_gan_state(*variables, self.optimizers, run_key),
-            out_shardings=shardings_of(like),
+            out_shardings=shardings_of(abstract_state),
             donate_argnums=(0, 1),
         )
-        return create(self._begin_generator(generator_key, like), self._begin_discriminator(discriminator_key, like))
+        return create(
+            self._begin_generator(generator_key, abstract_state),
+            self._begin_discriminator(discriminator_key, abstract_state),
+        )
 
-    def _begin_generator(self, key: jax.Array, like: GanState) -> Variables:
-        places = {name: getattr(like, name) for name in ("params", "batch_stats") if getattr(like, name)}
+    def _begin_generator(self, key: jax.Array, abstract_state: GanState) -> Variables:
+        places = {
+            name: getattr(abstract_state, name) for name in ("params", "batch_stats") if getattr(abstract_state, name)
+        }
         if folder := self._config.train.init_from:
             return place(base.load_variables(folder, self.model), places)
         if "batch_stats" in places:
             raise ValueError("train.init_from is empty: a diffusion model is only fine-tuned, name a model folder")
         return jax.jit(functools.partial(registry.init, self.model), out_shardings=shardings_of(places))(key)
 
-    def _begin_discriminator(self, key: jax.Array, like: GanState) -> Variables:
-        places = {"params": like.discriminator_params, "spectral": like.spectral}
+    def _begin_discriminator(self, key: jax.Array, abstract_state: GanState) -> Variables:
+        places = {"params": abstract_state.discriminator_params, "spectral": abstract_state.spectral}
         init = functools.partial(registry.init, self.discriminator)
         path = self._config.adversarial.discriminator_from
         if not path:
@@ -215,19 +215,17 @@ def make_optimizers(config: ConfigDict) -> Optimizers:
     train, section = config.train, config.adversarial
     # The generator's updates are counted from the end of the warm-up.
     decay_at = max(1, train.decay_at - section.discriminator_warmup) if train.decay_at else 0
-    return Optimizers(
-        make_gan_optimizer(
-            train.learning_rate,
-            decay_at=decay_at,
-            clip_norm=train.clip_norm,
-            factors={_FLOW_NETWORK: section.flow_rate},
-            spike_factor=train.spike_factor,
-        ),
-        make_gan_optimizer(section.learning_rate, decay_at=train.decay_at, spike_factor=train.spike_factor),
+    generator = make_gan_optimizer(
+        train.learning_rate,
+        decay_at=decay_at,
+        clip_norm=train.clip_norm,
+        factors={_FLOW_NETWORK: section.flow_rate},
     )
+    discriminator = make_gan_optimizer(section.learning_rate, decay_at=train.decay_at)
+    return Optimizers(*(skip_spikes(optimizer, train.spike_factor) for optimizer in (generator, discriminator)))
 
 
-def check_clips(config: ConfigDict, side: int) -> None:
+def check_tubes(config: ConfigDict, side: int) -> None:
     """Raise ValueError for clips that hold no tube of `side` pixels, or batches in parts, which this recipe has not."""
     if config.train.accumulate != 1:
         raise ValueError(

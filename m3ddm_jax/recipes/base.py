@@ -1,7 +1,7 @@
 """What a recipe is, and what recipes share: checking a config, its clips, its networks, model folders."""
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
 import flax.linen as nn
@@ -47,8 +47,8 @@ class Recipe(Protocol):
     def abstract_state(self, rng: jax.Array, mesh: Mesh) -> State:
         """Shape, dtype and sharding of every array of the state."""
 
-    def begin(self, rng: jax.Array, like: State, batch: VideoBatch, frozen: Variables) -> State:
-        """The state before the first update, random or of `train.init_from`, laid out as `like` (`abstract_state`).
+    def begin(self, rng: jax.Array, abstract_state: State, batch: VideoBatch, frozen: Variables) -> State:
+        """The state before the first update, random or of `train.init_from`, laid out as `abstract_state`.
 
         batch: a batch on the mesh, for what must be calibrated. Raises ValueError where the model folder does not fit.
         """
@@ -68,9 +68,10 @@ class Recipe(Protocol):
         """Write what was learnt as a model folder."""
 
 
-def jit_step(recipe: Recipe, like: State, mesh: Mesh) -> Callable:
-    """A recipe's step as runs compile it: it takes the memory of a state, and leaves one that lies as `like` does."""
-    return jax.jit(recipe.step, donate_argnums=0, out_shardings=(shardings_of(like), replicated(mesh)))
+def jit_step(recipe: Recipe, abstract_state: State, mesh: Mesh) -> Callable:
+    """A recipe's step as runs compile it: it takes the memory of a state, and leaves one laid out as
+    `abstract_state`."""
+    return jax.jit(recipe.step, donate_argnums=0, out_shardings=(shardings_of(abstract_state), replicated(mesh)))
 
 
 def check_config(config: ConfigDict, expected: ConfigDict, built: Collection[str]) -> None:
@@ -109,9 +110,32 @@ def check_clips(config: ConfigDict, multiple: int) -> None:
             raise ValueError(f"bucket {tuple(bucket)}: sides that are multiples of {multiple} are accepted")
 
 
-def build_model(section: ConfigDict) -> nn.Module:
-    """The network that a section describes by its kind and hyper-parameters. Raises ValueError for what is unknown."""
+def check_mesh(sizes: Mapping[str, int], limits: Mapping[str, int]) -> None:
+    """Raise ValueError where a mesh splits a network into more equal parts than it has.
+
+    sizes: devices an axis; one that is -1 yet, the rest of them, splits nothing. limits: of `Denoiser.mesh_limits`.
+    """
+    for axis, limit in limits.items():
+        if sizes[axis] > 1 and limit % sizes[axis]:
+            accepted = f"a divisor of {limit} is accepted" if limit > 1 else "1 is accepted, it splits nothing"
+            raise ValueError(f"mesh.{axis} is {sizes[axis]}: for this model and its clips {accepted}")
+
+
+def check_kind(kind: str | None, accepted: Collection[str]) -> str:
+    """The kind of a config's model; raises ValueError where the recipe does not train it."""
+    if kind not in accepted:
+        raise ValueError(f"model kind {kind!r} does not fit this recipe: {' or '.join(accepted)} is accepted")
+    return kind
+
+
+def build_model(section: ConfigDict, kind: str | None = None) -> nn.Module:
+    """The network that a section describes by its kind and hyper-parameters.
+
+    kind: the one that is accepted; None accepts all. Raises ValueError for another kind, and for what is unknown.
+    """
     hyper = section.to_dict()
+    if kind is not None:
+        check_kind(hyper.get("kind"), [kind])
     check_remat(hyper.get("remat", "none"))
     if "dtype" in hyper:
         try:

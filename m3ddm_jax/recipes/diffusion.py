@@ -1,33 +1,29 @@
 """Masked video diffusion in the latents of a frozen autoencoder: M3DDM, and the two stages of GlobalPaint."""
 
 import functools
-import itertools
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import grain
 import jax
 import jax.numpy as jnp
-import numpy as np
-from einops import repeat
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from configs import common
 from data.latents import LatentFolder, latent_folders, make_latent_batches
-from m3ddm_jax.diffusion.guidance import Guidance
-from m3ddm_jax.diffusion.schedule import Schedule, make_schedule
-from m3ddm_jax.diffusion.solvers import make_solver
+from m3ddm_jax.flow.region_fill import hide
 from m3ddm_jax.models import registry
-from m3ddm_jax.models.globalpaint import GlobalPaintUNet
+from m3ddm_jax.models.autoencoder import latent_frames, pixel_mask
 from m3ddm_jax.models.openclip import OpenCLIPVision
-from m3ddm_jax.parallel.constrain import WIDE, is_wide
+from m3ddm_jax.pipelines import globalpaint, m3ddm
+from m3ddm_jax.pipelines.denoiser import make_diffusion, make_sampler_of, make_solver_of
 from m3ddm_jax.pipelines.globalpaint import INTERPOLATION, KEY_FRAMES
-from m3ddm_jax.pipelines.sampler import Conditions, make_sampler
+from m3ddm_jax.pipelines.sampler import Conditions
 from m3ddm_jax.recipes import base
 from m3ddm_jax.training.checkpoint import check_fit
 from m3ddm_jax.training.diffusion_step import (
@@ -37,60 +33,61 @@ from m3ddm_jax.training.diffusion_step import (
     make_diffusion_step,
 )
 from m3ddm_jax.training.encoding import (
+    DenoiserInputs,
     Encoders,
     LatentBatch,
     codec_identity,
     decode_latents,
     encode_batch,
+    encode_frames,
     make_conditions,
     null_guide,
+    to_unit_range,
 )
-from m3ddm_jax.training.optim import make_optimizer, scaled_to_batch, staged_rate
+from m3ddm_jax.training.optim import make_optimizer, scaled_to_batch, skip_spikes, staged_rate
 from m3ddm_jax.training.state import TrainState, abstract_state, init_state, load_state, shardings_of
 from m3ddm_jax.training.validation import Completion, losses_by_timestep
-from m3ddm_jax.types import Variables, VideoBatch
+from m3ddm_jax.types import Codec, Denoiser, Latents, Variables, VideoBatch
 from m3ddm_jax.weights import load_model
 
 # What a checkpoint may not differ in: the task that the network has learnt.
 _TASK = ("schedule", "zero_terminal_snr", "shift", "prediction", "unknown")
 
-CONFIGS: dict[str, Callable[[], ConfigDict]] = {"globalpaint": common.globalpaint, "m3ddm": common.base}
-"""Kind of a model that this recipe trains -> a config with all sections and fields that it reads then."""
 BUILT = ("model", "autoencoder", "image_encoder")
 """The sections that describe a network."""
 
 
 class DiffusionRecipe:
-    """The Recipe of configs like those of CONFIGS; its batches hold clips, or what frozen networks made of clips.
+    """The Recipe of configs like configs.common.base() and globalpaint(); its batches hold clips, or what frozen
+    networks made of clips.
 
     model, optimizer: what is trained, and what trains it. encoders: the frozen networks that it sees clips through;
     their variables are `frozen`.
     """
 
     def __init__(self, config: ConfigDict):
-        kind = config.get("model", {}).get("kind")
-        if kind not in CONFIGS:
-            raise ValueError(f"model kind {kind!r} is unknown to this recipe: {', '.join(CONFIGS)} are accepted")
-        base.check_config(config, CONFIGS[kind](), built=BUILT)
-        self._config = config
+        kind = base.check_kind(config.get("model", {}).get("kind"), registry.kinds(Denoiser))
         two_stages = kind == "globalpaint"
+        expected = common.globalpaint() if two_stages else common.base()
+        base.check_config(config, expected, built=BUILT)
+        self._config = config
         self._stage = {"stage": check_stage(config.stage)} if two_stages else {}
         self.model = base.build_model(config.model)
         self.encoders, self.frozen = build_encoders(config, self.model)
         check_sizes(config, self.model, self.encoders)
-        check_mesh(config.mesh, self.model, config.data.num_frames)
+        base.check_mesh(config.mesh, self._mesh_limits())
         train = config.train
         learning_rate, warmup_steps = scaled_to_batch(
             train.learning_rate, train.warmup_steps, train.batch_size, train.base_batch_size
         )
-        self.optimizer = make_optimizer(
+        optimizer = make_optimizer(
             learning_rate,
             warmup_steps=warmup_steps,
             weight_decay=train.weight_decay,
             clip_norm=train.clip_norm,
             rate=staged_rate(train.pretrained_rate, train.frozen_steps) if two_stages else None,
-            spike_factor=train.spike_factor,
         )
+        self.optimizer = skip_spikes(optimizer, train.spike_factor)
         # What tells the frozen networks from others.
         self._identities = {
             name: codec_identity(getattr(self.encoders, name), variables) for name, variables in self.frozen.items()
@@ -102,18 +99,19 @@ class DiffusionRecipe:
             **self._stage,
         }
         self._init = functools.partial(registry.init, self.model)
-        self._schedule = schedule = build_schedule(config.diffusion)
-        self._loss = make_diffusion_loss(
+        diffusion = make_diffusion(config.diffusion)
+        self.schedule = diffusion.schedule
+        self.loss = make_diffusion_loss(
             self.model,
-            schedule,
-            prediction=config.diffusion.prediction,
+            diffusion.schedule,
+            prediction=diffusion.prediction,
             min_snr_gamma=config.diffusion.min_snr_gamma or None,
             known_weight=config.diffusion.known_weight,
         )
         self.step = make_diffusion_step(
-            self._loss,
+            self.loss,
             self.encoders,
-            schedule.num_timesteps,
+            diffusion.schedule.num_timesteps,
             self.optimizer,
             unknown=config.diffusion.unknown,
             drop_local=train.drop_local,
@@ -122,15 +120,14 @@ class DiffusionRecipe:
             ema_decay=train.ema_decay,
             spike_patience=train.spike_patience,
         )
-        settings = config.sample
-        self._sample = make_sampler(
-            self.model,
-            schedule,
-            make_solver(settings.solver, schedule, settings.steps),
-            prediction=config.diffusion.prediction,
-            guidance=Guidance(settings.guidance_local, settings.guidance_global, tuple(settings.guidance_interval)),
-            clip=settings.clip,
-        )
+        # What ships: the exported folder outpaints with these settings.
+        settings = globalpaint.GlobalpaintSettings if two_stages else m3ddm.M3ddmSettings
+        self._settings = settings.make(config.sample.to_dict())
+        self._stochastic = make_solver_of(diffusion, self._settings).noise is not None
+        self._sample = make_sampler_of(self.model, diffusion, self._settings)
+
+    def _mesh_limits(self) -> Mapping[str, int]:
+        return self.model.mesh_limits(latent_frames(self.encoders.autoencoder, self._config.data.num_frames))
 
     def dataset(self, seed: int) -> grain.IterDataset:
         """This process's part of every batch: of latents, or of pixels. Raises ValueError where folders of latents were
@@ -155,15 +152,17 @@ class DiffusionRecipe:
 
     def abstract_state(self, rng: jax.Array, mesh: Mesh) -> TrainState:
         """Shape, dtype and sharding of every array of the state. Raises ValueError where the mesh splits too finely."""
-        check_mesh(mesh.shape, self.model, self._config.data.num_frames)
+        base.check_mesh(mesh.shape, self._mesh_limits())
         return abstract_state(self._init, self.optimizer, rng, mesh)
 
-    def begin(self, rng: jax.Array, like: TrainState, batch: VideoBatch | LatentBatch, frozen: Variables) -> TrainState:
+    def begin(
+        self, rng: jax.Array, abstract_state: TrainState, batch: VideoBatch | LatentBatch, frozen: Variables
+    ) -> TrainState:
         """The state before the first update; BatchNorm statistics that nothing has set are calibrated on `batch`."""
         if folder := self._config.train.init_from:
-            state = load_state(base.load_variables(folder, self.model), self.optimizer, rng, like)
+            state = load_state(base.load_variables(folder, self.model), self.optimizer, rng, abstract_state)
         else:
-            state = init_state(self._init, self.optimizer, rng, like)
+            state = init_state(self._init, self.optimizer, rng, abstract_state)
         if not has_initial_batch_stats(state):
             return state
 
@@ -171,7 +170,7 @@ class DiffusionRecipe:
             encoded = encode_batch(self.encoders, frozen, batch)
             return calibrated_batch_stats(self.model, state, make_conditions(encoded).guide["global_latents"])
 
-        calibrate = jax.jit(calibrate, out_shardings=shardings_of(like.batch_stats))
+        calibrate = jax.jit(calibrate, out_shardings=shardings_of(abstract_state.batch_stats))
         return state.replace(batch_stats=calibrate(state, batch, frozen))
 
     def complete(self, state: TrainState, batch: VideoBatch | LatentBatch, frozen: Variables) -> Completion:
@@ -188,20 +187,29 @@ class DiffusionRecipe:
             fps=seen.fps,
             context=encode_context(**seen.guide),
             null_context=encode_context(**null_guide(seen.guide)),
-            black=encoded["black_mean"][0, 0],
+            black=encoded["black_mean"][0],
         )
-        noise = jax.random.normal(jax.random.key(0), seen.latents.shape)
-        latents = self._sample(variables, jnp.zeros_like(noise), noise, conditions)
-        codec = self.encoders.autoencoder
+        codec, shape = self.encoders.autoencoder, seen.latents.shape
+        noise = self._settings.noise_scale * jax.random.normal(jax.random.key(0), shape)
+        fresh = (self._settings.steps, *shape)
+        step_noise = jax.random.normal(jax.random.key(1), fresh) if self._stochastic else None
+        latents = self._sample(variables, self._guess(batch, seen, frozen), noise, conditions, step_noise)
         made = base.to_uint8(decode_latents(codec, frozen["autoencoder"], latents))
         if "video" in batch:
             video, unknown = batch["video"], batch["mask"] > 0
         else:
-            cell = {"p": codec.downscale, "q": codec.downscale}
             video = base.to_uint8(decode_latents(codec, frozen["autoencoder"], seen.latents))
-            unknown = repeat(seen.mask > 0, "b t h w c -> b t (h p) (w q) c", **cell)
-        losses = losses_by_timestep(self._loss, state, seen, self._schedule.num_timesteps)
+            unknown = pixel_mask(codec, seen.mask) > 0
+        losses = losses_by_timestep(self.loss, state, seen, self.schedule.num_timesteps)
         return Completion(jnp.where(unknown, made, video), video, unknown, losses)
+
+    def _guess(self, batch: VideoBatch | LatentBatch, seen: DenoiserInputs, frozen: Variables) -> Latents:
+        """Where sampling starts: the known pixels, continued smoothly; of latents what the network sees of them."""
+        if "video" not in batch or self._config.diffusion.unknown == "filled":
+            return seen.masked_latents
+        filled = hide(to_unit_range(batch["video"]), batch["mask"], "filled")
+        mean, _ = encode_frames(self.encoders.autoencoder, frozen["autoencoder"], filled)
+        return mean
 
     def export(self, folder: str | os.PathLike, state: TrainState) -> None:
         """Write the averaged weights as a model folder that outpaints as the config's sample section says."""
@@ -215,13 +223,11 @@ class DiffusionRecipe:
         )
 
 
-def build_encoders(config: ConfigDict, model: nn.Module) -> tuple[Encoders, Variables]:
+def build_encoders(config: ConfigDict, model: Denoiser) -> tuple[Encoders, Variables]:
     """The frozen networks that a model sees clips through, and their variables by name."""
     codec, codec_variables = build_codec(config.autoencoder, model.dtype)
-    if not isinstance(model, GlobalPaintUNet):
-        return Encoders(codec), {"autoencoder": codec_variables}
-    if not model.global_guidance:
-        return Encoders(codec, global_latents=False), {"autoencoder": codec_variables}
+    if model.global_condition != "patches":
+        return Encoders(codec, global_latents=model.global_condition == "latents"), {"autoencoder": codec_variables}
     encoder, variables = build_image_encoder(config.image_encoder, model.dtype)
     return Encoders(codec, encoder, global_latents=False), {"autoencoder": codec_variables, "image_encoder": variables}
 
@@ -231,7 +237,7 @@ def build_codec(section: ConfigDict, dtype: jnp.dtype) -> tuple[nn.Module, Varia
     `dtype`."""
     if "folder" not in section:
         return registry.build(**section.to_dict()), {}
-    codec, variables = load_model(section.folder)
+    codec, variables = load_model(section.folder, kind=registry.kinds(Codec))
     return codec.clone(dtype=dtype) if hasattr(codec, "dtype") else codec, variables
 
 
@@ -239,21 +245,13 @@ def build_image_encoder(section: ConfigDict, dtype: jnp.dtype) -> tuple[OpenCLIP
     """The frozen vision tower, which computes in `dtype`: of a model folder, or of its kind and hyper-parameters, with
     random weights that follow from `seed`. Raises ValueError for another kind of network."""
     if "folder" in section:
-        encoder, variables = load_model(section.folder)
+        encoder, variables = load_model(section.folder, kind="openclip")
     else:
-        hyper = section.to_dict()
-        seed = hyper.pop("seed", 0)
-        encoder = registry.build(**hyper)
+        seed = section.get("seed", 0)
+        plain = {name: value for name, value in section.items() if name != "seed"}
+        encoder = base.build_model(ConfigDict(plain), kind="openclip")
         variables = jax.device_get(jax.jit(functools.partial(registry.init, encoder))(jax.random.key(seed)))
-    if not isinstance(encoder, OpenCLIPVision):
-        kind, _ = registry.describe(encoder)
-        raise ValueError(f"the image encoder is a model of kind {kind!r}: openclip is accepted")
     return encoder.clone(dtype=dtype), variables
-
-
-def build_schedule(section: ConfigDict) -> Schedule:
-    """The noise schedule."""
-    return make_schedule(section.schedule, zero_terminal_snr=section.zero_terminal_snr, shift=section.shift)
 
 
 def check_stage(stage: str) -> str:
@@ -263,15 +261,16 @@ def check_stage(stage: str) -> str:
     return stage
 
 
-def check_sizes(config: ConfigDict, model: nn.Module, encoders: Encoders) -> None:
+def check_sizes(config: ConfigDict, model: Denoiser, encoders: Encoders) -> None:
     """Raise ValueError where network, encoders and clips do not fit each other."""
     codec, encoder, data = encoders.autoencoder, encoders.image_encoder, config.data
-    multiple = codec.downscale * 2 ** (len(model.block_out_channels) - 1)
+    multiple = codec.spatial_factor * model.size_multiple
+    latent_frames(codec, data.num_frames)
     for bucket in data.buckets:
         if any(side % multiple for side in bucket):
             raise ValueError(f"bucket {tuple(bucket)}: both sides must be multiples of {multiple} pixels")
-    if encoders.global_latents and data.global_size % codec.downscale:
-        raise ValueError(f"global_size is {data.global_size}: a multiple of {codec.downscale} is accepted")
+    if encoders.global_latents and data.global_size % codec.spatial_factor:
+        raise ValueError(f"global_size is {data.global_size}: a multiple of {codec.spatial_factor} is accepted")
     if encoder is not None and (data.global_fit, data.global_size) != ("pad", encoder.image_size):
         raise ValueError(
             f"global_fit is {data.global_fit!r} and global_size {data.global_size}: the image encoder takes 'pad' and "
@@ -283,40 +282,3 @@ def check_sizes(config: ConfigDict, model: nn.Module, encoders: Encoders) -> Non
         raise ValueError(f"references is {data.references}: a diffusion model has none, 0 is accepted")
     if model.latent_channels != codec.latent_channels:
         raise ValueError(f"the model has {model.latent_channels} latent channels, the codec {codec.latent_channels}")
-
-
-def check_mesh(sizes: Mapping[str, int], model: nn.Module, num_frames: int) -> None:
-    """Raise ValueError where a mesh splits a network into more equal parts than it has, or has devices for products
-    none of which is split.
-
-    sizes: devices an axis; one that is -1 yet, the rest of them, splits nothing.
-    """
-    context, tensor = sizes["context"], sizes["tensor"]
-    kind, _ = registry.describe(model)
-    if context > 1 and (kind != "m3ddm" or num_frames % context):
-        raise ValueError(
-            f"mesh.context is {context}, for {num_frames} frames of a model of kind {kind}: a divisor of the frames, "
-            "and m3ddm, are accepted"
-        )
-    widest = max(*model.block_out_channels, *(features for features, _ in attentions(model)))
-    if tensor > 1 and not is_wide(widest):
-        raise ValueError(
-            f"mesh.tensor is {tensor}, for levels of {widest} channels at most: 1 is accepted, only levels of "
-            f"{WIDE} or more are split"
-        )
-    for features, heads in attentions(model) if tensor > 1 else ():
-        if is_wide(features) and heads % tensor:
-            raise ValueError(
-                f"mesh.tensor is {tensor}, for attention of {heads} heads on {features} channels: a divisor of the "
-                "heads is accepted"
-            )
-
-
-def attentions(model: nn.Module) -> list[tuple[int, int]]:
-    """(channels, heads) of a network's attentions, by level; the middle block has one on the last."""
-    heads = np.broadcast_to(model.num_heads, len(model.block_out_channels)).tolist()
-    has_one = (*model.attention_levels[:-1], True)
-    found = list(itertools.compress(zip(model.block_out_channels, heads, strict=True), has_one))
-    if isinstance(model, GlobalPaintUNet) and model.global_guidance:
-        found.append((model.extractor_width, model.extractor_heads))
-    return found

@@ -13,9 +13,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 from data.masks import MaskSampler
-from data.motion import make_motion_batches
-from m3ddm_jax.models import registry
-from m3ddm_jax.models.igfc import IGFC
+from data.synthetic.motion import make_motion_batches
 from m3ddm_jax.models.raft import RAFT
 from m3ddm_jax.recipes import base
 from m3ddm_jax.training.encoding import codec_identity
@@ -27,14 +25,14 @@ from m3ddm_jax.training.flow_step import (
     make_flow_step,
     make_flow_tasks,
 )
-from m3ddm_jax.training.optim import make_stepped_optimizer
+from m3ddm_jax.training.optim import make_stepped_optimizer, skip_spikes
 from m3ddm_jax.training.state import TrainState, abstract_state, init_state, load_state
 from m3ddm_jax.training.validation import Completion
 from m3ddm_jax.types import Array, Variables, VideoBatch
 from m3ddm_jax.weights import load_model
 
 MOTION = "motion"
-"""The kind of source whose clips come with their exact flow (data.motion)."""
+"""The kind of source whose clips come with their exact flow (data.synthetic.motion)."""
 
 # Directions, (dx, dy), in which red, green and blue grow in pictures of flow: a third of a turn apart.
 _COLOURS = ((1.0, 0.0), (-0.5, 0.75**0.5), (-0.5, -(0.75**0.5)))
@@ -49,16 +47,15 @@ class FlowRecipe:
     def __init__(self, config: ConfigDict):
         base.check_config(config, common.flow(), built=("model",))
         self._config = config
-        self.model = base.build_model(config.model)
+        self.model = base.build_model(config.model, kind="igfc")
         check_flow_sizes(config, self.model)
         self._estimator, self.frozen, identity = load_estimator(config)
         self.fixed = {"model": base.described(self.model)} | identity
-        self.optimizer = make_stepped_optimizer(
-            config.train.learning_rate,
-            decay_every=config.train.decay_every,
-            clip_norm=config.train.clip_norm,
-            spike_factor=config.train.spike_factor,
+        train = config.train
+        optimizer = make_stepped_optimizer(
+            train.learning_rate, decay_every=train.decay_every, clip_norm=train.clip_norm
         )
+        self.optimizer = skip_spikes(optimizer, train.spike_factor)
         self._init = functools.partial(base.init_for_relu, self.model)
         self.step = make_flow_step(
             self.model,
@@ -86,12 +83,12 @@ class FlowRecipe:
         """Shape, dtype and sharding of every array of the state."""
         return abstract_state(self._init, self.optimizer, rng, mesh)
 
-    def begin(self, rng: jax.Array, like: TrainState, batch: VideoBatch, frozen: Variables) -> TrainState:
+    def begin(self, rng: jax.Array, abstract_state: TrainState, batch: VideoBatch, frozen: Variables) -> TrainState:
         """The state before the first update: random, or the network of `train.init_from`."""
         del batch, frozen
         if folder := self._config.train.init_from:
-            return load_state(base.load_variables(folder, self.model), self.optimizer, rng, like)
-        return init_state(self._init, self.optimizer, rng, like)
+            return load_state(base.load_variables(folder, self.model), self.optimizer, rng, abstract_state)
+        return init_state(self._init, self.optimizer, rng, abstract_state)
 
     def complete(self, state: TrainState, batch: VideoBatch, frozen: Variables) -> Completion:
         """What the averaged weights make of flow, as pictures of the middle one of each clip; and its endpoint error
@@ -114,9 +111,7 @@ class FlowRecipe:
 
 
 def check_flow_sizes(config: ConfigDict, model: nn.Module) -> None:
-    """Raise ValueError where the model is none that completes flow, or clips do not fit it."""
-    if not isinstance(model, IGFC):
-        raise ValueError(f"model kind {config.model.kind!r} completes no flow: igfc is accepted")
+    """Raise ValueError where clips do not fit the model."""
     frames = model.interval * (model.num_frames - 1) + 2
     if config.data.num_frames != frames:
         raise ValueError(
@@ -143,10 +138,7 @@ def load_estimator(config: ConfigDict) -> tuple[RAFT | None, Variables, dict[str
         return None, {}, {}
     if MOTION in kinds:
         raise ValueError(f"flow.raft is {folder!r} and sources of the kind {MOTION} need none: have one or the other")
-    estimator, variables = load_model(folder)
-    if not isinstance(estimator, RAFT):
-        kind, _ = registry.describe(estimator)
-        raise ValueError(f"model folder {folder} is of the kind {kind!r}: raft is accepted")
+    estimator, variables = load_model(folder, kind="raft")
     return estimator, {"estimator": variables}, {"estimator": codec_identity(estimator, variables)}
 
 

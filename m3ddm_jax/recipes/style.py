@@ -3,7 +3,6 @@
 import functools
 import os
 
-import flax.linen as nn
 import grain
 import jax
 import jax.numpy as jnp
@@ -13,13 +12,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from configs import common
-from data.lending import lend_gradients
 from data.pipeline import make_batches
+from data.style_augmentation import lend_gradients
 from m3ddm_jax.models import registry
-from m3ddm_jax.models.asfn import ASFN, StyleDiscriminator
 from m3ddm_jax.recipes import base
 from m3ddm_jax.training.gan_state import GanState, Optimizers, create_gan_state
-from m3ddm_jax.training.optim import make_stepped_optimizer
+from m3ddm_jax.training.optim import make_stepped_optimizer, skip_spikes
 from m3ddm_jax.training.state import abstract, place, shardings_of
 from m3ddm_jax.training.style_step import hole_error, make_style_step, make_style_tasks
 from m3ddm_jax.training.validation import Completion
@@ -34,19 +32,17 @@ class StyleRecipe:
     def __init__(self, config: ConfigDict):
         base.check_config(config, common.style(), built=("model", "discriminator"))
         self._config = config
-        self.model, self.discriminator = base.build_model(config.model), base.build_model(config.discriminator)
-        check_style_sizes(config, self.model, self.discriminator)
+        self.model = base.build_model(config.model, kind="asfn")
+        self.discriminator = base.build_model(config.discriminator, kind="style_discriminator")
+        check_style_sizes(config)
         self.frozen = {}
         self.fixed = {"model": base.described(self.model), "discriminator": base.described(self.discriminator)}
         train, section = config.train, config.style
-        self.optimizers = Optimizers(
-            *(
-                make_stepped_optimizer(
-                    rate, decay_every=train.decay_every, clip_norm=train.clip_norm, spike_factor=train.spike_factor
-                )
-                for rate in (train.learning_rate, section.learning_rate)
-            )
+        optimizers = (
+            make_stepped_optimizer(rate, decay_every=train.decay_every, clip_norm=train.clip_norm)
+            for rate in (train.learning_rate, section.learning_rate)
         )
+        self.optimizers = Optimizers(*(skip_spikes(optimizer, train.spike_factor) for optimizer in optimizers))
         self.step = make_style_step(
             self.model,
             self.discriminator,
@@ -71,12 +67,15 @@ class StyleRecipe:
 
         return abstract(create, rng, mesh)
 
-    def begin(self, rng: jax.Array, like: GanState, batch: VideoBatch, frozen: Variables) -> GanState:
+    def begin(self, rng: jax.Array, abstract_state: GanState, batch: VideoBatch, frozen: Variables) -> GanState:
         """The state before the first update: a random discriminator, and a random network or that of
         `train.init_from`."""
         del batch, frozen
         model_key, discriminator_key, run_key = jax.random.split(rng, 3)
-        places = {"params": like.params}, {"params": like.discriminator_params, "spectral": like.spectral}
+        places = (
+            {"params": abstract_state.params},
+            {"params": abstract_state.discriminator_params, "spectral": abstract_state.spectral},
+        )
         if folder := self._config.train.init_from:
             variables = place(base.load_variables(folder, self.model), places[0])
         else:
@@ -86,7 +85,7 @@ class StyleRecipe:
         discriminator_variables = jax.jit(init, out_shardings=shardings_of(places[1]))(discriminator_key)
         create = jax.jit(
             lambda *variables: create_gan_state(*variables, self.optimizers, run_key),
-            out_shardings=shardings_of(like),
+            out_shardings=shardings_of(abstract_state),
             donate_argnums=(0, 1),
         )
         return create(variables, discriminator_variables)
@@ -115,14 +114,8 @@ def _picture(gradients: jax.Array) -> jax.Array:
     return base.to_uint8(_CONTRAST * rearrange(gradients[..., ::-1], "(b way) h w c -> b way h w c", way=2))
 
 
-def check_style_sizes(config: ConfigDict, model: nn.Module, discriminator: nn.Module) -> None:
-    """Raise ValueError where networks are of other kinds, or frames do not fit them."""
-    for section, module, kind, expected in (
-        (config.model, model, "asfn", ASFN),
-        (config.discriminator, discriminator, "style_discriminator", StyleDiscriminator),
-    ):
-        if not isinstance(module, expected):
-            raise ValueError(f"kind {section.kind!r} does not fuse styles, nor judge that: {kind} is accepted here")
+def check_style_sizes(config: ConfigDict) -> None:
+    """Raise ValueError where frames do not fit the networks."""
     if config.data.num_frames != 1:
         raise ValueError(f"data.num_frames is {config.data.num_frames}: frames are seen one by one, 1 is accepted")
     base.check_clips(config, multiple=4)

@@ -16,6 +16,7 @@ from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from m3ddm_jax.models import registry
 from m3ddm_jax.parallel.processes import gather_text
 from m3ddm_jax.training.checksums import find_damage, write_checksums
 from m3ddm_jax.training.mirror import is_remote
@@ -32,7 +33,7 @@ class Checkpoints:
     keep: how many of the latest stay.
     fixed: nested plain values that no checkpoint may differ in (what the networks are, what they learn).
     config, mesh: kept in the meta for the reader.
-    beside: called whenever a checkpoint is saved.
+    on_save: called whenever a checkpoint is saved.
 
     A checkpoint on a disk has checksums, which are checked when it is restored. That one is written, and how long it
     took, the first process says on the terminal.
@@ -46,9 +47,9 @@ class Checkpoints:
         fixed: dict[str, Any],
         config: dict[str, Any],
         mesh: Mesh,
-        beside: Callable[[], None] = lambda: None,
+        on_save: Callable[[], None] = lambda: None,
     ):
-        self._beside = beside
+        self._on_save = on_save
         self._speaks = jax.process_index() == 0
         self._begun = (0, 0.0)
         self._fixed = _plain(fixed)
@@ -91,7 +92,7 @@ class Checkpoints:
                 meta=ocp.args.JsonSave(self._meta | {"state": _shapes(state)}),
             ),
         )
-        self._beside()
+        self._on_save()
 
     def _finish(self) -> None:
         """Called in the background by the first process, where a checkpoint is complete but for its name."""
@@ -101,9 +102,8 @@ class Checkpoints:
                 write_checksums(pathlib.Path(folder))
         print(f"checkpoint {step} written in {time.perf_counter() - start:.1f} s", flush=True)
 
-    def restore(self, like: State) -> tuple[State, int]:
-        """(state, examples seen) of the newest checkpoint that is not damaged, laid out as `like`
-        (`training.state.abstract_state`) says.
+    def restore(self, abstract_state: State) -> tuple[State, int]:
+        """(state, examples seen) of the newest checkpoint that is not damaged, laid out as `abstract_state`.
 
         Those that are damaged are set aside, with a line, once an older one is restored. Raises ValueError where all
         are, and where the checkpoint is of other networks, or of another task, than this run's.
@@ -113,18 +113,20 @@ class Checkpoints:
             if reason := self._damage(step):
                 damaged[step] = reason
                 continue
-            restored = self._restore(step, like)
+            restored = self._restore(step, abstract_state)
             self._set_aside(damaged)
             return restored
         found = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
         raise ValueError(f"no checkpoint in {self._manager.directory} can be restored: {found}")
 
-    def _restore(self, step: int, like: State) -> tuple[State, int]:
+    def _restore(self, step: int, abstract_state: State) -> tuple[State, int]:
         small = self._read_small(step)
-        here = {**flatten_dict(self._fixed, sep="."), **_shapes(like)}
-        there = {**flatten_dict(small.meta["fixed"], sep="."), **small.meta["state"]}
+        here = {**flatten_dict(self._fixed, sep="."), **_shapes(abstract_state)}
+        there = {**flatten_dict(_without_removed(small.meta["fixed"]), sep="."), **small.meta["state"]}
         check_fit(f"checkpoint {step} in {self._manager.directory}", there, here)
-        state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like))).state
+        state = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
+        ).state
         return state, small.data["examples_seen"]
 
     def _read_small(self, step: int) -> Any:
@@ -205,6 +207,12 @@ def check_fit(source: str, there: dict[str, Any], here: dict[str, Any]) -> None:
         more = len(differences) - _NAMED_DIFFERENCES
         named = "; ".join(differences[:_NAMED_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
         raise ValueError(f"{source} does not fit the config: {named}")
+
+
+def _without_removed(fixed: dict[str, Any]) -> dict[str, Any]:
+    """What a run may not change, without the hyper-parameters that networks of earlier versions had."""
+    networks = {name: part for name, part in fixed.items() if isinstance(part, dict) and "kind" in part}
+    return fixed | {name: registry.without_removed(part["kind"], part) for name, part in networks.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -13,18 +13,18 @@ import optax
 from einops import rearrange
 
 from m3ddm_jax.diffusion.schedule import Schedule
-from m3ddm_jax.diffusion.targets import PREDICTIONS, add_noise, make_target, min_snr_weight
+from m3ddm_jax.diffusion.targets import add_noise, check_prediction, convert, make_target, min_snr_weight
 from m3ddm_jax.losses.diffusion import diffusion_loss
 from m3ddm_jax.parallel.constrain import constrain
 from m3ddm_jax.parallel.mesh import BATCH_AXES
-from m3ddm_jax.training.ema import update_ema
-from m3ddm_jax.training.encoding import SAMPLED, Conditions, Encoders, LatentBatch, encode_batch, make_conditions
-from m3ddm_jax.training.optim import spike_metrics, unless_skipped
+from m3ddm_jax.training.encoding import SAMPLED, DenoiserInputs, Encoders, LatentBatch, encode_batch, make_conditions
 from m3ddm_jax.training.state import TrainState
+from m3ddm_jax.training.update import apply_update
 from m3ddm_jax.types import Latents, Variables, VideoBatch
 
-Loss = Callable[[Variables, Conditions, jax.Array, jax.Array], jax.Array]
-"""(a network's variables, what it sees of clips, timestep [B], noise [B, T, h, w, C]) -> float32 scalar."""
+Loss = Callable[[Variables, DenoiserInputs, jax.Array, jax.Array], tuple[jax.Array, Latents]]
+"""(variables of a network, its inputs, timestep [B], noise [B, T, h, w, C]) -> (loss, a float32 scalar; the clean
+latents [B, T, h, w, C] that it predicts)."""
 
 
 @flax.struct.dataclass
@@ -42,33 +42,36 @@ class Draws:
 def make_diffusion_loss(
     model: nn.Module, schedule: Schedule, *, prediction: str, min_snr_gamma: float | None, known_weight: float
 ) -> Loss:
-    """How far a network's predictions are off, as a mean over clips.
+    """The denoising loss of a network, a mean over clips.
 
     prediction: what it predicts, and the space of the loss. min_snr_gamma: None weighs all timesteps alike.
-    known_weight: weight of the error where the latents are known, 1 being the paper's. Raises ValueError for another
-    prediction.
+    known_weight: weight of the error where the latents are known, 1 being the paper's. Raises ValueError for a
+    prediction that does not fit the schedule.
     """
-    if prediction not in PREDICTIONS:
-        raise ValueError(f"prediction {prediction!r} is unknown: one of {', '.join(PREDICTIONS)} is accepted")
+    check_prediction(prediction, schedule)
+    levels = np.stack([schedule.signal, schedule.sigma]).astype(np.float32)
 
-    def loss(variables: Variables, inputs: Conditions, timestep: jax.Array, noise: jax.Array) -> jax.Array:
-        alpha_cumprod = rearrange(jnp.asarray(schedule.alphas_cumprod)[timestep], "b -> b 1 1 1 1")
+    def loss(
+        variables: Variables, inputs: DenoiserInputs, timestep: jax.Array, noise: jax.Array
+    ) -> tuple[jax.Array, Latents]:
+        level = rearrange(jnp.asarray(levels)[:, timestep], "level b -> level b 1 1 1 1")
         latents = inputs.latents
+        noisy = add_noise(latents, noise, *level)
         output = model.apply(
             variables,
-            add_noise(latents, noise, alpha_cumprod),
+            noisy,
             inputs.mask,
             inputs.masked_latents,
             timestep=timestep,
             fps=inputs.fps,
             **inputs.guide,
         )
-        target = make_target(prediction, latents, noise, alpha_cumprod)
-        weight = jnp.ones_like(alpha_cumprod)
+        target = make_target(prediction, latents, noise, *level)
+        weight = jnp.where(inputs.mask > 0, 1.0, known_weight)
         if min_snr_gamma is not None:
-            weight = min_snr_weight(prediction, alpha_cumprod, min_snr_gamma)
-        weight = weight * jnp.where(inputs.mask > 0, 1.0, known_weight)
-        return diffusion_loss(output, target, weight)
+            weight = weight * min_snr_weight(prediction, *level, min_snr_gamma)
+        clean = convert(prediction, "x0", output.astype(jnp.float32), noisy, *level)
+        return diffusion_loss(output, target, weight), clean
 
     return loss
 
@@ -93,9 +96,9 @@ def make_diffusion_step(
 
     unknown: what stands in for unknown pixels (flow.region_fill.hide). drop_local, drop_global: probabilities of the
     null conditions. accumulate: micro-batches a batch is worked off in; all chance is drawn for the whole batch before,
-    so it changes rounding alone. spike_patience: updates in a row that the optimizer may skip (optim.skip_spikes).
-    Metrics, float32: loss; grad_norm, and grad_norm/PART of each part at the top of the parameters, before clipping;
-    of an optimizer that skips updates, skipped, 1 where it has, and stuck, 1 where it has too often.
+    so it changes rounding alone. ema_decay, spike_patience: of `training.update.apply_update`.
+    Metrics, float32: loss; grad_norm/PART of each part at the top of the parameters, before clipping; those of
+    `training.update.apply_update`.
     Raises ValueError for numbers that mean nothing.
     """
     for name, probability in {"drop_local": drop_local, "drop_global": drop_global}.items():
@@ -127,7 +130,8 @@ def make_diffusion_step(
 
         def loss_of(params: Any) -> jax.Array:
             variables = {"params": params, "batch_stats": state.batch_stats}
-            return loss(variables, inputs, draws.timestep, draws.noise)
+            value, _ = loss(variables, inputs, draws.timestep, draws.noise)
+            return value
 
         return jax.value_and_grad(loss_of)(state.params)
 
@@ -140,14 +144,9 @@ def make_diffusion_step(
             mean_loss, grads = _mean_over_micro_batches(
                 lambda micro: loss_and_grad(state, *micro, frozen), (batch, draws), accumulate, state.params
             )
-        metrics = {"loss": mean_loss, "grad_norm": optax.tree.norm(grads)}
-        metrics |= {f"grad_norm/{name}": optax.tree.norm(part) for name, part in grads.items()}
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema_params = update_ema(state.ema_params, params, state.step, ema_decay)
-        ema_params = unless_skipped(opt_state, ema_params, state.ema_params)
-        metrics |= spike_metrics(spike_patience, opt_state)
-        return state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema_params=ema_params), metrics
+        parts = {f"grad_norm/{name}": optax.tree.norm(part) for name, part in grads.items()}
+        state, metrics = apply_update(state, grads, optimizer, spike_patience=spike_patience, ema_decay=ema_decay)
+        return state.replace(step=state.step + 1), {"loss": mean_loss, **metrics, **parts}
 
     return train_step
 

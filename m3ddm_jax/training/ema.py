@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 _WARM_UP = 10.0
 
@@ -20,5 +21,4 @@ def ema_decay_at(step: jax.Array, decay: float) -> jax.Array:
 
 def update_ema(ema_params: Any, params: Any, step: jax.Array, decay: float) -> Any:
     """The average after an update that followed `step` earlier ones; float32, whatever the parameters are."""
-    keep = ema_decay_at(step, decay)
-    return jax.tree.map(lambda ema, new: keep * ema + (1.0 - keep) * new.astype(jnp.float32), ema_params, params)
+    return optax.incremental_update(optax.tree.cast(params, jnp.float32), ema_params, 1.0 - ema_decay_at(step, decay))

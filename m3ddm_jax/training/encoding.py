@@ -14,11 +14,11 @@ from flax.traverse_util import flatten_dict
 
 from m3ddm_jax.flow.region_fill import BLACK, hide
 from m3ddm_jax.models import registry
-from m3ddm_jax.models.autoencoder import from_latents, latent_moments, reduce_mask
+from m3ddm_jax.models.autoencoder import from_latents, latent_mask, latent_moments
 from m3ddm_jax.models.global_tokens import Evidence, observe
 from m3ddm_jax.models.openclip import OpenCLIPVision
 from m3ddm_jax.parallel.constrain import split_frames
-from m3ddm_jax.types import Array, Latents, Variables, VideoBatch
+from m3ddm_jax.types import Array, Codec, Latents, Variables, VideoBatch
 
 SAMPLED = ("latents", "masked", "global")
 """The latents that a batch may have, by the beginning of their names in LatentBatch."""
@@ -36,7 +36,7 @@ class Encoders:
     for a model that takes evidence of them.
     """
 
-    autoencoder: nn.Module
+    autoencoder: Codec
     image_encoder: OpenCLIPVision | None = None
     global_latents: bool = True
 
@@ -46,7 +46,7 @@ class LatentBatch(TypedDict):
 
     latents_mean, latents_std: [B, T, h, w, C], of the clip.
     masked_mean, masked_std: [B, T, h, w, C], of the clip with its unknown pixels hidden.
-    black_mean, black_std: [B, 1, h, w, C], of a black frame.
+    black_mean, black_std: [B, 1, h, w, C], of a black frame; [B, T, h, w, C], of a black clip, of a video codec.
     mask: [B, T, h, w, 1], 1 = generate: cells that hold any unknown pixel.
     fps, clip_id: as in VideoBatch.
     global_mean, global_std: [B, G, h', w', C], of the global frames, where the model takes latents of them.
@@ -71,7 +71,7 @@ class LatentBatch(TypedDict):
 
 
 @flax.struct.dataclass
-class Conditions:
+class DenoiserInputs:
     """What the network sees of a batch: latents and masked_latents [B, T, h, w, C], mask [B, T, h, w, 1], fps [B]; all
     float32.
 
@@ -91,18 +91,22 @@ def to_unit_range(frames: jax.Array) -> jax.Array:
     return frames.astype(jnp.float32) / 127.5 - 1.0
 
 
-def encode_frames(codec: nn.Module, codec_variables: Variables, frames: jax.Array) -> tuple[Latents, Latents]:
-    """Frames [B, T, H, W, 3] in [-1, 1] -> mean and standard deviation of their latents, [B, T, h, w, C] each."""
-    flat = rearrange(split_frames(frames), "b t h w c -> (b t) h w c")
-    moments = latent_moments(codec, codec_variables, flat)
-    mean, std = (rearrange(moment, "(b t) h w c -> b t h w c", b=frames.shape[0]) for moment in moments)
-    return mean, std
+def encode_frames(codec: Codec, codec_variables: Variables, frames: jax.Array) -> tuple[Latents, Latents]:
+    """Clips [B, T, H, W, 3] in [-1, 1] -> mean and standard deviation of their latents, [B, T', h, w, C] each."""
+    return latent_moments(codec, codec_variables, split_frames(frames))
 
 
-def decode_latents(codec: nn.Module, codec_variables: Variables, latents: Latents) -> jax.Array:
-    """Latents [B, T, h, w, C] -> frames [B, T, H, W, 3] about [-1, 1], not clipped."""
-    frames = from_latents(codec, codec_variables, rearrange(latents, "b t h w c -> (b t) h w c"))
-    return rearrange(frames, "(b t) h w c -> b t h w c", b=latents.shape[0])
+def encode_images(codec: Codec, codec_variables: Variables, frames: jax.Array) -> tuple[Latents, Latents]:
+    """`encode_frames` of frames [B, G, H, W, 3] that do not follow one another: [B, G, h, w, C] each."""
+    if codec.temporal_factor == 1:
+        return encode_frames(codec, codec_variables, frames)
+    mean, std = encode_frames(codec, codec_variables, rearrange(frames, "b g h w c -> (b g) 1 h w c"))
+    return tuple(rearrange(x, "(b g) 1 h w c -> b g h w c", b=frames.shape[0]) for x in (mean, std))
+
+
+def decode_latents(codec: Codec, codec_variables: Variables, latents: Latents) -> jax.Array:
+    """Latents [B, T', h, w, C] -> clips [B, T, H, W, 3] about [-1, 1], not clipped."""
+    return from_latents(codec, codec_variables, latents)
 
 
 def encode_batch(
@@ -114,19 +118,20 @@ def encode_batch(
     """
     if "latents_mean" in batch:
         return batch
-    video = to_unit_range(batch["video"])
+    video, codec = to_unit_range(batch["video"]), encoders.autoencoder
     frames = {
         "latents": video,
         "masked": hide(video, batch["mask"], unknown),
-        "black": jnp.full_like(video[:1, :1], BLACK),
+        # Black frames are all alike to an image codec.
+        "black": jnp.full_like(video[:1] if codec.temporal_factor > 1 else video[:1, :1], BLACK),
     }
     global_frames = to_unit_range(batch["global_frames"])
+    encoded = {"mask": latent_mask(codec, batch["mask"]), "fps": batch["fps"]}
+    for name, clips in frames.items():
+        encoded[f"{name}_mean"], encoded[f"{name}_std"] = encode_frames(codec, frozen["autoencoder"], clips)
     if encoders.global_latents:
-        frames["global"] = global_frames
-    codec = encoders.autoencoder
-    encoded = {"mask": reduce_mask(batch["mask"], codec.downscale, mode="max"), "fps": batch["fps"]}
-    for name, pictures in frames.items():
-        encoded[f"{name}_mean"], encoded[f"{name}_std"] = encode_frames(codec, frozen["autoencoder"], pictures)
+        moments = encode_images(codec, frozen["autoencoder"], global_frames)
+        encoded["global_mean"], encoded["global_std"] = moments
     if encoders.image_encoder is not None:
         canvas_size = video.shape[2:4]
         seen = observe(encoders.image_encoder, frozen["image_encoder"], global_frames, batch["known"], canvas_size)
@@ -141,7 +146,7 @@ def make_conditions(
     noise: dict[str, jax.Array] | None = None,
     drop_local: jax.Array | None = None,
     drop_global: jax.Array | None = None,
-) -> Conditions:
+) -> DenoiserInputs:
     """What the network sees of a batch.
 
     noise: standard normal of the shape of each of SAMPLED that the batch has, with which all latents, known ones and
@@ -171,7 +176,7 @@ def make_conditions(
         guide["evidence"] = Evidence(**{name: encoded[name] for name in EVIDENCE})
         if drop_global is not None:
             guide["drop_global"] = drop_global
-    return Conditions(
+    return DenoiserInputs(
         latents=sample("latents"),
         mask=parts["mask"],
         masked_latents=sample("masked"),

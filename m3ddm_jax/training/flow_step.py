@@ -19,9 +19,8 @@ from m3ddm_jax.flow.region_fill import fill_laplace
 from m3ddm_jax.losses.adversarial import weighted_mean
 from m3ddm_jax.losses.flow import completion_terms
 from m3ddm_jax.models.igfc import IGFC
-from m3ddm_jax.training.ema import update_ema
-from m3ddm_jax.training.optim import spike_metrics, unless_skipped
 from m3ddm_jax.training.state import TrainState
+from m3ddm_jax.training.update import apply_update
 from m3ddm_jax.types import Variables, VideoBatch
 
 Metrics = dict[str, jax.Array]
@@ -121,16 +120,15 @@ def make_flow_step(
     ema_decay: float,
     spike_patience: int,
     estimator: nn.Module | None = None,
-    iterations: int = 20,
+    iterations: int = 0,
 ) -> Callable[[TrainState, VideoBatch, Variables], tuple[TrainState, Metrics]]:
     """The pure function (state, batch without clip_id, frozen variables) -> (state, metrics) for `jax.jit`.
 
     estimator: a `models.raft.RAFT`, whose flow after so many iterations counts as true; its variables are
-    {"estimator": ...}, and every other clip is seen from its end. None: batches have `flow`. spike_patience: updates in
-    a row that the optimizer may skip (optim.skip_spikes).
+    {"estimator": ...}, and every other clip is seen from its end. None: batches have `flow`. ema_decay, spike_patience:
+    of `training.update.apply_update`.
     Metrics, float32: `loss` and each of its terms; `endpoint_error` and that of the membrane alone,
-    `endpoint_error_filled`, in pixels under the mask before the update; `grad_norm`, before clipping; those of
-    `optim.spike_metrics`.
+    `endpoint_error_filled`, in pixels under the mask before the update; those of `training.update.apply_update`.
     """
 
     def train_step(state: TrainState, batch: VideoBatch, frozen: Variables) -> tuple[TrainState, Metrics]:
@@ -147,14 +145,9 @@ def make_flow_step(
             return loss, terms | {"endpoint_error": endpoint_error(flows[0], task)}
 
         (loss, metrics), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
-        metrics |= {"loss": loss, "grad_norm": optax.tree.norm(gradients)}
-        metrics["endpoint_error_filled"] = endpoint_error(task.middle, task)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema_params = update_ema(state.ema_params, params, state.step, ema_decay)
-        ema_params = unless_skipped(opt_state, ema_params, state.ema_params)
-        metrics |= spike_metrics(spike_patience, opt_state)
-        return state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema_params=ema_params), metrics
+        metrics |= {"loss": loss, "endpoint_error_filled": endpoint_error(task.middle, task)}
+        state, of_update = apply_update(state, gradients, optimizer, spike_patience=spike_patience, ema_decay=ema_decay)
+        return state.replace(step=state.step + 1), metrics | of_update
 
     return train_step
 

@@ -30,7 +30,7 @@ from m3ddm_jax.training.ema import update_ema
 from m3ddm_jax.training.encoding import to_unit_range
 from m3ddm_jax.training.gan_state import GanState, Optimizers
 from m3ddm_jax.training.generators import MakeGenerator
-from m3ddm_jax.training.optim import spike_metrics, unless_skipped
+from m3ddm_jax.training.update import apply_update, joined
 from m3ddm_jax.types import Variables, VideoBatch
 
 Metrics = dict[str, jax.Array]
@@ -69,7 +69,7 @@ class AdversarialSettings:
     guard_steps: int = 2000
     r1: float = 0.0
     lecam: float = 0.0
-    ema_decay: float = 0.999
+    ema_decay: float = dataclasses.field(kw_only=True)
 
     def __post_init__(self):
         numbers = {name: value for name, value in vars(self).items() if name != "weights"} | vars(self.weights)
@@ -119,12 +119,12 @@ def make_gan_step(
     One forward pass of the generator serves both updates: first its own, then the discriminator's, which sees the same
     frames detached. discriminator: a `models.discriminator.HierarchicalDiscriminator`. num_local: the first frames of
     each clip, which follow one another in time; they are what is judged, while all frames are reconstructed.
-    spike_patience: updates in a row that either optimizer may skip (optim.skip_spikes).
+    spike_patience: of `training.update.apply_update`.
 
     Metrics, float32: `loss` and each of its terms; `discriminator_loss` and its parts; those of `logit_metrics`;
-    `grad_norm` and `discriminator_grad_norm`, before clipping; `feature_to_hole`, the norms' ratio of the gradients
+    `feature_to_hole`, the norms' ratio of the gradients
     that the weighted feature and hole terms have at the generated pixels; `ramp`; `discriminator_rate`; those of
-    `optim.spike_metrics`.
+    `training.update.apply_update`.
     Raises ValueError, when it is traced, for clips of fewer than num_local frames, and for frames that are smaller than
     a tube or that the generator does not take.
     """
@@ -159,15 +159,20 @@ def make_gan_step(
             ramp=ramp,
         )
         (gradients,) = pull_back((at_pixels, at_own_terms))
-        metrics |= {"ramp": ramp, "grad_norm": optax.tree.norm(gradients)}
-        updated, opt_state = _update_generator(state, gradients, optimizers.generator, settings)
+        updated, of_generator = apply_update(
+            state,
+            gradients,
+            optimizers.generator,
+            spike_patience=spike_patience,
+            ema_decay=settings.ema_decay,
+            begin=settings.discriminator_warmup,
+        )
 
         fake = jax.lax.stop_gradient(composite(made[:, :num_local], local_truth, local_mask))
-        updated, discriminator_metrics = _update_discriminator(
-            updated, judge, local_truth, fake, optimizers.discriminator, settings
+        updated, of_discriminator = _update_discriminator(
+            updated, judge, local_truth, fake, optimizers.discriminator, settings, spike_patience
         )
-        metrics |= discriminator_metrics
-        metrics |= spike_metrics(spike_patience, opt_state, updated.discriminator_opt_state)
+        metrics |= {"ramp": ramp} | joined(of_generator, of_discriminator)
         return updated.replace(step=state.step + 1), metrics
 
     return train_step
@@ -223,21 +228,6 @@ def _generator_gradients(
     return total, {name: shares[name] for name in own_terms}, metrics
 
 
-def _update_generator(
-    state: GanState, gradients: Any, optimizer: optax.GradientTransformation, settings: AdversarialSettings
-) -> tuple[GanState, Any]:
-    """The state with the generator, its optimizer and its average one update on, as it is in the warm-up; and the
-    optimizer's state whatever the warm-up, which tells whether it has skipped."""
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    count = state.step - settings.discriminator_warmup
-    ema_params = update_ema(state.ema_params, params, jnp.maximum(count, 0), settings.ema_decay)
-    ema_params = unless_skipped(opt_state, ema_params, state.ema_params)
-    updated = {"params": params, "opt_state": opt_state, "ema_params": ema_params}
-    kept = {name: getattr(state, name) for name in updated}
-    return state.replace(**jax.tree.map(lambda new, old: jnp.where(count >= 0, new, old), updated, kept)), opt_state
-
-
 def _update_discriminator(
     state: GanState,
     judge: Callable[[Any, Any, jax.Array], Outputs],
@@ -245,6 +235,7 @@ def _update_discriminator(
     fake: jax.Array,
     optimizer: optax.GradientTransformation,
     settings: AdversarialSettings,
+    spike_patience: int,
 ) -> tuple[GanState, Metrics]:
     """The state with the discriminator one update on, and how it did before."""
     spectral = power_iteration({"params": state.discriminator_params, "spectral": state.spectral})["spectral"]
@@ -268,20 +259,21 @@ def _update_discriminator(
         return loss, metrics
 
     (loss, metrics), gradients = jax.value_and_grad(objective, has_aux=True)(state.discriminator_params)
-    updates, opt_state = optimizer.update(gradients, state.discriminator_opt_state, state.discriminator_params)
-    updates = jax.tree.map(lambda update: state.discriminator_rate * update, updates)
     rate, confident_steps = guarded_rate(state, metrics["local_accuracy"], settings.guard_steps)
     means = {name: metrics[name] for name in state.anchors}
-    metrics |= {"discriminator_loss": loss, "discriminator_grad_norm": optax.tree.norm(gradients)}
-    beside = {
+    after = {
         "spectral": spectral,
         "discriminator_rate": rate,
         "confident_steps": confident_steps,
         "anchors": update_ema(state.anchors, means, state.step, _ANCHOR_DECAY),
     }
-    state = state.replace(
-        discriminator_params=optax.apply_updates(state.discriminator_params, updates),
-        discriminator_opt_state=opt_state,
-        **unless_skipped(opt_state, beside, {name: getattr(state, name) for name in beside}),
+    state, of_update = apply_update(
+        state,
+        gradients,
+        optimizer,
+        spike_patience=spike_patience,
+        network="discriminator_",
+        rate=state.discriminator_rate,
+        more=after,
     )
-    return state, metrics | {"discriminator_rate": state.discriminator_rate}
+    return state, metrics | of_update | {"discriminator_loss": loss, "discriminator_rate": state.discriminator_rate}

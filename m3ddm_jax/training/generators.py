@@ -8,15 +8,13 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from m3ddm_jax.diffusion.schedule import Schedule
-from m3ddm_jax.diffusion.targets import PREDICTIONS, add_noise, convert, make_target, min_snr_weight
 from m3ddm_jax.flow.region_fill import hide
-from m3ddm_jax.losses.diffusion import diffusion_loss
 from m3ddm_jax.losses.outpainting import flow_term
-from m3ddm_jax.models.autoencoder import reduce_mask
+from m3ddm_jax.models.autoencoder import latent_mask
 from m3ddm_jax.parallel.constrain import constrain
 from m3ddm_jax.parallel.mesh import BATCH_AXES
-from m3ddm_jax.training.encoding import decode_latents, encode_frames, to_unit_range
+from m3ddm_jax.training.diffusion_step import Loss
+from m3ddm_jax.training.encoding import DenoiserInputs, decode_latents, encode_frames, encode_images, to_unit_range
 from m3ddm_jax.types import Variables, VideoBatch
 
 Generator = Callable[[Variables, jax.Array, jax.Array, int], tuple[jax.Array, dict[str, jax.Array]]]
@@ -54,69 +52,48 @@ def e2fgvi_generator(module: nn.Module, *, flow: bool) -> MakeGenerator:
 
 
 def diffusion_generator(
-    model: nn.Module,
-    codec: nn.Module,
-    schedule: Schedule,
-    *,
-    prediction: str,
-    min_snr_gamma: float | None,
-    known_weight: float,
-    unknown: str,
-    drop_global: float,
-    max_timestep: float,
+    loss: Loss, codec: nn.Module, num_timesteps: int, *, unknown: str, drop_global: float, max_timestep: float
 ) -> MakeGenerator:
-    """A masked video diffusion model as a generator: its clean latents, told in one step from noisy ones, as pixels.
+    """A masked video diffusion model as a generator: the clean latents that it predicts in one step, as pixels.
 
-    Timesteps are drawn from the first share `max_timestep` of the schedule: where hardly any signal is left, one step
-    tells a mean over all that could be, which no discriminator should judge. It has the term "denoising", the loss of
-    `training.diffusion_step`, which says what the other arguments are. The frozen variables are {"autoencoder": ...}.
-    Raises ValueError for another prediction, and a max_timestep outside 0..1.
+    loss: the model's, from `training.diffusion_step.make_diffusion_loss`; its value is the term "denoising". Timesteps
+    are drawn from the first share `max_timestep` of the schedule: where hardly any signal is left, one step predicts a
+    mean over all possible clips, which no discriminator should judge. unknown, drop_global: as in
+    `training.diffusion_step`. The frozen variables are {"autoencoder": ...}.
+    Raises ValueError for a max_timestep outside 0..1.
     """
-    if prediction not in PREDICTIONS:
-        raise ValueError(f"prediction {prediction!r} is unknown: one of {', '.join(PREDICTIONS)} is accepted")
     if not 0 < max_timestep <= 1:
         raise ValueError(f"max_timestep is {max_timestep}: a share of the schedule above 0, up to 1, is accepted")
-    timesteps = max(1, round(max_timestep * schedule.num_timesteps))
+    timesteps = max(1, round(max_timestep * num_timesteps))
 
     def make(batch: VideoBatch, frozen: Variables, rng: jax.Array) -> Generator:
         timestep_key, noise_key, drop_key, *posterior_keys = jax.random.split(rng, 6)
         clips = batch["fps"].shape
 
-        def encode(pictures: jax.Array, key: jax.Array) -> jax.Array:
-            mean, std = encode_frames(codec, frozen["autoencoder"], pictures)
+        def draw(moments: tuple[jax.Array, jax.Array], key: jax.Array) -> jax.Array:
+            mean, std = moments
             return mean + std * _normal(key, mean)
 
         def generate(variables: Variables, frames: jax.Array, mask: jax.Array, num_local: int):
             del num_local  # all frames of a clip follow one another
-            seen = (frames, hide(frames, mask, unknown), to_unit_range(batch["global_frames"]))
-            latents, masked_latents, global_latents = map(encode, seen, posterior_keys)
+            codec_variables = frozen["autoencoder"]
+            moments = [encode_frames(codec, codec_variables, x) for x in (frames, hide(frames, mask, unknown))]
+            moments.append(encode_images(codec, codec_variables, to_unit_range(batch["global_frames"])))
+            latents, masked_latents, global_latents = map(draw, moments, posterior_keys)
             drop = rearrange(jax.random.bernoulli(drop_key, drop_global, clips), "b -> b 1 1 1 1")
             timestep = jax.random.randint(timestep_key, clips, 0, timesteps)
-            alpha_cumprod = rearrange(jnp.asarray(schedule.alphas_cumprod)[timestep], "b -> b 1 1 1 1")
-            noise, cells = _normal(noise_key, latents), reduce_mask(mask, codec.downscale)
-            noisy = add_noise(latents, noise, alpha_cumprod)
-            output = model.apply(
-                variables,
-                noisy,
-                cells,
-                masked_latents,
-                timestep=timestep,
-                fps=batch["fps"],
-                global_latents=jnp.where(drop, 0.0, global_latents),
-            )
-            weight = jnp.where(cells > 0, 1.0, known_weight)
-            if min_snr_gamma is not None:
-                weight = weight * min_snr_weight(prediction, alpha_cumprod, min_snr_gamma)
-            target = make_target(prediction, latents, noise, alpha_cumprod)
-            clean = convert(prediction, "x0", output.astype(jnp.float32), noisy, alpha_cumprod)
+            guide = {"global_latents": jnp.where(drop, 0.0, global_latents)}
+            cells = latent_mask(codec, mask)
+            inputs = DenoiserInputs(latents, cells, masked_latents, batch["fps"], guide)
+            denoising, clean = loss(variables, inputs, timestep, _normal(noise_key, latents))
             made = decode_latents(codec, frozen["autoencoder"], clean).astype(jnp.float32)
-            return made, {"denoising": diffusion_loss(output, target, weight)}
+            return made, {"denoising": denoising}
 
         return generate
 
     return make
 
 
-def _normal(key: jax.Array, like: Any) -> jax.Array:
+def _normal(key: jax.Array, array: Any) -> jax.Array:
     """Standard normal of an array's shape, split over the devices as a batch is."""
-    return constrain(jax.random.normal(key, like.shape), BATCH_AXES)
+    return constrain(jax.random.normal(key, array.shape), BATCH_AXES)

@@ -201,7 +201,7 @@ def run(
     there is none, or the same would be gone back to twice; and where a loss or a gradient is not finite and the update
     was made all the same. Nothing is saved after such an update.
     """
-    like, gone_back_to = layout_of(state), None
+    abstract_state, gone_back_to = layout_of(state), None
     go_on = functools.partial(
         _go_on,
         step_fn=step_fn,
@@ -223,7 +223,7 @@ def run(
             if newest in (None, gone_back_to):
                 raise
         # Out of the handler, which still held the state that is given up: there may be room for one alone.
-        state, _ = checkpoints.restore(like)
+        state, _ = checkpoints.restore(abstract_state)
         gone_back_to = int(state.step)
         log.go_back(gone_back_to, reason)
 

@@ -34,21 +34,18 @@ def make_optimizer(
     weight_decay: float,
     clip_norm: float,
     rate: Rate | None = None,
-    spike_factor: float = 0.0,
 ) -> optax.GradientTransformation:
     """AdamW behind clipping by the global norm; the learning rate rises linearly over `warmup_steps`, then stays.
 
     It does not depend on the number of steps to come, so a run can be prolonged: the average of the parameters takes
     the place of a decay. rate: of single parameters, decay included; their moments are kept whatever it is.
-    spike_factor: of `skip_spikes`; 0: no update is skipped.
     """
     schedule = optax.linear_schedule(learning_rate / max(1, warmup_steps), learning_rate, max(1, warmup_steps - 1))
-    optimizer = optax.chain(
+    return optax.chain(
         optax.clip_by_global_norm(clip_norm),
         optax.adamw(schedule, b1=0.9, b2=0.999, weight_decay=weight_decay, mask=_has_decay),
         *([] if rate is None else [_scale_by_rate(rate)]),
     )
-    return skip_spikes(optimizer, spike_factor) if spike_factor else optimizer
 
 
 def scaled_to_batch(
@@ -77,11 +74,13 @@ class SpikeState(NamedTuple):
 
 
 def skip_spikes(optimizer: optax.GradientTransformation, factor: float) -> optax.GradientTransformation:
-    """The optimizer, which makes nothing of spikes: no update, and no trace in its state.
+    """The optimizer without the updates of spikes, which leave no trace in its state either; itself for a factor of 0.
 
     Spikes are gradients whose global norm is not finite, or above `factor` times the running mean of those that were
-    applied, once these are 100. Raises ValueError for a factor that is not above 1.
+    applied, once these are 100. Raises ValueError for a factor that is neither 0 nor above 1.
     """
+    if factor == 0:
+        return optimizer
     if not factor > 1:
         raise ValueError(f"spike_factor is {factor}: 0, which is off, or more than 1 is accepted")
 
@@ -108,22 +107,6 @@ def skipped_in_a_row(opt_state: Any) -> jax.Array | None:
     """How many updates the optimizer has skipped by now, an int32 scalar, 0 after one that it applied; None where it
     skips none."""
     return opt_state.in_a_row if isinstance(opt_state, SpikeState) else None
-
-
-def unless_skipped(opt_state: Any, new: Any, old: Any) -> Any:
-    """The new tree, or where the optimizer has skipped its last update the old one."""
-    in_a_row = skipped_in_a_row(opt_state)
-    return new if in_a_row is None else jax.tree.map(lambda new, old: jnp.where(in_a_row > 0, old, new), new, old)
-
-
-def spike_metrics(patience: int, *opt_states: Any) -> dict[str, jax.Array]:
-    """Of optimizers that skip updates: skipped, float32, 1 where one of them has skipped its last, and stuck, 1 where
-    one has skipped as many in a row as `patience` says; empty where they skip none."""
-    found = [in_a_row for state in opt_states if (in_a_row := skipped_in_a_row(state)) is not None]
-    if not found:
-        return {}
-    most = jnp.stack(found).max()
-    return {"skipped": (most > 0).astype(jnp.float32), "stuck": (most >= patience).astype(jnp.float32)}
 
 
 def staged_rate(pretrained_rate: float, frozen_steps: int) -> Rate:
@@ -158,14 +141,11 @@ def _scale_by_rate(rate: Rate) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def make_stepped_optimizer(
-    learning_rate: float, *, decay_every: int, clip_norm: float, spike_factor: float = 0.0
-) -> optax.GradientTransformation:
+def make_stepped_optimizer(learning_rate: float, *, decay_every: int, clip_norm: float) -> optax.GradientTransformation:
     """Adam (betas 0.9 and 0.999) behind clipping by the global norm; after every `decay_every` updates a tenth of the
-    learning rate is left; 0: it stays. spike_factor: of `skip_spikes`; 0: no update is skipped."""
+    learning rate is left; 0: it stays."""
     rate = optax.exponential_decay(learning_rate, decay_every, 0.1, staircase=True) if decay_every else learning_rate
-    optimizer = optax.chain(optax.clip_by_global_norm(clip_norm), optax.adam(rate, b1=0.9, b2=0.999))
-    return skip_spikes(optimizer, spike_factor) if spike_factor else optimizer
+    return optax.chain(optax.clip_by_global_norm(clip_norm), optax.adam(rate, b1=0.9, b2=0.999))
 
 
 def make_gan_optimizer(
@@ -174,20 +154,19 @@ def make_gan_optimizer(
     decay_at: int = 0,
     clip_norm: float | None = None,
     factors: Mapping[str, float] = MappingProxyType({}),
-    spike_factor: float = 0.0,
 ) -> optax.GradientTransformation:
     """Adam as GANs for video inpainting have it: no first moment, no weight decay (betas 0 and 0.99).
 
     decay_at: updates after which a tenth of the learning rate is left; 0: never. clip_norm: gradients are clipped by
     their global norm; None: not. factors: of the learning rate of single parts, by their name at the top of the
-    parameters. spike_factor: of `skip_spikes`; 0: no update is skipped.
+    parameters.
     """
 
     def scaled(updates: Any, params: Any = None) -> Any:
         del params
         return {name: optax.tree.scale(factors.get(name, 1.0), part) for name, part in updates.items()}
 
-    optimizer = optax.chain(
+    return optax.chain(
         optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm),
         optax.scale_by_adam(b1=0.0, b2=0.99),
         optax.stateless(scaled),
@@ -195,4 +174,3 @@ def make_gan_optimizer(
             optax.piecewise_constant_schedule(learning_rate, {decay_at: 0.1} if decay_at else None)
         ),
     )
-    return skip_spikes(optimizer, spike_factor) if spike_factor else optimizer

@@ -67,42 +67,45 @@ def abstract(create: Callable[[jax.Array], Any], rng: jax.Array, mesh: Mesh) -> 
 
 
 def init_state(
-    init: Callable[[jax.Array], Variables], optimizer: optax.GradientTransformation, rng: jax.Array, like: TrainState
+    init: Callable[[jax.Array], Variables],
+    optimizer: optax.GradientTransformation,
+    rng: jax.Array,
+    abstract_state: TrainState,
 ) -> TrainState:
-    """A fresh state that lies on its mesh from the start: nothing exists unsharded. like: from `abstract_state`."""
+    """A fresh state that lies on its mesh from the start: nothing exists unsharded."""
 
     def create(key: jax.Array) -> TrainState:
         init_key, run_key = jax.random.split(key)
         return create_state(init(init_key), optimizer, run_key)
 
     # Written out, because without out_shardings the optimizer's moments would be replicated.
-    return jax.jit(create, out_shardings=shardings_of(like))(rng)
+    return jax.jit(create, out_shardings=shardings_of(abstract_state))(rng)
 
 
 def load_state(
-    variables: Variables, optimizer: optax.GradientTransformation, rng: jax.Array, like: TrainState
+    variables: Variables, optimizer: optax.GradientTransformation, rng: jax.Array, abstract_state: TrainState
 ) -> TrainState:
     """`init_state` with the parameters and BatchNorm statistics of a model on the host in place of random ones."""
-    placed = {name: place(variables.get(name, {}), getattr(like, name)) for name in ("params", "batch_stats")}
+    placed = {name: place(variables.get(name, {}), getattr(abstract_state, name)) for name in ("params", "batch_stats")}
     _, run_key = jax.random.split(rng)
     create = jax.jit(
         lambda variables, key: create_state(variables, optimizer, key),
-        out_shardings=shardings_of(like),
+        out_shardings=shardings_of(abstract_state),
         donate_argnums=0,
     )
     return create(placed, run_key)
 
 
-def place(values: Any, like: Any) -> Any:
+def place(values: Any, abstract_tree: Any) -> Any:
     """A tree of arrays on the host at their places on the mesh, one array after the other.
 
-    like: the same tree of shapes with shardings, a part of what `abstract_state` gives.
+    abstract_tree: the same tree of shapes with shardings, a part of what `abstract_state` gives.
     """
 
     def put(value: np.ndarray, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         return jax.make_array_from_callback(value.shape, leaf.sharding, lambda index: value[index])
 
-    return jax.tree.map(put, values, like)
+    return jax.tree.map(put, values, abstract_tree)
 
 
 def layout_of(state: Any) -> Any:
@@ -110,6 +113,6 @@ def layout_of(state: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
 
 
-def shardings_of(like: Any) -> Any:
+def shardings_of(abstract_tree: Any) -> Any:
     """Where each array of a tree lies, as `jax.jit` takes it for `out_shardings`."""
-    return jax.tree.map(lambda leaf: leaf.sharding, like)
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract_tree)

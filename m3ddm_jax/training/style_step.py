@@ -17,10 +17,9 @@ from m3ddm_jax.flow.least_squares import differences
 from m3ddm_jax.losses.adversarial import hinge_fake, hinge_real, weighted_mean
 from m3ddm_jax.models.asfn import ASFN
 from m3ddm_jax.models.discriminator import power_iteration
-from m3ddm_jax.training.ema import update_ema
 from m3ddm_jax.training.gan_state import GanState, Optimizers
 from m3ddm_jax.training.gan_step import composite
-from m3ddm_jax.training.optim import spike_metrics, unless_skipped
+from m3ddm_jax.training.update import apply_update, joined
 from m3ddm_jax.types import Variables, VideoBatch
 
 Metrics = dict[str, jax.Array]
@@ -36,7 +35,7 @@ class StyleTask(NamedTuple):
 
 
 def make_style_tasks(batch: VideoBatch) -> StyleTask:
-    """Of clips of one frame, with the gradients `lent` [B, 2, H, W, 3] to them (data.lending)."""
+    """Of clips of one frame, with the gradients `lent` [B, 2, H, W, 3] to them (data.style_augmentation)."""
     frames = batch["video"][:, 0].astype(jnp.float32) / 255
     truth = jnp.stack(differences(frames), axis=1)
     lent, truth = (rearrange(x[..., ::-1], "b way h w c -> (b way) h w c") for x in (batch["lent"], truth))
@@ -62,11 +61,9 @@ def make_style_step(
 
     reconstruction, adversarial: weights of the errors, those in the hole and those outside alike, and of what the
     discriminator finds of gradients with the known ones pasted. It is updated after the network, on the same ones. The
-    state's guard and anchors stay as they begin. spike_patience: updates in a row that either optimizer may skip
-    (optim.skip_spikes).
+    state's guard and anchors stay as they begin. ema_decay, spike_patience: of `training.update.apply_update`.
     Metrics, float32: `loss`, its terms `hole`, `valid` and `adversarial`; `hole_lent`, the error of what was lent;
-    `discriminator_loss`, and the mean logits `real` and `fake`; `grad_norm` and `discriminator_grad_norm`, before
-    clipping; those of `optim.spike_metrics`.
+    `discriminator_loss`, and the mean logits `real` and `fake`; those of `training.update.apply_update`.
     """
 
     def train_step(state: GanState, batch: VideoBatch, frozen: Variables) -> tuple[GanState, Metrics]:
@@ -88,15 +85,14 @@ def make_style_step(
             return loss, (pasted, terms | {"loss": loss})
 
         (_, (pasted, metrics)), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
-        metrics |= {"hole_lent": hole_error(task.lent, task), "grad_norm": optax.tree.norm(gradients)}
-        updates, opt_state = optimizers.generator.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema_params = update_ema(state.ema_params, params, state.step, ema_decay)
-        ema_params = unless_skipped(opt_state, ema_params, state.ema_params)
-        updated = state.replace(params=params, opt_state=opt_state, ema_params=ema_params)
-        updated, found = _update_discriminator(updated, judge, task.truth, pasted, optimizers.discriminator)
-        metrics |= found | spike_metrics(spike_patience, updated.opt_state, updated.discriminator_opt_state)
-        return updated.replace(step=state.step + 1), metrics
+        metrics["hole_lent"] = hole_error(task.lent, task)
+        updated, of_model = apply_update(
+            state, gradients, optimizers.generator, spike_patience=spike_patience, ema_decay=ema_decay
+        )
+        updated, of_discriminator = _update_discriminator(
+            updated, judge, task.truth, pasted, optimizers.discriminator, spike_patience
+        )
+        return updated.replace(step=state.step + 1), metrics | joined(of_model, of_discriminator)
 
     return train_step
 
@@ -107,6 +103,7 @@ def _update_discriminator(
     truth: jax.Array,
     fake: jax.Array,
     optimizer: optax.GradientTransformation,
+    spike_patience: int,
 ) -> tuple[GanState, Metrics]:
     """The state with the discriminator one update on, and how it did before."""
     params = state.discriminator_params
@@ -118,10 +115,12 @@ def _update_discriminator(
         return loss, {"discriminator_loss": loss, "real": jnp.mean(real_logits), "fake": jnp.mean(fake_logits)}
 
     (_, metrics), gradients = jax.value_and_grad(objective, has_aux=True)(params)
-    updates, opt_state = optimizer.update(gradients, state.discriminator_opt_state, params)
-    state = state.replace(
-        discriminator_params=optax.apply_updates(params, updates),
-        spectral=unless_skipped(opt_state, spectral, state.spectral),
-        discriminator_opt_state=opt_state,
+    state, of_update = apply_update(
+        state,
+        gradients,
+        optimizer,
+        spike_patience=spike_patience,
+        network="discriminator_",
+        more={"spectral": spectral},
     )
-    return state, metrics | {"discriminator_grad_norm": optax.tree.norm(gradients)}
+    return state, metrics | of_update

@@ -10,7 +10,7 @@ import numpy as np
 
 from m3ddm_jax.parallel.constrain import BATCH_AXES, constrain
 from m3ddm_jax.training.diffusion_step import Loss
-from m3ddm_jax.training.encoding import Conditions
+from m3ddm_jax.training.encoding import DenoiserInputs
 from m3ddm_jax.training.state import TrainState
 from m3ddm_jax.types import Array
 
@@ -34,7 +34,9 @@ def side_by_side(completion: Completion) -> jax.Array:
     return jnp.concatenate([jnp.where(unknown, 0, truth), made, truth], axis=3)
 
 
-def losses_by_timestep(loss: Loss, state: TrainState, inputs: Conditions, num_timesteps: int) -> dict[str, jax.Array]:
+def losses_by_timestep(
+    loss: Loss, state: TrainState, inputs: DenoiserInputs, num_timesteps: int
+) -> dict[str, jax.Array]:
     """The loss of a batch by bins of timesteps, float32 scalars, of the trained weights and of the averaged ones: their
     mean "loss", "loss/0-249" and so on for 1000 timesteps; and the same of "loss_ema".
 
@@ -49,7 +51,8 @@ def losses_by_timestep(loss: Loss, state: TrainState, inputs: Conditions, num_ti
     def measure(case: tuple[jax.Array, jax.Array]) -> jax.Array:
         averaged, timestep = case
         params = jax.tree.map(lambda raw, ema: jnp.where(averaged, ema, raw), state.params, state.ema_params)
-        return loss({"params": params, "batch_stats": state.batch_stats}, inputs, timestep, noise)
+        value, _ = loss({"params": params, "batch_stats": state.batch_stats}, inputs, timestep, noise)
+        return value
 
     # One after the other: the network is compiled once, and the activations of one pass are held.
     found = jax.lax.map(measure, (np.repeat([False, True], _BINS), np.tile(timesteps, (2, 1))))

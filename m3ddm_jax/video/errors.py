@@ -11,7 +11,7 @@ class Damaged(ValueError):
 
 
 @contextlib.contextmanager
-def told_as(message: str) -> Iterator[None]:
+def reraise_as(message: str) -> Iterator[None]:
     """Raises ValueError "message: reason" in place of an error of libav or of the file system."""
     try:
         yield

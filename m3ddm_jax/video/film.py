@@ -14,7 +14,7 @@ from av.video.reformatter import VideoReformatter
 from m3ddm_jax.video.colour import MATRICES, UNSPECIFIED, Colour, is_yuv
 from m3ddm_jax.video.damage import Expected, describe_damage
 from m3ddm_jax.video.decoding import Listing, Mark, Stream, fingerprint, has_alpha, is_transparent
-from m3ddm_jax.video.errors import Damaged, told_as
+from m3ddm_jax.video.errors import Damaged, reraise_as
 from m3ddm_jax.video.probe import PROGRESSIVE_ORDERS, Packets, Probe
 from m3ddm_jax.video.reader import Reader
 from m3ddm_jax.video.timeline import timeline_of
@@ -48,7 +48,7 @@ class FilmReader(Reader):
         self._probe, self._threads, self._tolerant = probe, threads, tolerant
         self._marks: dict[int, Mark] = {}
         self._forget()
-        with told_as(f"{probe.name} is no readable video"):
+        with reraise_as(f"{probe.name} is no readable video"):
             self._stream = _rewound(probe, threads, container, tolerant)
             frames = self._stream.frames()
             first = next(frames, None)
@@ -124,7 +124,7 @@ class FilmReader(Reader):
         self._shape, size = (first.height, first.width), sum(plane.buffer_size for plane in first.planes)
         self._cache_frames = max(2, min(CACHE_FRAMES, CACHE_BYTES // size))
 
-    def again(self) -> "FilmReader":
+    def reopen(self) -> "FilmReader":
         other = copy.copy(self)
         other._stream = None
         other._upright = copy.copy(self._upright)
@@ -145,7 +145,7 @@ class FilmReader(Reader):
         return self.colour.to_rgb(self.native(index), self._reformatter, size)
 
     def native(self, index: int) -> av.VideoFrame:
-        with told_as(f"{self._probe.name} cannot be decoded"):
+        with reraise_as(f"{self._probe.name} cannot be decoded"):
             try:
                 frame = self._cache[index] if index in self._cache else self._decode(index)
             except av.error.InvalidDataError as error:

@@ -12,7 +12,7 @@ from av.video.reformatter import VideoReformatter
 from m3ddm_jax.video.colour import Colour
 from m3ddm_jax.video.container import Media, choose_video, name_of, open_container, read_facts
 from m3ddm_jax.video.decoding import is_transparent
-from m3ddm_jax.video.errors import told_as
+from m3ddm_jax.video.errors import reraise_as
 from m3ddm_jax.video.reader import Reader
 from m3ddm_jax.video.upright import Orientation, Upright
 
@@ -33,7 +33,7 @@ class Image(NamedTuple):
 def read_image(media: Media) -> Image:
     """An image file, upright; raises ValueError where it cannot be read."""
     name = name_of(media)
-    with told_as(f"{name} is no readable image"), open_container(media) as container:
+    with reraise_as(f"{name} is no readable image"), open_container(media) as container:
         stream, _ = choose_video(container, name)
         frame = next(container.decode(stream), None)
         if frame is None:

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from m3ddm_jax.files.writing import write_file
-from m3ddm_jax.video.errors import told_as
+from m3ddm_jax.video.errors import reraise_as
 from m3ddm_jax.video.sink import VIDEO_SUFFIXES, FrameSink, check_writable
 
 _SHOWN = 4  # frames of a contact sheet
@@ -52,7 +52,7 @@ class Preview:
             self._sink.__exit__(kind, error, trace)
         elif error is None:
             sheet = np.concatenate(self._rows)[..., ::-1]
-            with told_as(f"cannot write {self._path}"):
+            with reraise_as(f"cannot write {self._path}"):
                 write_file(self._path, cv2.imencode(".png", sheet)[1].tobytes())
 
 

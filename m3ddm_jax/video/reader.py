@@ -46,7 +46,7 @@ class Reader(abc.ABC):
             return np.full((self.height, self.width, 1), 255, np.uint8)
         return VideoReformatter().reformat(frame, format="rgba").to_ndarray()[..., 3:]
 
-    def again(self) -> "Reader":
+    def reopen(self) -> "Reader":
         """One that reads the same, and shares nothing with this one that reading changes."""
         return self
 

@@ -71,8 +71,8 @@ class _SdrReader(Reader):
         picture = av.VideoFrame.from_ndarray(shown, format="rgb24")
         return self.colour.to_rgb(picture, VideoReformatter(), size)
 
-    def again(self) -> "_SdrReader":
-        return _SdrReader(self._source.again())
+    def reopen(self) -> "_SdrReader":
+        return _SdrReader(self._source.reopen())
 
     def close(self) -> None:
         self._source.close()

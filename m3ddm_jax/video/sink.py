@@ -9,7 +9,7 @@ import numpy as np
 
 from m3ddm_jax.files.places import MARKER, check_replaceable, mark
 from m3ddm_jax.files.writing import new_file, new_folder
-from m3ddm_jax.video.errors import told_as
+from m3ddm_jax.video.errors import reraise_as
 from m3ddm_jax.video.output.codecs import CONTAINERS, IMAGES, NOTHING_ASKED, Asked, Encoding, choose_encoding
 from m3ddm_jax.video.output.composition import Box
 from m3ddm_jax.video.output.movie import MovieWriter
@@ -28,7 +28,7 @@ class FrameSink:
     """Writes canvas frames, uint8 [n,H,W,3], to `path`; to be used in a `with` block.
 
     path: as `output_kind` reads it: a video, an image, or a folder of PNG named 000000.png on. fps: frames per second.
-    height and width: of the canvas, even. like: the source, whose timing, colours, pixel aspect and other tracks are
+    height and width: of the canvas, even. source: the one whose timing, colours, pixel aspect and other tracks are
     kept. box: rows and columns of the source on the canvas; in a video its own samples are placed there as they were
     decoded. asked: codec, quality and pixel format. notes: lines for what is converted or left out.
 
@@ -43,18 +43,18 @@ class FrameSink:
         fps: float,
         height: int,
         width: int,
-        like: FrameSource | None = None,
+        source: FrameSource | None = None,
         box: Box | None = None,
         asked: Asked = NOTHING_ASKED,
     ):
         self.path = pathlib.Path(path)
         self._shape, self._count = (height, width, 3), 0
-        suffix = check_writable(path, asked, like)
-        self._like, self._box = like, box
-        self._encoding = _encoding(suffix, asked, like)
-        self._source = like.again() if like is not None and box is not None else None
+        suffix = check_writable(path, asked, source)
+        self._source, self._box = source, box
+        self._encoding = _encoding(suffix, asked, source)
+        self._source = source.reopen() if source is not None and box is not None else None
         self._is_folder = suffix is None
-        with told_as(f"cannot write {self.path}"), contextlib.ExitStack() as stack:
+        with reraise_as(f"cannot write {self.path}"), contextlib.ExitStack() as stack:
             if self._source is not None:
                 stack.callback(self._source.close)
             self._part = stack.enter_context(new_folder(self.path) if self._is_folder else new_file(self.path))
@@ -65,16 +65,16 @@ class FrameSink:
     def _open(self, suffix: str | None, fps: float, size: tuple[int, int]):
         box = self._box if self._places_samples else None
         if suffix == ".gif":
-            return GifWriter(self._part, fps, size, self._like, self._has_alpha)
+            return GifWriter(self._part, fps, size, self._source, self._has_alpha)
         if suffix in CONTAINERS:
-            return MovieWriter(self._part, suffix, self._encoding, fps, size, self._like, box)
-        encoder = ImageEncoder(self._encoding, self._like, size, box)
+            return MovieWriter(self._part, suffix, self._encoding, fps, size, self._source, box)
+        encoder = ImageEncoder(self._encoding, self._source, size, box)
         return FolderWriter(self._part, encoder) if suffix is None else ImageWriter(self._part, encoder)
 
     def _find_notes(self, suffix: str | None) -> list[str]:
         notes = list(getattr(self._writer, "notes", ()))
-        if self._like is not None and self._like.path is not None and self._like.path.is_file():
-            notes += left_behind(self._like) if suffix not in CONTAINERS or suffix == ".gif" else []
+        if self._source is not None and self._source.path is not None and self._source.path.is_file():
+            notes += left_behind(self._source) if suffix not in CONTAINERS or suffix == ".gif" else []
         if self._encoding.note is not None:
             notes.append(self._encoding.note)
         if self._flattens:
@@ -97,7 +97,7 @@ class FrameSink:
         """Appends frames uint8 [n,H,W,3]; masks: uint8 [n,H,W,1], 1 where they are shown in the source's place too."""
         if frames.shape[1:] != self._shape or frames.dtype != np.uint8:
             raise ValueError(f"uint8 frames of {self._shape} are needed, found {frames.dtype} {frames.shape[1:]}")
-        with told_as(f"cannot write {self.path}"):
+        with reraise_as(f"cannot write {self.path}"):
             for number, frame in enumerate(frames):
                 mask = None if masks is None else masks[number]
                 native = self._source.native(self._count) if self._places_samples else None
@@ -125,7 +125,7 @@ class FrameSink:
             self._writer.abandon()
             self._placing.__exit__(kind, error, trace)
             return
-        with told_as(f"cannot write {self.path}"), self._placing:
+        with reraise_as(f"cannot write {self.path}"), self._placing:
             if not self._count:
                 self._writer.abandon()
                 raise ValueError(f"there are no frames to write to {self.path}")
@@ -156,7 +156,7 @@ def output_suffix(path: str | os.PathLike, folder: bool = False) -> str | None:
 
 
 def check_writable(
-    path: str | os.PathLike, asked: Asked = NOTHING_ASKED, like: FrameSource | None = None
+    path: str | os.PathLike, asked: Asked = NOTHING_ASKED, source: FrameSource | None = None
 ) -> str | None:
     """Returns `output_suffix`.
 
@@ -169,20 +169,20 @@ def check_writable(
     if suffix is not None:
         if path.is_dir():
             raise ValueError(f"cannot write {path}: it is a folder")
-        if suffix in IMAGES and like is not None and len(like) != 1:
-            raise ValueError(f"cannot write {path}: an image holds one frame, the source has {len(like)}")
+        if suffix in IMAGES and source is not None and len(source) != 1:
+            raise ValueError(f"cannot write {path}: an image holds one frame, the source has {len(source)}")
     elif path.is_dir():
         _check_folder(path)
     elif path.exists():
         raise ValueError(f"cannot write {path}: it is a file and no folder")
-    _encoding(suffix, asked, like)
+    _encoding(suffix, asked, source)
     return suffix
 
 
-def _encoding(suffix: str | None, asked: Asked, like: FrameSource | None) -> Encoding:
-    if like is None:
+def _encoding(suffix: str | None, asked: Asked, source: FrameSource | None) -> Encoding:
+    if source is None:
         return choose_encoding(suffix or ".png", asked, None)
-    return choose_encoding(suffix or ".png", asked, like.pixel_format, like.bits, like.has_alpha)
+    return choose_encoding(suffix or ".png", asked, source.pixel_format, source.bits, source.has_alpha)
 
 
 def _check_folder(path: pathlib.Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from m3ddm_jax.video.container import Media, name_of
 from m3ddm_jax.video.damage import describe_damage
-from m3ddm_jax.video.errors import Damaged, told_as
+from m3ddm_jax.video.errors import Damaged, reraise_as
 from m3ddm_jax.video.film import FilmReader
 from m3ddm_jax.video.images import IMAGE_SUFFIXES, ImageReader, list_images
 from m3ddm_jax.video.probe import probe
@@ -67,7 +67,7 @@ class FrameSource:
             return
         if self.path is not None and not self.path.is_file():
             raise ValueError(f"there is no file or folder {self.path}")
-        with told_as(f"{name_of(media)} is no readable video"):
+        with reraise_as(f"{name_of(media)} is no readable video"):
             probed, container = probe(media)
         if probed.is_image:
             container.close()
@@ -110,10 +110,10 @@ class FrameSource:
         self._shown = np.maximum(0, np.searchsorted(self.timestamps, ticks + 1e-6, "right") - 1).tolist()
         self.fps, self.timestamps, self.durations = fps, ticks, np.full(len(ticks), 1 / fps)
 
-    def again(self) -> "FrameSource":
+    def reopen(self) -> "FrameSource":
         """The same frames, read independently: for another thread, or from another place on."""
         other = copy.copy(self)
-        other._reader = self._reader.again()
+        other._reader = self._reader.reopen()
         return other
 
     def through(self, reader: Reader) -> "FrameSource":

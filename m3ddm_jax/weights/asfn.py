@@ -1,4 +1,4 @@
-"""The official ASFN checkpoint and its discriminator's -> our trees."""
+"""The official ASFN checkpoint -> our tree."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from m3ddm_jax.models.asfn import ASFN, StyleDiscriminator
+from m3ddm_jax.models.asfn import ASFN
 from m3ddm_jax.types import Variables
 from m3ddm_jax.weights.checkpoint import Checkpoint, contradictions
-from m3ddm_jax.weights.discriminator import in_our_order
 from m3ddm_jax.weights.gated import network_tensors, read_choice, shared_hyper, shown_settings
 from m3ddm_jax.weights.names import count, size, take, targets
 
@@ -48,20 +47,3 @@ def _shown(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
         "resBlocks": count(tensors, "refineLayer.{}."),
         "skip_connection": size(tensors, "decoder42.0.conv.featureConv.weight", axis=1) != 4 * shown["cnum"],
     }
-
-
-def style_discriminator_from_state_dict(tensors: Mapping[str, np.ndarray]) -> tuple[StyleDiscriminator, Variables]:
-    """(module, variables as numpy) of the state dict of ASFN's discriminator, its u and v in `spectral`.
-
-    Raises ValueError that lists every missing, surplus and misshapen tensor.
-    """
-    width = size(tensors, "conv.0.weight_orig")
-    module = StyleDiscriminator(width) if width else StyleDiscriminator()
-    wanted = targets(module, _discriminator_name)
-    return module, unflatten_dict(take("the state dict of ASFN's discriminator", in_our_order(tensors), wanted), ".")
-
-
-def _discriminator_name(path: str) -> str:
-    """PyTorch's name of `params.conv_0.kernel`, `spectral.conv_0.u` and `spectral.conv_0.v`."""
-    _, conv, leaf = path.split(".")
-    return f"{conv.replace('_', '.')}.weight_{'orig' if leaf == 'kernel' else leaf}"

@@ -1,15 +1,15 @@
-"""The official M3DDM checkpoint <-> our tree, which keeps its names."""
+"""The official M3DDM checkpoint -> our tree, which keeps its names."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
 from m3ddm_jax.models.unet3d import M3DDMUNet
 from m3ddm_jax.types import Variables
 from m3ddm_jax.weights.checkpoint import Checkpoint, contradictions, read_sizes
-from m3ddm_jax.weights.names import COUNTER, channels_first, count, size, take, targets, torch_name
+from m3ddm_jax.weights.names import count, size, take, targets
 
 # What shows in no shape.
 ASSUMED = {"attention_head_dim": 8, "norm_num_groups": 32}
@@ -66,24 +66,6 @@ def variables_from_official(module: M3DDMUNet, state_dict: Mapping[str, np.ndarr
     Raises ValueError that lists every missing, surplus and misshapen tensor.
     """
     return unflatten_dict(take("the state dict", state_dict, targets(module)), sep=".")
-
-
-def state_dict_from_variables(variables: Variables) -> dict[str, np.ndarray]:
-    """The official state dict of our variables: its names and layouts, the dtypes that they have.
-
-    The inverse of `variables_from_official`, bit for bit; BatchNorm's counters, which nothing is computed from, are 0.
-    """
-    state_dict = {}
-    for path, value in flatten_dict(variables, sep=".").items():
-        name = torch_name(path)
-        *_, layer, leaf = name.split(".")
-        tensor = channels_first(np.asarray(value))
-        if leaf == "weight":
-            tensor = np.expand_dims(tensor, _UNIT_TAPS.get(layer, ()))
-        state_dict[name] = np.ascontiguousarray(tensor)
-        if leaf == "running_mean":
-            state_dict[name.replace(leaf, COUNTER)] = np.zeros((), np.int64)
-    return state_dict
 
 
 def unet_sizes(tensors: Mapping[str, np.ndarray], attention_block: str, plain_block: str) -> dict[str, Any]:

@@ -83,10 +83,5 @@ def _channels_last(tensor: np.ndarray) -> np.ndarray:
     return tensor if tensor.ndim < 2 else rearrange(tensor, "o i ... -> ... i o")
 
 
-def channels_first(tensor: np.ndarray) -> np.ndarray:
-    """[*taps, in, out] -> [out, in, *taps]; vectors as they are."""
-    return tensor if tensor.ndim < 2 else rearrange(tensor, "... i o -> o i ...")
-
-
 def _without_unit_taps(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (*shape[:2], *(size for size in shape[2:] if size != 1))

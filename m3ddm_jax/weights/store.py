@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,21 +84,25 @@ def check_replaceable(folder: str | os.PathLike, kind: str) -> None:
         raise ValueError(f"{folder} is {what}: name a new folder, or one that holds a model of kind {kind!r}")
 
 
-def load_model(folder: str | os.PathLike) -> tuple[nn.Module, Variables]:
+def load_model(folder: str | os.PathLike, kind: str | Collection[str] | None = None) -> tuple[nn.Module, Variables]:
     """(module, variables as numpy, float32 whatever they are stored in) of a model folder.
 
+    kind: the kind, or kinds, that are accepted; None accepts all.
     Float32 weights are read-only views of the file: they are read when they are used, and take memory once.
-    Raises ValueError where the folder, its config or its weights are missing or broken, where weights are missing,
-    surplus or of another shape than the config says (all of them are listed), where some are not finite (the first
-    are named), and where memory is too little.
+    Raises ValueError for a model of another kind, where the folder, its config or its weights are missing or broken,
+    where weights are missing, surplus or of another shape than the config says (all of them are listed), where some are
+    not finite (the first are named), and where memory is too little.
     """
     folder = Path(folder)
     recover(folder)
     config = _read_json(folder / _CONFIG)
     if "kind" not in config:
         raise ValueError(f"{folder / _CONFIG} names no model kind")
+    found, accepted = config.pop("kind"), (kind,) if isinstance(kind, str) else kind
+    if accepted is not None and found not in accepted:
+        raise ValueError(f"{folder} holds a model of kind {found}: one of kind {' or '.join(accepted)} is needed")
     try:
-        module = registry.build(config.pop("kind"), **config)
+        module = registry.build(found, **registry.without_removed(found, config))
         expected = flatten_dict(registry.abstract_variables(module), sep=".")
     except ValueError as error:
         raise ValueError(f"{folder / _CONFIG} cannot be used: {error}") from error

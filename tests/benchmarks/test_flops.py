@@ -3,7 +3,7 @@ import json
 import pytest
 
 from configs import globalpaint_key_tiny, m3ddm
-from configs import test as miniature
+from configs import m3ddm_tiny as miniature
 from m3ddm_jax.benchmarks import flops
 
 

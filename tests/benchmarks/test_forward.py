@@ -1,4 +1,4 @@
-from configs import test as miniature
+from configs import m3ddm_tiny as miniature
 from m3ddm_jax.benchmarks import forward
 
 

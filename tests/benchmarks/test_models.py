@@ -1,7 +1,7 @@
 import jax
 import pytest
 
-from configs import test as miniature
+from configs import m3ddm_tiny as miniature
 from m3ddm_jax.benchmarks import limits, models
 from m3ddm_jax.benchmarks.report import table
 from m3ddm_jax.models.e2fgvi import E2FGVI

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m3ddm_jax.completion.patches import Settings, complete
+from m3ddm_jax.completion.patches import PatchSettings, complete
 from m3ddm_jax.completion.scales import Source
 
 
@@ -68,7 +68,7 @@ def test_patches_come_from_near_rows_or_columns(axis):
     mask = sides(64, 64, 20)
     image, mask = (x.swapaxes(0, axis) for x in (image, mask))
     astray = [
-        np.abs(run(image, mask, settings=Settings(layering=layering)).image - image)[mask[..., 0] > 0][:, 0].mean()
+        np.abs(run(image, mask, settings=PatchSettings(layering=layering)).image - image)[mask[..., 0] > 0][:, 0].mean()
         for layering in (1e4, 0)
     ]
     assert astray[0] < 0.6 * astray[1]
@@ -153,7 +153,7 @@ def test_other_sources_are_copied():
     other = np.pad(image, ((4, 6), (7, 0), (0, 0)))
     allowed = np.pad(np.ones((40, 60), bool), ((4, 6), (7, 0)))
     source = Source(other, allowed, -4, -7)
-    made = run(image, mask, sources=[source], settings=Settings(rounds=(12,))).image
+    made = run(image, mask, sources=[source], settings=PatchSettings(rounds=(12,))).image
     assert np.abs(made - image).mean() < 0.25 * np.abs(run(image, mask).image - image).mean()
 
 

@@ -56,7 +56,7 @@ def raw(tmp_path_factory):
 @pytest.fixture(scope="module")
 def prepared(raw, tmp_path_factory):
     out = tmp_path_factory.mktemp("prepared") / "shards"
-    report = prepare.prepare(raw, out, prepare.Settings(short_side=64), num_threads=2)
+    report = prepare.prepare(raw, out, prepare.PrepareSettings(short_side=64), num_threads=2)
     return out, report
 
 
@@ -162,7 +162,7 @@ def test_a_damaged_record_is_refused_and_the_others_are_read(prepared, tmp_path)
 def test_tensorflow_is_not_imported(raw, prepared, tmp_path):
     program = (
         "import sys; from data import prepare, sources;"
-        f"prepare.prepare({str(raw)!r}, {str(tmp_path / 'out')!r}, prepare.Settings(short_side=64));"
+        f"prepare.prepare({str(raw)!r}, {str(tmp_path / 'out')!r}, prepare.PrepareSettings(short_side=64));"
         f"sources.open_source('shards', {str(tmp_path / 'out')!r}).open(0).read([0]);"
         "assert 'tensorflow' not in sys.modules"
     )

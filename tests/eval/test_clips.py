@@ -78,7 +78,7 @@ def test_views_take_slices_and_lists_and_end_where_they_end():
     assert view[2:9][:, 0, 0, 2].tolist() == [2, 3]
     assert view[[3, 0, -1]][:, 0, 0, 2].tolist() == [3, 0, 3]
     inner = View(view, 4, 20, 20, lambda frames: frames[:, :20, :20])
-    assert inner.again()[1:3][:, 0, 0, 2].tolist() == [1, 2] and inner.again().source is not inner.source
+    assert inner.reopen()[1:3][:, 0, 0, 2].tolist() == [1, 2] and inner.reopen().source is not inner.source
     # All that the default outpainter asks of a source.
     made = [frame for frame, _ in Isvi().carry(inner, Canvas.from_size(20, 20, 20, 24))]
     assert [frame[0, 2, 2] for frame in made] == [0, 1, 2, 3]

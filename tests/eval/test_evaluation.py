@@ -202,7 +202,7 @@ def test_kept_scores_hold_only_for_what_they_came_from(folders, i3d, lpips):
 def test_outputs_that_do_not_fit_the_truth_are_refused_before_anything_is_scored(folders, change, message):
     change(folders / "outputs")
     with pytest.raises(ValueError, match=message):
-        evaluate(make_task(folders, kept=folders / "report.clips"))
+        evaluate(make_task(folders, score_cache=folders / "report.clips"))
     assert not (folders / "report.clips").exists()
 
 
@@ -239,7 +239,7 @@ def test_frames_with_nan_are_refused_by_name(folders):
         yield np.full((len(source), canvas.height, canvas.width, 3), np.nan, np.float32)
 
     with pytest.raises(ValueError, match="one, counted from frame 0: .*frame 0 holds nan"):
-        evaluate(make_task(folders, preset=small(), method=Method(broken, {}), kept=folders / "report.clips"))
+        evaluate(make_task(folders, preset=small(), method=Method(broken, {}), score_cache=folders / "report.clips"))
     assert not (folders / "report.clips").exists()
 
 

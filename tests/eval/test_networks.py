@@ -32,7 +32,7 @@ def test_a_network_from_a_folder_and_what_is_said_of_it(tmp_path):
     network = networks.load_network(tmp_path / "lpips", "lpips")
     weights = (tmp_path / "lpips" / "weights.safetensors").read_bytes()
     assert network.about == {"kind": "lpips", "net": "alex", "sha256": hashlib.sha256(weights).hexdigest()}
-    with pytest.raises(ValueError, match="is a model of kind lpips, i3d is needed"):
+    with pytest.raises(ValueError, match="holds a model of kind lpips: one of kind i3d is needed"):
         networks.load_network(tmp_path / "lpips", "i3d")
     with pytest.raises(ValueError, match="not a model folder"):
         networks.load_network(tmp_path / "nowhere", "i3d")

@@ -18,7 +18,7 @@ import numpy as np
 
 from data import latents
 from data.encode import encode_video
-from data.prepare import Settings, prepare
+from data.prepare import PrepareSettings, prepare
 from data.sources import ShardSource
 from m3ddm_jax.files.writing import recover
 from m3ddm_jax.models import registry
@@ -89,7 +89,7 @@ def make_clips(folder):
 
 def write_dataset(folder, number):
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        prepare(folder / "clips", folder / f"dataset{number}", Settings(64, 1.0, 2.0), 1)
+        prepare(folder / "clips", folder / f"dataset{number}", PrepareSettings(64, 1.0, 2.0), 1)
 
 
 def check_dataset(folder):

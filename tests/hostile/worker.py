@@ -25,13 +25,13 @@ from data import latents, sources
 from data.builders.clips import Clips
 from data.encode import EncodedClip, encode_video
 from eval.features import Features
-from eval.kept import KeptScores
+from eval.score_cache import ScoreCache
 from eval.scores import ClipScores
-from m3ddm_jax import command, outpaint
+from m3ddm_jax import cli, outpaint
 from m3ddm_jax.models import registry
 from m3ddm_jax.parallel.mesh import make_mesh
 from m3ddm_jax.pipelines.denoiser import load_pipeline
-from m3ddm_jax.pipelines.m3ddm import DEFAULT_MODEL, PRESETS, Settings
+from m3ddm_jax.pipelines.m3ddm import DEFAULT_MODEL, PRESETS, M3ddmSettings
 from m3ddm_jax.training.checkpoint import Checkpoints
 from m3ddm_jax.training.loop import read_metrics
 from m3ddm_jax.training.state import abstract_state, init_state
@@ -166,7 +166,7 @@ def run_outpaint(folder, source):
     code = 0
     with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
         try:
-            command.call("outpaint", outpaint.main, ("IN", "OUT"), [str(source), str(target)])
+            cli.call("outpaint", outpaint.main, ("IN", "OUT"), [str(source), str(target)])
         except SystemExit as end:
             code = end.code
     lines = errors.getvalue().splitlines()
@@ -200,7 +200,7 @@ def read_shards(folder):
 
 
 def read_scores(folder):
-    found = KeptScores(folder / "scores").load("a", "key")
+    found = ScoreCache(folder / "scores").load("a", "key")
     if found is not None and not isinstance(found, ClipScores):
         return f"scores are {type(found)}"
     Features.load(folder / "features.npz")
@@ -209,7 +209,7 @@ def read_scores(folder):
 
 def read_pipeline(folder):
     _, own = load_pipeline(folder / "model", "sample")
-    Settings.make({**own, **PRESETS.get("none", {})})
+    M3ddmSettings.make({**own, **PRESETS.get("none", {})})
 
 
 def read_checkpoint(folder):
@@ -233,7 +233,7 @@ def copy_default_model(folder):
 
 
 def make_scores(folder):
-    KeptScores(folder / "scores").save("a", "key", scores())
+    ScoreCache(folder / "scores").save("a", "key", scores())
     Features(np.array(["a"]), np.ones((1, 4), np.float32)).save(folder / "features.npz")
 
 

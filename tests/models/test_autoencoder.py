@@ -56,7 +56,7 @@ def test_nearest_takes_the_first_pixel_of_a_cell():
 
 
 def shapes_of(module):
-    frames = jnp.zeros((1, module.downscale, module.downscale, 3))
+    frames = jnp.zeros((1, module.spatial_factor, module.spatial_factor, 3))
     return jax.eval_shape(lambda: module.init(jax.random.key(0), frames))
 
 
@@ -123,7 +123,7 @@ def test_equals_diffusers(layers):
 
 def test_the_defaults_are_stable_diffusion():
     module = AutoencoderKL()
-    assert module.downscale == 8
+    assert module.spatial_factor == 8
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes_of(module))) == 83_653_863
 
 

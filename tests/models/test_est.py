@@ -9,7 +9,6 @@ from jax.sharding import PartitionSpec as P
 
 from m3ddm_jax.measure.flops import count_flops
 from m3ddm_jax.models import est
-from m3ddm_jax.models.attention import attention
 from m3ddm_jax.parallel.mesh import make_mesh
 
 CHANNELS, HEADS = 16, 2
@@ -38,9 +37,7 @@ MODULES = {
     "residual": est.TemporalResidual(4),
     "temporal": est.TemporalAttention(HEADS),
     "window": est.WindowAttention3D(HEADS, (2, 2, 2), shifted=True),
-    "rel_bias": est.WindowAttention3D(HEADS, (2, 2, 2), shifted=True, positions="rel_bias"),
     "whole": est.EnhancedSpaceTime(HEADS, window=(2, 2, 2)),
-    "parallel": est.EnhancedSpaceTime(HEADS, window=(2, 2, 2), parallel=True),
 }
 
 
@@ -64,25 +61,12 @@ def test_is_the_identity_at_the_start_and_learns(name):
         assert np.isfinite(grad).all() and np.abs(grad).max() > 1e-6, path
 
 
-@pytest.mark.parametrize("positions", est.POSITIONS)
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (3, 5, 2), (1, 7, 4)])
-def test_any_size_and_bfloat16_stay_finite(sizes, positions):
-    module = est.EnhancedSpaceTime(HEADS, window=(2, 4, 4), positions=positions, dtype=jnp.bfloat16)
+def test_any_size_and_bfloat16_stay_finite(sizes):
+    module = est.EnhancedSpaceTime(HEADS, window=(2, 4, 4), dtype=jnp.bfloat16)
     args = arguments(module, 100 * volume(*sizes, batch=1))
     out = jax.jit(module.apply)(drawn(module, *args), *args)
     assert out.shape == args[0].shape and np.isfinite(out).all()
-
-
-def test_parallel_adds_what_both_find():
-    module, x = MODULES["parallel"], volume(3, 5, 2)
-    args = arguments(module, x)
-    variables = drawn(module, *args)
-    params = variables["params"]
-    sequential = module.clone(parallel=False)
-    silent = jax.tree.map(jnp.zeros_like, params["temporal"])
-    alone = run(sequential, {"params": {**params, "temporal": silent}}, *args)
-    temporal = run(est.TemporalAttention(HEADS), {"params": params["temporal"]}, *args)
-    np.testing.assert_allclose(run(module, variables, *args), temporal + alone - x, atol=1e-5)
 
 
 def full_attention(variables, x):
@@ -105,11 +89,11 @@ def full_attention(variables, x):
 
 
 @pytest.mark.parametrize("shifted", [False, True])
-def test_a_window_as_large_as_the_volume_is_full_attention(shifted):
+def test_a_window_as_large_as_the_volume_is_full_attention(shifted, monkeypatch):
+    monkeypatch.setattr(est, "rotate", lambda x, angles: x)  # without positions
     x = volume(2, 3, 4)
-    module = est.WindowAttention3D(HEADS, (8, 8, 8), shifted, positions="rel_bias")
+    module = est.WindowAttention3D(HEADS, (8, 8, 8), shifted)
     variables = drawn(module, x)
-    variables["params"]["relative_bias"] = np.zeros((15, 15, 15, HEADS), np.float32)
     expected = full_attention(variables, np.asarray(x))
     # float32 sums in another order.
     np.testing.assert_allclose(run(module, variables, x), expected, atol=1e-5)
@@ -131,11 +115,10 @@ def test_rotary_positions_see_differences_alone():
         est.axial_angles((1, 1, 1), 5)
 
 
-@pytest.mark.parametrize("positions", est.POSITIONS)
-def test_shifting_by_padding_equals_shifting_by_rolling_inside(positions):
+def test_shifting_by_padding_equals_shifting_by_rolling_inside():
     """Swin rolls the volume by half a window; only the windows across the border, which the roll wraps, differ."""
     x = volume(4, 8, 6)
-    plain = est.WindowAttention3D(HEADS, (2, 4, 2), False, positions)
+    plain = est.WindowAttention3D(HEADS, (2, 4, 2), False)
     variables = drawn(plain, x)
     shift = (1, 2, 1)
     rolled = jnp.roll(run(plain, variables, jnp.roll(x, [-s for s in shift], (1, 2, 3))), shift, (1, 2, 3))
@@ -145,12 +128,11 @@ def test_shifting_by_padding_equals_shifting_by_rolling_inside(positions):
     assert np.abs(made - rolled).max() > 0.1
 
 
-@pytest.mark.parametrize("positions", est.POSITIONS)
-def test_shifted_windows_are_those_of_a_padded_volume(positions):
+def test_shifted_windows_are_those_of_a_padded_volume():
     """Windows from half a window before the volume, cut off at its borders; each is attention over the cells it has."""
     window, volume_ = (2, 4, 3), (3, 7, 3)
     x = volume(*volume_)
-    module = est.WindowAttention3D(HEADS, window, True, positions)
+    module = est.WindowAttention3D(HEADS, window, True)
     variables = drawn(module, x)
     made = run(module, variables, x)
     borders = [[0, 1, 3], [0, 2, 6, 7], [0, 3]]  # the last axis holds one window, which is not shifted
@@ -179,11 +161,10 @@ def test_nothing_wraps_around_and_nothing_leaves_its_window():
     np.testing.assert_array_equal(np.argwhere(changed > 0), np.indices((2, 2, 2)).reshape(3, -1).T + 1)
 
 
-@pytest.mark.parametrize("positions", est.POSITIONS)
-def test_windows_do_not_know_their_place(positions):
+def test_windows_do_not_know_their_place():
     """Permuted windows give permuted results: rotary positions count differences."""
     x = volume(2, 2, 6)
-    module = est.WindowAttention3D(HEADS, (2, 2, 2), False, positions)
+    module = est.WindowAttention3D(HEADS, (2, 2, 2), False)
     variables = drawn(module, x)
     order = np.array([4, 5, 0, 1, 2, 3])
     np.testing.assert_allclose(
@@ -198,20 +179,6 @@ def test_padding_counts_for_nothing():
     variables = drawn(module, x)
     alone = run(module, variables, x[:, :, :, 4:])
     np.testing.assert_allclose(run(module, variables, x)[:, :, :, 4:], alone, atol=1e-5)
-
-
-def test_relative_biases_stand_for_offsets():
-    offsets = est.relative_offsets((1, 2, 2), (8, 4, 2))
-    assert [offset.shape for offset in offsets] == [(4, 4)] * 3
-    np.testing.assert_array_equal(offsets[0], 7)
-    np.testing.assert_array_equal(offsets[1], [[3, 3, 2, 2], [3, 3, 2, 2], [4, 4, 3, 3], [4, 4, 3, 3]])
-    np.testing.assert_array_equal(offsets[2], [[1, 0, 1, 0], [2, 1, 2, 1], [1, 0, 1, 0], [2, 1, 2, 1]])
-    # A bias that forbids all but the cell to the left makes each cell take that one's value.
-    query, value = jnp.zeros((1, 4, 1, 2)), jax.random.normal(jax.random.key(0), (1, 4, 1, 2))
-    table = np.full((1, 1, 7, 1), -1e9, np.float32)
-    table[0, 0, 4] = 0
-    bias = table[est.relative_offsets((1, 1, 4), (1, 1, 4))].transpose(2, 0, 1)
-    np.testing.assert_allclose(attention(query, query, value, bias=bias)[:, 1:], value[:, :-1], atol=1e-6)
 
 
 def test_time_is_in_seconds():
@@ -243,5 +210,3 @@ def test_unknown_choices_are_named():
     x = volume(1, 1, 1)
     with pytest.raises(ValueError, match="mode '3d'.*1d\\+3d"):
         jax.eval_shape(partial(est.EnhancedSpaceTime(HEADS, "3d").init, jax.random.key(0)), x, seconds_of(x))
-    with pytest.raises(ValueError, match="'learned'.*rope, rel_bias"):
-        jax.eval_shape(partial(est.WindowAttention3D(HEADS, positions="learned").init, jax.random.key(0)), x)

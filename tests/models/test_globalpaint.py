@@ -137,7 +137,6 @@ def test_every_frame_is_what_diffusers_makes_of_it(start, family):
     [
         {"est": "off", "global_guidance": False},
         {"est": "1d"},
-        {"est_parallel": True, "est_positions": "rel_bias"},
     ],
 )
 def test_what_is_new_adds_nothing_at_the_start(start, changed):
@@ -149,8 +148,7 @@ def test_what_is_new_adds_nothing_at_the_start(start, changed):
     other = module.clone(**changed)
     fresh = flatten_dict(registry.abstract_variables(other), sep=".")
     known = flatten_dict(variables, sep=".")
-    # The biases of "rel_bias" alone are not among the converted weights; they start at zero.
-    weights = {path: known.get(path, np.zeros(leaf.shape, np.float32)) for path, leaf in fresh.items()}
+    weights = {path: known[path] for path in fresh}
     if not other.global_guidance:
         given = {"text_context": given["text_context"]}
     made = other.apply(unflatten_dict(weights, sep="."), *args, **times, **given)

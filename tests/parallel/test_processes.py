@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import test as test_config
+from configs import m3ddm_tiny
 from m3ddm_jax import train as trainer
 from m3ddm_jax.parallel import processes
 from m3ddm_jax.recipes import RECIPES
@@ -42,7 +42,7 @@ def begin(command):
 
 
 def train_command(workdir, coordinator, process, steps, *then):
-    command = [TOY, "--config=configs/test.py", f"--workdir={workdir}", *(f"--then={folder}" for folder in then)]
+    command = [TOY, "--config=configs/m3ddm_tiny.py", f"--workdir={workdir}", *(f"--then={folder}" for folder in then)]
     command += [f"--coordinator={coordinator}", "--num_processes=2", f"--process_id={process}"]
     return command + [f"--config.{name}={value}" for name, value in {**SMALL, "train.steps": steps}.items()]
 
@@ -85,7 +85,7 @@ def test_two_processes_stop_together_go_on_and_end_where_one_does(tmp_path, monk
         np.testing.assert_array_equal(made[stopped][name], made[straight][name])
 
     monkeypatch.setitem(RECIPES, "toy", runpy.run_path(str(TOY))["ToyRecipe"])
-    config = test_config.get_config()
+    config = m3ddm_tiny.get_config()
     config.update_from_flattened_dict(SMALL | {"train.steps": steps})
     state = trainer.train(config, alone)
     # Sums over devices come in another order between processes.
@@ -113,7 +113,7 @@ def test_what_differs_is_named_with_its_processes():
 
 AGREE = """
 import sys
-from m3ddm_jax import command
+from m3ddm_jax import cli
 from m3ddm_jax.parallel import processes
 def main(coordinator, process):
     processes.start(coordinator, 2, int(process), seconds=60)
@@ -125,7 +125,7 @@ def main(coordinator, process):
         print(error)
     with processes.agreement() as same:
         same["config"], same["data"] = "alike", "longer" * int(process)
-command.call("train", main, ("coordinator", "process"), sys.argv[1:])
+cli.call("train", main, ("coordinator", "process"), sys.argv[1:])
 """
 
 
@@ -171,7 +171,7 @@ def test_what_says_who_the_others_are_must_be_whole():
 
 
 def test_fingerprints_tell_configs_and_files_apart(tmp_path):
-    config = test_config.get_config()
+    config = m3ddm_tiny.get_config()
     config.data.sources = ({"kind": "videos", "path": str(tmp_path), "weight": 1.0},)
     (tmp_path / "a.mp4").write_bytes(b"1")
     first = trainer.fingerprints(config, {})

@@ -7,11 +7,11 @@ import optax
 from absl import flags
 from jax.experimental import multihost_utils
 
-from m3ddm_jax import command, recipes, train
+from m3ddm_jax import cli, recipes, train
 from m3ddm_jax.recipes import base
-from m3ddm_jax.training.ema import update_ema
 from m3ddm_jax.training.encoding import to_unit_range
 from m3ddm_jax.training.state import abstract_state, init_state
+from m3ddm_jax.training.update import apply_update
 
 WIDTH = 2048  # enough for `fsdp` to split
 
@@ -36,8 +36,8 @@ class ToyRecipe:
     def abstract_state(self, rng, mesh):
         return abstract_state(self._init, self._optimizer, rng, mesh)
 
-    def begin(self, rng, like, batch, frozen):
-        return init_state(self._init, self._optimizer, rng, like)
+    def begin(self, rng, abstract_state, batch, frozen):
+        return init_state(self._init, self._optimizer, rng, abstract_state)
 
     def step(self, state, batch, frozen):
         video, unknown = to_unit_range(batch["video"]), batch["mask"].astype(jnp.float32)
@@ -55,11 +55,11 @@ class ToyRecipe:
             return jnp.mean(jnp.square(hidden @ params["out"] / WIDTH + params["bias"] - video))
 
         value, grads = jax.value_and_grad(loss)(state.params)
-        updates, opt_state = self._optimizer.update(grads, state.opt_state)
-        params = optax.apply_updates(state.params, updates)
-        ema_params = update_ema(state.ema_params, params, state.step, self._config.train.ema_decay)
-        state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema_params=ema_params)
-        return state, {"loss": value, "grad_norm": optax.tree.norm(grads)}
+        train = self._config.train
+        state, metrics = apply_update(
+            state, grads, self._optimizer, spike_patience=train.spike_patience, ema_decay=train.ema_decay
+        )
+        return state.replace(step=state.step + 1), {"loss": value} | metrics
 
     def export(self, folder, state):
         params = multihost_utils.process_allgather(state.ema_params, tiled=True)
@@ -79,4 +79,4 @@ if __name__ == "__main__":
     recipes.RECIPES["toy"] = ToyRecipe
     train._define_flags()
     flags.DEFINE_multi_string("then", [], "Further workdirs, trained in one after the other.")
-    command.run("train", lambda: main(*flags.FLAGS.then))
+    cli.run("train", lambda: main(*flags.FLAGS.then))

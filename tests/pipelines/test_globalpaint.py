@@ -13,7 +13,7 @@ from m3ddm_jax.models.openclip import OpenCLIPVision
 from m3ddm_jax.outpaint import outpaint
 from m3ddm_jax.pipelines import globalpaint
 from m3ddm_jax.pipelines.globalpaint import GlobalPaint
-from m3ddm_jax.pipelines.latent_spool import LatentSpool
+from m3ddm_jax.pipelines.latent_cache import LatentCache
 from m3ddm_jax.video import FrameSource
 from m3ddm_jax.weights import save_model
 
@@ -109,13 +109,13 @@ def run(outpainter, frames, canvas=CANVAS):
 @pytest.fixture
 def made(monkeypatch):
     """(frame, latents) as they are made."""
-    written, write = [], LatentSpool.write
+    written, write = [], LatentCache.write
 
     def record(self, frame, latents):
         written.append((frame, latents))
         write(self, frame, latents)
 
-    monkeypatch.setattr(LatentSpool, "write", record)
+    monkeypatch.setattr(LatentCache, "write", record)
     return written
 
 
@@ -136,9 +136,9 @@ def test_key_frames_are_known_in_their_latents_and_text_is_shared(hierarchical, 
     denoiser, seen = hierarchical._stages[1].denoiser, []
     sample = denoiser.sample
 
-    def record(guess, noise, conditions):
+    def record(conditions, guess, **noise):
         seen.append((guess, conditions))
-        return sample(guess, noise, conditions)
+        return sample(conditions, guess, **noise)
 
     monkeypatch.setattr(denoiser, "sample", record)
     run(hierarchical, two_shots())

@@ -9,12 +9,13 @@ from safetensors.numpy import save_file
 
 from m3ddm_jax.convert import convert
 from m3ddm_jax.geometry import Canvas
+from m3ddm_jax.method_flags import make_outpainter, parse_settings
 from m3ddm_jax.models import registry
 from m3ddm_jax.models.autoencoder import PatchCodec
 from m3ddm_jax.models.e2fgvi import E2FGVI
-from m3ddm_jax.outpaint import make_outpainter, outpaint, parse_settings
+from m3ddm_jax.outpaint import outpaint
 from m3ddm_jax.pipelines import in2out
-from m3ddm_jax.pipelines.in2out import In2Out, _complete, average, halve, plan_windows
+from m3ddm_jax.pipelines.in2out import In2Out, _complete, average, halve, plan_inpainting_windows
 from m3ddm_jax.pipelines.work_canvas import WorkCanvas, known_box
 from m3ddm_jax.video import FrameSource
 from m3ddm_jax.weights import save_model
@@ -50,7 +51,7 @@ def folder(variables, tmp_path_factory):
 @pytest.fixture
 def faked(folder, variables, monkeypatch):
     """make(complete, mask, **settings): an outpainter whose network is `complete(frames, masks)`, numpy to numpy."""
-    monkeypatch.setattr(in2out, "load_model", lambda folder: (TINY, variables))  # reading it takes a second
+    monkeypatch.setattr(in2out, "load_model", lambda folder, kind: (TINY, variables))  # reading it takes a second
 
     def make(complete, mask=None, **settings):
         outpainter = In2Out(folder, settings={**SETTINGS, **settings}, mask=mask)
@@ -216,7 +217,7 @@ def test_holes_are_filled_in_the_first_pass_and_known_in_the_second(faked):
 
 @given(st.integers(1, 60), st.integers(1, 4), st.integers(1, 6), st.integers(1, 12))
 def test_windows_cover_all_frames_with_constant_numbers(num_frames, neighbours, references, stride):
-    windows = plan_windows(num_frames, neighbours, references, stride)
+    windows = plan_inpainting_windows(num_frames, neighbours, references, stride)
     size = 2 * neighbours + 1
     assert {i for window in windows for i in window.local} == set(range(num_frames))
     assert len({(len(window.local), len(window.references)) for window in windows}) == 1
@@ -232,19 +233,19 @@ def test_windows_cover_all_frames_with_constant_numbers(num_frames, neighbours, 
 
 
 def test_windows_of_a_long_video_and_of_short_ones():
-    windows = plan_windows(200, neighbours=5, references=4, reference_stride=10)
+    windows = plan_inpainting_windows(200, neighbours=5, references=4, reference_stride=10)
     assert windows[1].local == tuple(range(5, 16)) and windows[-1].local == tuple(range(189, 200))
     # 0 to 190 by tens: without 10, the middles of four parts of 19; spread over the whole video
     assert windows[1].references == (30, 80, 120, 170)
-    assert [window.local for window in plan_windows(1, 5, 8, 10)] == [(0, 0)]
-    assert [window.local for window in plan_windows(11, 5, 8, 10)] == [tuple(range(11))]
+    assert [window.local for window in plan_inpainting_windows(1, 5, 8, 10)] == [(0, 0)]
+    assert [window.local for window in plan_inpainting_windows(11, 5, 8, 10)] == [tuple(range(11))]
     # The only frames of the grid, 0 and 10, are local to the first window: another one stands in.
-    assert [window.references for window in plan_windows(12, 5, 8, 10)] == [(11,), (0,)]
+    assert [window.references for window in plan_inpainting_windows(12, 5, 8, 10)] == [(11,), (0,)]
 
 
 @given(st.integers(2, 12), st.integers(1, 3))
 def test_overlaps_are_a_running_average(num_frames, neighbours):
-    windows = plan_windows(num_frames, neighbours, 2, 4)
+    windows = plan_inpainting_windows(num_frames, neighbours, 2, 4)
     rng = np.random.default_rng(num_frames)
     made = [(window.local, rng.normal(size=(len(window.local), 2, 2, 3))) for window in windows]
     expected = {}
@@ -352,7 +353,7 @@ def test_what_it_cannot_work_with_is_named(folder, outpainter, tmp_path):
     with pytest.raises(ValueError, match="in2out needs a model folder: .*convert e2fgvi SOURCE FOLDER"):
         In2Out()
     save_model(tmp_path / "codec", PatchCodec(4), {})
-    with pytest.raises(ValueError, match="codec holds a model of kind patch_codec: in2out needs e2fgvi"):
+    with pytest.raises(ValueError, match="codec holds a model of kind patch_codec: one of kind e2fgvi is needed"):
         In2Out(tmp_path / "codec")
     with pytest.raises(ValueError, match="'float8': float32 and bfloat16"):
         In2Out(folder, dtype="float8")

@@ -126,5 +126,5 @@ def test_settings_that_do_not_fit_are_told():
     with pytest.raises(ValueError, match="no setting steps: lines, anchor, doubt, made_up, key_frames"):
         Lite(settings={"steps": 3})
     with pytest.raises(ValueError, match="adapt goes with prefer='faithful', found 'sharp'"):
-        Lite(adapt=3)
+        Lite(adapt=3, prefer="sharp")
     assert OUTPAINTERS["lite"](adapt=3)._settings.key_frames == 0

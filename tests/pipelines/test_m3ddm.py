@@ -8,7 +8,7 @@ from m3ddm_jax.models import registry
 from m3ddm_jax.models.autoencoder import PatchCodec
 from m3ddm_jax.models.unet3d import M3DDMUNet
 from m3ddm_jax.pipelines import m3ddm
-from m3ddm_jax.pipelines.m3ddm import M3DDM, PRESETS, Settings
+from m3ddm_jax.pipelines.m3ddm import M3DDM, PRESETS, M3ddmSettings
 from m3ddm_jax.weights import save_model
 
 SETTINGS = {
@@ -135,7 +135,12 @@ def test_carried_pixels_are_known_and_come_back_as_they_are(folder, monkeypatch)
     outpainter = M3DDM(folder, propagate=True)
     seen = []
     sample = outpainter._denoiser.sample
-    monkeypatch.setattr(outpainter._denoiser, "sample", lambda *args: seen.append(args[2].mask) or sample(*args))
+
+    def watched(conditions, *args, **noise):
+        seen.append(conditions.mask)
+        return sample(conditions, *args, **noise)
+
+    monkeypatch.setattr(outpainter._denoiser, "sample", watched)
     outpainted, carried = outpaint(outpainter, source, canvas), Carried(source, canvas)
     known = np.broadcast_to(carried.masks == 0, outpainted.shape)
     np.testing.assert_array_equal(outpainted[known], carried.frames[known])
@@ -200,8 +205,8 @@ def test_windows_in_sequence_show_what_was_made_last(official, monkeypatch):
     made = []
     sample = official._denoiser.sample
 
-    def numbered(*args):
-        made.append(np.full_like(sample(*args), len(made) / 4 - 0.5))
+    def numbered(*args, **noise):
+        made.append(np.full_like(sample(*args, **noise), len(made) / 4 - 0.5))
         return made[-1]
 
     monkeypatch.setattr(official._denoiser, "sample", numbered)
@@ -223,7 +228,7 @@ def test_every_setting_of_the_preset_may_be_taken_alone(folder, name):
 
 
 def test_experiments_name_the_settings_that_there_are():
-    assert Settings.make(common.sample().to_dict())
+    assert M3ddmSettings.make(common.sample().to_dict())
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The official code's sampling of one window, from frames to frames, on its own outputs."""
 
 import functools
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -22,6 +23,7 @@ class LinearCodec(nn.Module):
     """The stand-in autoencoder of the reference outputs: mean colours of 8 x 8 pixels, mixed; and back."""
 
     scale: float = 0.18215
+    temporal_factor: ClassVar[int] = 1
 
     def encode(self, x):
         cells = nn.avg_pool(x, (8, 8), (8, 8)) @ self.get_variable("params", "encoder").T

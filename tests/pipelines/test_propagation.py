@@ -8,7 +8,7 @@ from hypothesis import given
 from m3ddm_jax.geometry import Canvas
 from m3ddm_jax.pipelines import propagation
 from m3ddm_jax.pipelines.optical_flow import CameraMotion
-from m3ddm_jax.pipelines.propagation import Limits, Parts, plan_windows, propagate
+from m3ddm_jax.pipelines.propagation import Components, Limits, plan_propagation_windows, propagate
 from m3ddm_jax.pipelines.work_canvas import WorkCanvas
 from m3ddm_jax.pipelines.work_clip import WorkClip
 from m3ddm_jax.video import FrameSource
@@ -19,7 +19,7 @@ LIMITS = Limits(window=8, max_error=2.0, key_frames=4)
 
 @given(st.integers(0, 30), st.integers(1, 40), st.integers(2, 12))
 def test_windows_make_each_frame_once_and_go_on_from_the_one_before(start, length, size):
-    windows = list(plan_windows(range(start, start + length), size))
+    windows = list(plan_propagation_windows(range(start, start + length), size))
     assert [i for _, made in windows for i in made] == list(range(start, start + length))
     for number, (frames, made) in enumerate(windows):
         assert made and len(frames) <= size and frames.start <= made.start and made.stop <= frames.stop
@@ -56,7 +56,7 @@ def exact(before, after):
 
 def run(clip, cuts=(), **parts):
     limits = LIMITS if "hallucinate" in parts else dataclasses.replace(LIMITS, key_frames=0)
-    parts = Parts(**{"estimate": exact, "complete": CameraMotion(), "hallucinate": None, **parts})
+    parts = Components(**{"estimate": exact, "complete": CameraMotion(), "hallucinate": None, **parts})
     frames, confidence = zip(*propagate(clip, cuts, parts, limits), strict=True)
     return np.concatenate(frames), np.concatenate(confidence)
 

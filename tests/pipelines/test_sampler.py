@@ -43,7 +43,8 @@ def draw():
 
 def plain_sample(guess, noise, conditions, solver, guidance):
     """The same in plain loops, one branch at a time."""
-    state = solver.start(add_noise(guess, noise, SCHEDULE.alphas_cumprod[solver.timesteps[0]]))
+    first = solver.timesteps[0]
+    state = solver.start(add_noise(guess, noise, *np.float32([SCHEDULE.signal[first], SCHEDULE.sigma[first]])))
     kept = conditions.guides[..., None, None, None]
     for timestep, matrix in zip(solver.timesteps, solver.matrices, strict=True):
 
@@ -104,6 +105,18 @@ def test_clip_bounds_the_latents(conditions):
     solver = make_solver("ddim", SCHEDULE, 3)
     sample = make_sampler(Network(), SCHEDULE, solver, prediction="x0", guidance=Guidance(), clip=0.5)
     assert np.abs(sample({}, guess, noise, conditions)).max() == 0.5
+
+
+def test_a_stochastic_solver_adds_the_noise_of_each_step(conditions):
+    guess, noise = draw()
+    solver = make_solver("ancestral", SCHEDULE, 3)
+    sample = make_sampler(Network(), SCHEDULE, solver, prediction="x0", guidance=Guidance())
+    zeros = np.zeros((3, *noise.shape), np.float32)
+    plain, noisy = (sample({}, guess, noise, conditions, zeros + value) for value in (0.0, 1.0))
+    # The network keeps a tenth of the sample; noise of the first step passes the second, the last step adds none.
+    keep, change = solver.matrices[1, 0]
+    expected = 0.1 * (solver.noise[1, 0] + solver.noise[0, 0] * (keep + 0.1 * change))
+    np.testing.assert_allclose(noisy - plain, np.full_like(plain, expected), rtol=1e-3)
 
 
 def test_low_strength_keeps_the_guess(conditions):

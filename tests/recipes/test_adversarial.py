@@ -176,7 +176,7 @@ def test_a_diffusion_model_is_fine_tuned_and_exported_as_one(tmp_path):
         (lambda c: c.train.update(spike_factor=0.5), "spike_factor is 0.5: 0, which is off, or more than 1"),
         (lambda c: c.adversarial.weights.update(feet_local=1.0), "adversarial.weights are .*feet_local"),
         (lambda c: c.adversarial.update(surplus=1), "has surplus that is not known"),
-        (lambda c: c.model.update(kind="lpips"), "model kind 'lpips' is not trained adversarially: e2fgvi, m3ddm"),
+        (lambda c: c.model.update(kind="lpips"), "model kind 'lpips' does not fit this recipe: e2fgvi or m3ddm"),
         (lambda c: c.discriminator.update(dtype="float7"), "dtype 'float7' is unknown"),
     ],
 )

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import common
-from configs import test as test_config
+from configs import common, m3ddm_tiny
 from m3ddm_jax.models import registry
 from m3ddm_jax.parallel.mesh import make_mesh
 from m3ddm_jax.recipes import RECIPES, base, make_recipe
@@ -50,7 +49,7 @@ def test_sections_and_fields_are_those_that_a_recipe_reads(change, message):
 
 
 def test_a_recipe_is_found_by_its_name():
-    config = test_config.get_config()
+    config = m3ddm_tiny.get_config()
     assert type(make_recipe(config)) is RECIPES["diffusion"]
     config.recipe = "magic"
     with pytest.raises(ValueError, match="recipe 'magic' is unknown: one of .*diffusion.* is accepted"):
@@ -58,7 +57,7 @@ def test_a_recipe_is_found_by_its_name():
 
 
 def test_a_model_is_built_with_or_without_a_dtype():
-    assert base.build_model(ConfigDict({"kind": "patch_codec", "patch_size": 4})).downscale == 4
+    assert base.build_model(ConfigDict({"kind": "patch_codec", "patch_size": 4})).spatial_factor == 4
     section = ConfigDict({"kind": "autoencoder", "block_out_channels": (4, 8), "dtype": "bfloat16"})
     assert base.build_model(section).dtype == jnp.bfloat16
     section.dtype = "float7"
@@ -82,7 +81,7 @@ def test_an_exported_model_is_loaded_again_and_no_other(codec, tmp_path):
 
 
 def test_clips_are_those_of_the_data_section():
-    config = test_config.get_config()
+    config = m3ddm_tiny.get_config()
     batch = next(iter(base.make_clips(config, 3)))
     assert batch["video"].shape == (8, 2, 32, 32, 3) and batch["global_frames"].shape == (8, 2, 48, 48, 3)
     again, other = (next(iter(base.make_clips(config, seed)))["video"] for seed in (3, 4))

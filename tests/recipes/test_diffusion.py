@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from configs import m3ddm_tiny
-from configs import test as test_config
 from m3ddm_jax.models import registry
 from m3ddm_jax.parallel.mesh import make_mesh, put_batch
-from m3ddm_jax.recipes.diffusion import DiffusionRecipe, attentions
+from m3ddm_jax.recipes.diffusion import DiffusionRecipe
 from m3ddm_jax.training.encoding import encode_batch
 from m3ddm_jax.training.state import TrainState, shardings_of
 from m3ddm_jax.training.validation import side_by_side
@@ -23,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("quick_init")
 
 def changed(change=lambda config: None):
     """The test config with a network of one level: a second takes long to compile."""
-    config = test_config.get_config()
+    config = m3ddm_tiny.get_config()
     config.model.update(block_out_channels=(32,), attention_levels=(False,))
     change(config)
     return config
@@ -130,8 +129,7 @@ def test_the_codec_computes_as_the_model_does(tmp_path):
     codec = registry.build("autoencoder", block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2)
     shapes = registry.abstract_variables(codec)
     save_model(tmp_path / "codec", codec, jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes))
-    config = m3ddm_tiny.get_config()
-    config.autoencoder.folder = str(tmp_path / "codec")
+    config = m3ddm_tiny.get_config(str(tmp_path / "codec"))
     full = DiffusionRecipe(config)
     config.model.dtype = "bfloat16"
     half = DiffusionRecipe(config)
@@ -150,14 +148,17 @@ def test_the_codec_computes_as_the_model_does(tmp_path):
         (lambda c: c.sample.update(solver="guess"), "guess"),
         (lambda c: c.train.update(spike_factor=0.5), "spike_factor is 0.5: 0, which is off, or more than 1"),
         (lambda c: c.train.update(base_batch_size=-1), "base_batch_size is -1: 0 or more"),
-        (lambda c: c.mesh.update(context=3), "mesh.context is 3, for 2 frames of a model of kind m3ddm: a divisor"),
+        (
+            lambda c: c.mesh.update(context=3),
+            "mesh.context is 3: .* a divisor of 2 is accepted",
+        ),
         (
             lambda c: c.mesh.update(tensor=2),
-            "mesh.tensor is 2, for levels of 32 channels at most: 1 is accepted, only levels of 1024 or more are split",
+            "mesh.tensor is 2: for this model and its clips 1 is accepted, it splits nothing",
         ),
         (
             lambda c: (c.model.update(block_out_channels=(1024,)), c.mesh.update(tensor=4)),
-            "mesh.tensor is 4, for attention of 2 heads on 1024 channels: a divisor of the heads is accepted",
+            "mesh.tensor is 4: for this model and its clips a divisor of 2 is accepted",
         ),
     ],
 )
@@ -168,17 +169,21 @@ def test_values_that_do_not_fit_are_refused_at_once(change, message):
 
 def test_devices_that_are_left_for_tensor_are_counted_when_the_mesh_is_there():
     config = changed(lambda c: (c.model.update(block_out_channels=(1024,)), c.mesh.update(data=1, tensor=-1)))
-    with pytest.raises(ValueError, match="mesh.tensor is 8, for attention of 2 heads on 1024 channels"):
+    with pytest.raises(ValueError, match="mesh.tensor is 8: .* a divisor of 2"):
         DiffusionRecipe(config).abstract_state(jax.random.key(0), make_mesh(data=1, tensor=-1))
 
 
-def test_every_level_with_attention_is_known_with_its_heads():
-    m3ddm = registry.build("m3ddm", block_out_channels=(8, 16, 32), attention_levels=(False, True, False), num_heads=4)
-    assert attentions(m3ddm) == [(16, 4), (32, 4)]
-    widths = {"block_out_channels": (8, 16), "attention_levels": (True, False), "num_heads": (2, 4)}
-    globalpaint = registry.build("globalpaint", **widths, extractor_width=64, extractor_heads=16)
-    assert attentions(globalpaint) == [(8, 2), (16, 4), (64, 16)]
-    assert attentions(globalpaint.clone(global_guidance=False)) == [(8, 2), (16, 4)]
+def test_a_mesh_may_split_what_the_heads_of_wide_levels_divide():
+    levels = {"attention_levels": (False, True, False)}
+    m3ddm = registry.build("m3ddm", block_out_channels=(8, 1024, 2048), num_heads=4, **levels)
+    assert m3ddm.mesh_limits(6) == {"context": 6, "tensor": 4}
+    assert m3ddm.clone(block_out_channels=(8, 16, 32)).mesh_limits(6)["tensor"] == 1
+    # Levels without attention may be split into any number of parts: 0 is a multiple of all.
+    assert m3ddm.clone(block_out_channels=(1024, 16, 32)).mesh_limits(6)["tensor"] == 0
+    widths = {"block_out_channels": (1024, 2048), "attention_levels": (True, False), "num_heads": (8, 6)}
+    globalpaint = registry.build("globalpaint", **widths, extractor_width=1024, extractor_heads=5)
+    assert globalpaint.mesh_limits(6) == {"context": 1, "tensor": 1}
+    assert globalpaint.clone(global_guidance=False).mesh_limits(6) == {"context": 1, "tensor": 2}
 
 
 def test_the_rate_follows_the_batch():

@@ -133,7 +133,10 @@ def sources(*kinds):
         (lambda c: c.flow.weights.update(hole=-1.0), "'hole': -1.0.*0 or more is accepted"),
         (lambda c: c.flow.weights.update(holes=1.0), "flow.weights are .*holes.*: those of hole, valid"),
         (lambda c: c.flow.update(surplus=1), "has surplus that is not known"),
-        (lambda c: c.__setattr__("model", ConfigDict({"kind": "asfn"})), "model kind 'asfn' completes no flow"),
+        (
+            lambda c: c.__setattr__("model", ConfigDict({"kind": "asfn"})),
+            "kind 'asfn' does not fit .*: igfc",
+        ),
     ],
 )
 def test_values_that_do_not_fit_are_refused_at_once(change, message):
@@ -147,7 +150,7 @@ def test_a_folder_of_another_network_tells_no_flow(tmp_path):
     save_model(tmp_path, module, jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), dict(shapes)))
     config = make_config(lambda c: c.flow.update(raft=str(tmp_path)))
     config.data.update(sources("videos"))
-    with pytest.raises(ValueError, match="is of the kind 'asfn': raft is accepted"):
+    with pytest.raises(ValueError, match="holds a model of kind asfn: one of kind raft is needed"):
         FlowRecipe(config)
 
 

@@ -18,7 +18,7 @@ from m3ddm_jax import train as trainer
 from m3ddm_jax.models import registry
 from m3ddm_jax.models.globalpaint import NEW_PARAMETERS
 from m3ddm_jax.parallel.mesh import make_mesh, put_batch
-from m3ddm_jax.pipelines.globalpaint import Settings
+from m3ddm_jax.pipelines.globalpaint import GlobalpaintSettings
 from m3ddm_jax.recipes.diffusion import DiffusionRecipe
 from m3ddm_jax.training.checkpoint import Checkpoints
 from m3ddm_jax.training.encoding import encode_batch, make_conditions
@@ -133,7 +133,7 @@ def test_the_exported_folder_is_whole_and_the_other_stage_starts_from_it(runs):
     jax.tree.map(np.testing.assert_array_equal, encoder_variables, recipe.frozen["image_encoder"])
     settings = load_settings(folder)
     assert settings["stage"] == "key_frames" and settings["diffusion"]["prediction"] == "x0"
-    assert Settings(**settings["sample"]).num_frames == 3
+    assert GlobalpaintSettings(**settings["sample"]).num_frames == 3
 
     config = shrunk(globalpaint_interp_tiny.get_config(), init_from=str(folder))
     config.image_encoder = {"folder": str(folder / "image_encoder")}
@@ -209,11 +209,11 @@ def test_random_image_encoders_follow_from_their_seed():
         (lambda c: c.model.update(patch_width=9), "patch_width is 9, the image encoder's width 8"),
         (
             lambda c: c.__setitem__("image_encoder", {"kind": "patch_codec"}),
-            "of kind .patch_codec.: openclip",
+            "kind .patch_codec. does not fit this recipe: openclip",
         ),
         (lambda c: c.__setitem__("image_encoder", {"folder": "nowhere"}), "nowhere is not a model folder"),
         (lambda c: c.train.__delitem__("frozen_steps"), "section train lacks frozen_steps"),
-        (lambda c: c.model.update(kind="e2fgvi"), "model kind 'e2fgvi' is unknown to this recipe"),
+        (lambda c: c.model.update(kind="e2fgvi"), "model kind 'e2fgvi' does not fit this recipe: globalpaint or m3ddm"),
     ],
 )
 def test_what_does_not_fit_is_one_line(change, message):

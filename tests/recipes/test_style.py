@@ -88,10 +88,10 @@ def test_pictures_are_of_both_fields(straight):
         (lambda c: c.train.update(accumulate=2), "accumulate is 2"),
         (lambda c: c.train.update(spike_factor=0.5), "spike_factor is 0.5: 0, which is off, or more than 1"),
         (lambda c: c.style.update(surplus=1), "has surplus that is not known"),
-        (lambda c: c.__setattr__("model", ConfigDict({"kind": "igfc"})), "kind 'igfc' .*: asfn is accepted here"),
+        (lambda c: c.__setattr__("model", ConfigDict({"kind": "igfc"})), "kind 'igfc' .*: asfn is accepted"),
         (
             lambda c: c.__setattr__("discriminator", ConfigDict({"kind": "asfn"})),
-            "kind 'asfn' .*: style_discriminator is accepted here",
+            "kind 'asfn' .*: style_discriminator is accepted",
         ),
     ],
 )

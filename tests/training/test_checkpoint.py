@@ -36,8 +36,8 @@ def fresh(optimizer, mesh):
     return init_state(init, optimizer, rng, abstract)
 
 
-def opened(folder, mesh, fixed=FIXED, keep=2, beside=lambda: None):
-    return Checkpoints(folder, keep=keep, fixed=fixed, config=CONFIG, mesh=mesh, beside=beside)
+def opened(folder, mesh, fixed=FIXED, keep=2, on_save=lambda: None):
+    return Checkpoints(folder, keep=keep, fixed=fixed, config=CONFIG, mesh=mesh, on_save=on_save)
 
 
 def assert_same(a, b):
@@ -60,6 +60,15 @@ def test_what_eight_devices_saved_comes_back_on_another_mesh(tmp_path, optimizer
     assert jax.tree.map(lambda x: x.sharding, restored) == jax.tree.map(lambda x: x.sharding, abstract)
 
 
+def test_hyper_parameters_that_are_gone_do_not_keep_a_run_from_going_on(tmp_path, optimizer):
+    mesh = make_mesh(devices=jax.devices()[:1])
+    kept = {"model": {"kind": "globalpaint", "est": "1d"}}
+    checkpoints = opened(tmp_path, mesh, fixed={"model": kept["model"] | {"est_parallel": False}})
+    checkpoints.save(fresh(optimizer, mesh), 1, examples_seen=8)
+    checkpoints.close()
+    assert opened(tmp_path, mesh, fixed=kept).restore(like(optimizer, mesh)[2])[1] == 8
+
+
 def test_a_state_given_away_after_saving_is_saved_as_it_was(tmp_path, optimizer):
     """The train step donates its state while the checkpoint is still being written."""
     mesh = make_mesh(data=2, fsdp=4)
@@ -78,7 +87,7 @@ def test_old_checkpoints_go_and_a_step_is_saved_once(tmp_path, optimizer, capsys
     mesh = make_mesh(devices=jax.devices()[:1])
     state = fresh(optimizer, mesh)
     saved = []
-    checkpoints = opened(tmp_path, mesh, keep=2, beside=lambda: saved.append(checkpoints.latest_step()))
+    checkpoints = opened(tmp_path, mesh, keep=2, on_save=lambda: saved.append(checkpoints.latest_step()))
     for step in (1, 2, 3, 3):
         checkpoints.save(state, step, examples_seen=step)
     checkpoints.close()

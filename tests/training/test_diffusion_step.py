@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from configs import test as test_config
+from configs import m3ddm_tiny
 from m3ddm_jax.models import registry
 from m3ddm_jax.parallel.mesh import make_mesh, put_batch, replicated
 from m3ddm_jax.recipes.diffusion import DiffusionRecipe
@@ -15,7 +15,7 @@ from m3ddm_jax.training.diffusion_step import calibrated_batch_stats, has_initia
 from m3ddm_jax.training.encoding import encode_batch, encode_frames
 from m3ddm_jax.training.state import init_state, shardings_of
 
-CONFIG = test_config.get_config()
+CONFIG = m3ddm_tiny.get_config()
 CONFIG.model.update(block_out_channels=(32,), attention_levels=(False,))  # one level: a second takes long to compile
 RECIPE = DiffusionRecipe(CONFIG)
 CONFIG.train.update(spike_factor=5.0, spike_patience=2)

@@ -12,7 +12,7 @@ from m3ddm_jax.training.flow_step import (
     make_flow_step,
     make_flow_tasks,
 )
-from m3ddm_jax.training.optim import make_stepped_optimizer
+from m3ddm_jax.training.optim import make_stepped_optimizer, skip_spikes
 from m3ddm_jax.training.state import create_state
 
 SIDE = 16
@@ -49,7 +49,7 @@ def batch():
 
 @pytest.fixture(scope="module")
 def step():
-    optimizer = make_stepped_optimizer(1e-2, decay_every=0, clip_norm=1.0, spike_factor=5.0)
+    optimizer = skip_spikes(make_stepped_optimizer(1e-2, decay_every=0, clip_norm=1.0), 5.0)
     make = make_flow_step(Shift(), optimizer, weights=FlowWeights(), ema_decay=0.9, spike_patience=2)
     return optimizer, jax.jit(make)
 

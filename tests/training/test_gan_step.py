@@ -14,7 +14,7 @@ from m3ddm_jax.models.discriminator import HierarchicalDiscriminator, power_iter
 from m3ddm_jax.parallel.mesh import make_mesh, put_batch, replicated
 from m3ddm_jax.training.gan_state import Optimizers, create_gan_state
 from m3ddm_jax.training.gan_step import AdversarialSettings, composite, guarded_rate, make_gan_step, ramp_at
-from m3ddm_jax.training.optim import make_gan_optimizer
+from m3ddm_jax.training.optim import make_gan_optimizer, skip_spikes
 from m3ddm_jax.training.state import abstract, shardings_of
 
 pytestmark = pytest.mark.usefixtures("quick_init")
@@ -22,10 +22,11 @@ pytestmark = pytest.mark.usefixtures("quick_init")
 FRAMES, LOCAL, SIDE = 3, 2, 32
 DISCRIMINATOR = HierarchicalDiscriminator(width=2, tube_size=16)
 OPTIMIZERS = Optimizers(
-    make_gan_optimizer(1e-3, clip_norm=1.0, spike_factor=5.0), make_gan_optimizer(1e-3, spike_factor=5.0)
+    skip_spikes(make_gan_optimizer(1e-3, clip_norm=1.0), 5.0), skip_spikes(make_gan_optimizer(1e-3), 5.0)
 )
 WARMUP = 2
 SETTINGS = AdversarialSettings(
+    ema_decay=0.999,
     weights=OutpaintingWeights(flow=0.0),
     plain_tubes=2,
     zoomed_tubes=1,

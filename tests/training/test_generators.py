@@ -4,16 +4,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from m3ddm_jax.diffusion.schedule import Schedule, cosine
+from m3ddm_jax.diffusion.schedule import cosine, variance_preserving
 from m3ddm_jax.diffusion.targets import PREDICTIONS, make_target
 from m3ddm_jax.models.autoencoder import PatchCodec, reduce_mask
+from m3ddm_jax.training.diffusion_step import make_diffusion_loss
 from m3ddm_jax.training.encoding import encode_frames, to_unit_range
 from m3ddm_jax.training.generators import diffusion_generator, e2fgvi_generator
 
 CODEC = PatchCodec(4)
 FROZEN = {"autoencoder": {}}
 # Some noise even at the first timestep, so that what it is can be told.
-SCHEDULE = Schedule(cosine(100)[5:95].astype(np.float32))
+SCHEDULE = variance_preserving(cosine(100)[5:95])
 
 
 def make_batch(clips=3):
@@ -67,16 +68,21 @@ class Exact:
 
     def apply(self, variables, noisy, mask, masked_latents, *, timestep, fps, global_latents):
         self.shown = {"mask": mask, "masked": masked_latents, "timestep": timestep, "global": global_latents}
-        alpha_cumprod = jnp.asarray(SCHEDULE.alphas_cumprod)[timestep].reshape(-1, 1, 1, 1, 1)
+        signal, sigma = (
+            jnp.asarray(table, jnp.float32)[timestep].reshape(-1, 1, 1, 1, 1)
+            for table in (SCHEDULE.signal, SCHEDULE.sigma)
+        )
         clean, _ = encode_frames(CODEC, {}, TRUTH)
-        noise = (noisy - jnp.sqrt(alpha_cumprod) * clean) / jnp.sqrt(1 - alpha_cumprod)
-        return make_target(self.prediction, clean, noise, alpha_cumprod) + variables["error"]
+        noise = (noisy - signal * clean) / sigma
+        return make_target(self.prediction, clean, noise, signal, sigma) + variables["error"]
 
 
 def make(prediction="v_prediction", **changed):
-    options = {"min_snr_gamma": None, "known_weight": 1.0, "unknown": "black", "drop_global": 0.0, "max_timestep": 0.5}
+    known_weight = changed.pop("known_weight", 1.0)
     model = Exact(prediction)
-    return model, diffusion_generator(model, CODEC, SCHEDULE, prediction=prediction, **options | changed)
+    loss = make_diffusion_loss(model, SCHEDULE, prediction=prediction, min_snr_gamma=None, known_weight=known_weight)
+    options = {"unknown": "black", "drop_global": 0.0, "max_timestep": 0.5}
+    return model, diffusion_generator(loss, CODEC, SCHEDULE.num_timesteps, **options | changed)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)

@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 
-from configs import test as test_config
+from configs import m3ddm_tiny
 from m3ddm_jax import train as trainer
 from m3ddm_jax.recipes import RECIPES
 from m3ddm_jax.training.mirror import Mirror, is_remote
@@ -68,9 +68,9 @@ def test_folders_of_buckets_are_told_apart(tmp_path):
 class NoCheckpoints:
     """Stands in for checkpoints, which need a real bucket."""
 
-    def __init__(self, folder, *, beside, **_):
+    def __init__(self, folder, *, on_save, **_):
         assert os.fspath(folder) == "gs://bucket/trained/checkpoints"
-        self._beside = beside
+        self._beside = on_save
 
     def latest_step(self):
         return None
@@ -88,7 +88,7 @@ def test_what_a_run_leaves_goes_to_its_bucket(bucket, monkeypatch):
     toy = pathlib.Path(__file__).resolve().parents[1] / "parallel" / "toy_recipe.py"
     monkeypatch.setitem(RECIPES, "toy", runpy.run_path(str(toy))["ToyRecipe"])
     monkeypatch.setattr(trainer, "Checkpoints", NoCheckpoints)
-    config = test_config.get_config()
+    config = m3ddm_tiny.get_config()
     config.update_from_flattened_dict({"recipe": "toy", "train.steps": 3, "train.save_every": 1, "train.batch_size": 1})
     trainer.train(config, "gs://bucket/trained", jax.devices()[:1])
     there = epath.Path("gs://bucket/trained")

@@ -8,6 +8,7 @@ from m3ddm_jax.training.optim import (
     make_gan_optimizer,
     make_optimizer,
     scaled_to_batch,
+    skip_spikes,
     skipped_in_a_row,
     staged_rate,
 )
@@ -111,7 +112,7 @@ def test_a_gans_optimizer_has_no_first_moment_and_clips_if_told_to():
 
 def run_of_norms(spike_factor, norms):
     """(parameters, optimizer's state) after each update of gradients of these norms, the first one among them."""
-    optimizer = make_optimizer(0.1, warmup_steps=4, weight_decay=0.5, clip_norm=1.0, spike_factor=spike_factor)
+    optimizer = skip_spikes(make_optimizer(0.1, warmup_steps=4, weight_decay=0.5, clip_norm=1.0), spike_factor)
     params = {"kernel": jnp.ones((2, 2))}
     gradient = {"kernel": jnp.full((2, 2), 0.5)}  # of norm 1
 
@@ -156,7 +157,7 @@ def test_norms_are_judged_when_enough_of_them_are_known():
 
 def test_a_factor_that_skips_half_of_all_updates_is_refused():
     with pytest.raises(ValueError, match="spike_factor is 0.5: 0, which is off, or more than 1 is accepted"):
-        make_optimizer(0.1, warmup_steps=1, weight_decay=0.0, clip_norm=1.0, spike_factor=0.5)
+        skip_spikes(make_optimizer(0.1, warmup_steps=1, weight_decay=0.0, clip_norm=1.0), 0.5)
 
 
 def test_rate_and_warm_up_grow_with_the_root_of_the_batch():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from m3ddm_jax.training.encoding import Conditions
+from m3ddm_jax.training.encoding import DenoiserInputs
 from m3ddm_jax.training.validation import (
     Completion,
     completion_metrics,
@@ -72,11 +72,11 @@ def test_pictures_stand_side_by_side():
 def test_losses_are_of_both_weights_by_bins_of_timesteps():
     state = SimpleNamespace(params={"w": jnp.float32(1)}, ema_params={"w": jnp.float32(2)}, batch_stats={})
     latents = jnp.zeros((5, 2, 3, 3, 4))
-    inputs = Conditions(latents, latents[..., :1], latents, jnp.ones(5), {})
+    inputs = DenoiserInputs(latents, latents[..., :1], latents, jnp.ones(5), {})
     seen = {
-        "weighted": lambda variables, _, timestep, noise: variables["params"]["w"] * timestep.mean(),
-        "spread": lambda variables, _, timestep, noise: jnp.ptp(timestep).astype(float),
-        "noise": lambda variables, _, timestep, noise: jnp.square(noise).mean(),
+        "weighted": lambda variables, _, timestep, noise: (variables["params"]["w"] * timestep.mean(), None),
+        "spread": lambda variables, _, timestep, noise: (jnp.ptp(timestep).astype(float), None),
+        "noise": lambda variables, _, timestep, noise: (jnp.square(noise).mean(), None),
     }
     measure = jax.jit(lambda: {name: losses_by_timestep(loss, state, inputs, 1000) for name, loss in seen.items()})
     found = jax.tree.map(float, measure())

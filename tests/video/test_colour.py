@@ -64,7 +64,7 @@ def test_range_and_matrix_are_read_and_kept(tmp_path, matrix, full_range, suffix
     source = FrameSource(path)
     frames = source[:]
     assert np.abs(frames[:, 32, 32].astype(int) - COLOURS).max() <= 3
-    with FrameSink(copy, source.fps, 64, 64, like=source) as sink:
+    with FrameSink(copy, source.fps, 64, 64, source=source) as sink:
         sink.write(frames)
     before, described = yuv_of(path)
     after, described_after = yuv_of(copy)
@@ -80,7 +80,9 @@ def test_what_is_not_said_is_what_players_take_it_for(tmp_path, size, matrix):
     source = FrameSource(path)
     assert source.colour.matrix == matrix and not source.colour.full_range
     assert np.abs(source[:][:, 32, 32].astype(int) - COLOURS).max() <= 3
-    with FrameSink(copy, source.fps, 800, 64, like=source) as sink:  # a canvas that players would take for another one
+    with FrameSink(
+        copy, source.fps, 800, 64, source=source
+    ) as sink:  # a canvas that players would take for another one
         sink.write(np.zeros((1, 800, 64, 3), np.uint8))
     assert yuv_of(copy)[1][1] == matrix, "said from now on"
 
@@ -90,7 +92,7 @@ def test_images_become_limited_bt709(tmp_path):
     with FrameSink(tmp_path / "images", 24, 64, 64) as sink:
         sink.write(frames)
     source = FrameSource(tmp_path / "images")
-    with FrameSink(tmp_path / "video.mp4", 24, 64, 64, like=source) as sink:
+    with FrameSink(tmp_path / "video.mp4", 24, 64, 64, source=source) as sink:
         sink.write(source[:])
     values, described = yuv_of(tmp_path / "video.mp4")
     assert described[:2] == (1, 1)

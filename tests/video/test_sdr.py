@@ -58,7 +58,7 @@ def test_hdr_becomes_tagged_sdr(tmp_path, transfer, levels):
     np.testing.assert_allclose(shown[0:1][0, 24, 8::16, 1], expected, atol=2)
     assert shown.notes[-1].startswith("HDR is converted to SDR") and shown.pixel_format is None
     assert (shown.colour.matrix, shown.colour.primaries, shown.colour.transfer) == (1, 1, 1)
-    np.testing.assert_array_equal(shown.again()[:], shown[:])
+    np.testing.assert_array_equal(shown.reopen()[:], shown[:])
 
 
 def test_sdr_is_left_alone(tmp_path):

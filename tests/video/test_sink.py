@@ -21,7 +21,7 @@ def sound_of(path):
 
 def copy(source, path, frames=None, asked=NOTHING_ASKED):
     frames = source[:] if frames is None else frames
-    with FrameSink(path, source.fps, *frames.shape[1:3], like=source, asked=asked) as sink:
+    with FrameSink(path, source.fps, *frames.shape[1:3], source=source, asked=asked) as sink:
         for start in range(0, len(frames), 5):
             sink.write(frames[start : start + 5])
     return sink

@@ -64,7 +64,7 @@ def test_sequential_reading_decodes_each_frame_once(video, monkeypatch):
 def test_two_read_the_same_file_from_places_of_their_own(video):
     path, frames = video
     source = FrameSource(path)
-    ahead = source.again()
+    ahead = source.reopen()
     assert (len(ahead), ahead.fps, ahead.path) == (70, source.fps, path)
     with ThreadPoolExecutor(1) as thread:
         for start in range(0, 70, 10):

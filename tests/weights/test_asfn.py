@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from m3ddm_jax.models.asfn import ASFN, StyleDiscriminator
-from m3ddm_jax.weights.asfn import asfn_from_checkpoint, style_discriminator_from_state_dict
+from m3ddm_jax.models.asfn import ASFN
+from m3ddm_jax.weights.asfn import asfn_from_checkpoint
 from m3ddm_jax.weights.checkpoint import Checkpoint
 
 
@@ -26,15 +26,6 @@ def test_the_published_names_map_with_nothing_left(full):
     leaves = jax.tree.leaves(variables)
     assert len(leaves) == len(full)
     assert sum(leaf.size for leaf in leaves) == sum(tensor.size for tensor in full.values())
-
-
-def test_the_discriminators_names_map_with_nothing_left(goldens):
-    tensors = named(goldens, "asfn_discriminator_nf64")
-    module, variables = style_discriminator_from_state_dict(tensors)
-    assert module == StyleDiscriminator()
-    leaves = jax.tree.leaves(variables)
-    assert len(leaves) == len(tensors)
-    assert sum(leaf.size for leaf in leaves) == sum(tensor.size for tensor in tensors.values())
 
 
 def test_variants_show_in_names_and_shapes(full):
@@ -68,5 +59,3 @@ def test_refuses_other_networks():
     tensors = {"features.0.weight": np.zeros((64, 3, 7, 7), np.float32)}
     with pytest.raises(ValueError, match="asfn.tar is another network's: 0 of .* weights fit; missing decoder21"):
         asfn_from_checkpoint(Checkpoint("asfn.tar", tensors, {}))
-    with pytest.raises(ValueError, match=r"missing conv\.0\.weight_orig \[64, 3, 5, 5\]"):
-        style_discriminator_from_state_dict(tensors)

@@ -8,8 +8,9 @@ from safetensors.numpy import load_file
 from m3ddm_jax.models import registry
 from m3ddm_jax.models.unet3d import M3DDMUNet
 from m3ddm_jax.weights.checkpoint import Checkpoint
-from m3ddm_jax.weights.m3ddm import m3ddm_from_checkpoint, state_dict_from_variables, variables_from_official
+from m3ddm_jax.weights.m3ddm import m3ddm_from_checkpoint, variables_from_official
 from m3ddm_jax.weights.names import COUNTER
+from tests.weights.official import state_dict_from_variables
 
 SMALL = M3DDMUNet(block_out_channels=(32, 64), attention_levels=(False, True), layers_per_block=1)
 

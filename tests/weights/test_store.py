@@ -253,3 +253,17 @@ def test_a_folder_that_a_killed_process_moved_aside_is_found(saved, tmp_path):
     folder = damaged(saved, tmp_path, lambda text: text)
     folder.rename(tmp_path / f".damaged.{place()}-{2**22}-01234567.old")
     assert load_model(folder)[0] == saved[1]
+
+
+def test_hyper_parameters_that_are_gone_are_ignored_at_their_old_default(tmp_path):
+    sizes = {"block_out_channels": (8,), "attention_levels": (False,), "num_heads": (2,), "layers_per_block": 1}
+    module = registry.build("globalpaint", **sizes, norm_num_groups=4, text_dim=4, global_guidance=False, est="off")
+    shapes = registry.abstract_variables(module)
+    save_model(tmp_path / "model", module, jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), dict(shapes)))
+    file = tmp_path / "model" / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"est_parallel": False, "est_positions": "rope"}))
+    assert load_model(tmp_path / "model", kind="globalpaint")[0] == module
+    file.write_text(json.dumps(config | {"est_positions": "rel_bias"}))
+    with pytest.raises(ValueError, match="has est_positions='rel_bias', which is not supported any more: 'rope' is"):
+        load_model(tmp_path / "model")

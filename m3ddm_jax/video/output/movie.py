@@ -25,7 +25,7 @@ _HEAD = 1 << 16  # bytes of a file, in which its tracks are described
 
 
 class MovieWriter:
-    """A video file. like: the source, whose timing, colours, pixel aspect and other tracks are kept."""
+    """A video file. source: the one whose timing, colours, pixel aspect and other tracks are kept."""
 
     def __init__(
         self,
@@ -34,19 +34,19 @@ class MovieWriter:
         encoding: Encoding,
         fps: float,
         size: tuple[int, int],
-        like: FrameSource | None = None,
+        source: FrameSource | None = None,
         box: Box | None = None,
     ):
         container = CONTAINERS[suffix]
-        self._path, self._size, self._encoding, self._like = path, size, encoding, like
-        self._colour = like.colour if like else Colour()
+        self._path, self._size, self._encoding, self._source = path, size, encoding, source
+        self._colour = source.colour if source else Colour()
         self._tracks = None
-        if like is not None and container.sound is not None and like.path is not None and like.path.is_file():
-            self._tracks = Tracks(like, container)
+        if source is not None and container.sound is not None and source.path is not None and source.path.is_file():
+            self._tracks = Tracks(source, container)
         self.notes = self._tracks.notes if self._tracks else []
-        self._timing = Timing(fps, like, self._tracks.lead if self._tracks else 0.0)
+        self._timing = Timing(fps, source, self._tracks.lead if self._tracks else 0.0)
         self._composer = Composer(encoding.pixel_format, self._colour, *size, box)
-        self._aspect = like.pixel_aspect if like is not None else Fraction(1)
+        self._aspect = source.pixel_aspect if source is not None else Fraction(1)
         self._writes_aspect = container.format in ("matroska", "webm") and self._aspect != 1
         self._writes_aspect &= encoding.codec not in ("h264", "hevc")  # they keep it in their stream
         options = {}
@@ -87,8 +87,8 @@ class MovieWriter:
         codec.sample_aspect_ratio = self._aspect
         if encoding.codec == "hevc" and self._output.format.name in ("mp4", "mov"):
             codec.codec_tag = "hvc1"  # the tag that QuickTime plays
-        if self._like is not None and self._like.field_order > _PROGRESSIVE:
-            codec.field_order = self._like.field_order
+        if self._source is not None and self._source.field_order > _PROGRESSIVE:
+            codec.field_order = self._source.field_order
             if encoding.codec in _INTERLACED_CODECS:
                 codec.flags |= Flags.interlaced_dct
         return stream
@@ -128,17 +128,17 @@ class Timing:
     Frames at a constant rate count in frames, others in CLOCK; lead: seconds before the first frame.
     """
 
-    def __init__(self, fps: float, like: FrameSource | None, lead: float = 0.0):
+    def __init__(self, fps: float, source: FrameSource | None, lead: float = 0.0):
         self.rate = Fraction(fps).limit_denominator(100_000)
         self.time_base, self._starts, self._lengths = 1 / self.rate, None, {}
-        if like is None:
+        if source is None:
             return
-        steady = np.allclose(like.timestamps, np.arange(len(like)) / fps, atol=1e-6)
-        steady = steady and abs(like.durations[-1] - 1 / fps) < 1e-3 and not lead
+        steady = np.allclose(source.timestamps, np.arange(len(source)) / fps, atol=1e-6)
+        steady = steady and abs(source.durations[-1] - 1 / fps) < 1e-3 and not lead
         if not steady:
             self.time_base = Fraction(1, CLOCK)
-            self._starts = np.rint((like.timestamps + lead) * CLOCK).astype(int).tolist()
-            lengths = np.rint(np.asarray(like.durations) * CLOCK).astype(int).tolist()
+            self._starts = np.rint((source.timestamps + lead) * CLOCK).astype(int).tolist()
+            lengths = np.rint(np.asarray(source.durations) * CLOCK).astype(int).tolist()
             self._lengths = dict(zip(self._starts, lengths, strict=True))
 
     def ticks(self, index: int) -> int:

@@ -19,10 +19,12 @@ _LOOPING = {".gif", ".png", ".apng", ".webp"}  # sources that say how often they
 class ImageEncoder:
     """Bytes of one image a canvas frame."""
 
-    def __init__(self, encoding: Encoding, like: FrameSource | None, size: tuple[int, int], box: Box | None = None):
+    def __init__(self, encoding: Encoding, source: FrameSource | None, size: tuple[int, int], box: Box | None = None):
         self._encoding, self._size = encoding, size
         self._jpeg = encoding.codec == "jpeg"
-        colour = Colour(SMPTE170M, True) if self._jpeg or like is None else like.colour  # JFIF has one meaning of YUV
+        colour = (
+            Colour(SMPTE170M, True) if self._jpeg or source is None else source.colour
+        )  # JFIF has one meaning of YUV
         self._composer = Composer(encoding.pixel_format, colour, *size, box)
 
     def encode(self, frame: np.ndarray, native: av.VideoFrame | None, mask: np.ndarray | None) -> bytes:
@@ -75,11 +77,11 @@ class ImageWriter:
 class GifWriter:
     """A GIF with one palette a frame, so that no pass over the whole video is needed."""
 
-    def __init__(self, path: pathlib.Path, fps: float, size: tuple[int, int], like: FrameSource | None, alpha: bool):
-        self._timing = Timing(fps, like)
-        options = {"loop": str(_loops(like))}
-        if like is not None:
-            options["final_delay"] = str(min(65535, max(1, round(100 * float(like.durations[-1])))))
+    def __init__(self, path: pathlib.Path, fps: float, size: tuple[int, int], source: FrameSource | None, alpha: bool):
+        self._timing = Timing(fps, source)
+        options = {"loop": str(_loops(source))}
+        if source is not None:
+            options["final_delay"] = str(min(65535, max(1, round(100 * float(source.durations[-1])))))
         self._output = av.open(f"file:{path}", "w", format="gif", options=options)
         self._stream = self._output.add_stream("gif", rate=self._timing.rate)
         (self._stream.height, self._stream.width), self._stream.pix_fmt = size, "pal8"
@@ -118,11 +120,11 @@ class GifWriter:
             self._output.close()
 
 
-def _loops(like: FrameSource | None) -> int:
+def _loops(source: FrameSource | None) -> int:
     """The GIF muxer's number of repeats: -1 plays once, 0 for ever. APNG and WebP count plays."""
-    suffix = like.path.suffix.lower() if like is not None and like.path is not None else ""
-    if suffix not in _LOOPING or not like.path.is_file():
+    suffix = source.path.suffix.lower() if source is not None and source.path is not None else ""
+    if suffix not in _LOOPING or not source.path.is_file():
         return 0
-    if like.loops is None:
+    if source.loops is None:
         return -1
-    return like.loops if suffix == ".gif" or like.loops == 0 else (like.loops - 1 or -1)
+    return source.loops if suffix == ".gif" or source.loops == 0 else (source.loops - 1 or -1)

@@ -71,7 +71,7 @@ def write_around():
         left, top, right, bottom = pad
         box = (slice(top, top + source.height), slice(left, left + source.width))
         size = (source.height + top + bottom, source.width + left + right)
-        with FrameSink(path, source.fps, *size, like=source, box=box, asked=Asked(**asked)) as sink:
+        with FrameSink(path, source.fps, *size, source=source, box=box, asked=Asked(**asked)) as sink:
             for index in range(len(source)):
                 canvas = np.full((1, *size, 3), 90, np.uint8)
                 canvas[:, *box] = source[index : index + 1]

@@ -96,7 +96,7 @@ def test_single_images(tmp_path, suffix, error):
         sink.write(np.concatenate([frames, frames]))
     assert [path.name for path in tmp_path.iterdir()] == [f"out{suffix}"]
     with pytest.raises(ValueError, match="an image holds one frame, the source has 2"):
-        FrameSink(tmp_path / f"two{suffix}", 24, 48, 64, like=FrameSource.from_array(np.concatenate([frames] * 2)))
+        FrameSink(tmp_path / f"two{suffix}", 24, 48, 64, source=FrameSource.from_array(np.concatenate([frames] * 2)))
 
 
 def test_all_bits_in_png(tmp_path, make_source, write_around):

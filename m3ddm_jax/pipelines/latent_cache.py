@@ -6,7 +6,7 @@ import tempfile
 import numpy as np
 
 
-class LatentSpool:
+class LatentCache:
     """A temporary file of frames' latents; a context manager that closes it.
 
     A frame may be made more than once: what is made first guides later windows, what is made last is shown.
@@ -20,7 +20,7 @@ class LatentSpool:
         self._places = 0
         self._shape: tuple[int, ...] = ()
 
-    def __enter__(self) -> "LatentSpool":
+    def __enter__(self) -> "LatentCache":
         return self
 
     def __exit__(self, *_) -> None:

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from m3ddm_jax.measure.live import peak, walk
+from m3ddm_jax.measure.peak_memory import equations, peak
 
 
 def count(aval):
@@ -51,5 +51,5 @@ def test_operations_of_loops_come_as_often_as_they_run():
         x, _ = jax.lax.scan(lambda x, _: (jax.jit(jnp.sin)(x), None), x, length=7)
         return jnp.sin(x)
 
-    found = [times for eqn, times in walk(jax.make_jaxpr(function)(1.0)) if eqn.primitive.name == "sin"]
+    found = [times for eqn, times in equations(jax.make_jaxpr(function)(1.0)) if eqn.primitive.name == "sin"]
     assert sorted(found) == [1, 7]

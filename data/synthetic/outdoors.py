@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data import sprites, textures
-from data.layers import Layer, Mover, Part, Path, smooth_path
+from data.synthetic import sprites, textures
+from data.synthetic.layers import Layer, Mover, Part, Path, smooth_path
 
 
 class Light(NamedTuple):

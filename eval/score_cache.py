@@ -36,7 +36,7 @@ def code_sha256() -> str:
     return fingerprint(code=[clip_sha256(path) for room in _CODE for path in sorted((_ROOT / room).rglob("*.py"))])
 
 
-class KeptScores:
+class ScoreCache:
     """ClipScores in files of a folder, by name, valid as long as their key is the same; no folder keeps nothing.
 
     A file is whole or not there; one that was damaged all the same counts as not there.

@@ -58,8 +58,9 @@ def _parse_flags(name: str, argv: list[str]) -> list[str]:
     with failing(name, Exception):  # a config file may raise anything
         # The parser's own message would not name the file where fields are overridden too.
         for path in (argument.removeprefix("--config=") for argument in argv if argument.startswith("--config=")):
-            if not pathlib.Path(path).is_file():
-                raise ValueError(f"there is no config file {path}")
+            file, *_ = path.split(":")  # what follows is the config's own
+            if not pathlib.Path(file).is_file():
+                raise ValueError(f"there is no config file {file}")
         return flags.FLAGS([_underscored(argument) for argument in argv])
 
 

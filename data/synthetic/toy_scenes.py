@@ -10,7 +10,7 @@ import dataclasses
 
 import numpy as np
 
-from data.textures import Colour
+from data.synthetic.textures import Colour
 
 SIDE = 32
 NUM_FRAMES = 64
@@ -37,7 +37,7 @@ class VisitScene:
     visiting_colour: Colour
     arrival: int
 
-    def visits(self, index: int) -> float:
+    def nearness(self, index: int) -> float:
         """How far the visitors are from their rest at a frame: 0, at rest, to 1, in the middle."""
         away = max(self.arrival - index, index - (self.arrival + _STAY - 1), 0)
         return max(0.0, 1 - away / _TRAVEL)
@@ -48,7 +48,7 @@ class VisitScene:
         frame = np.repeat((1 - down) * np.float32(self.sky) + down * np.float32(self.ground), SIDE, axis=1)
         swing = _SWING * np.sin(2 * np.pi * index / self.period + self.phase)
         _draw_block(frame[_SWINGING_ROWS], _MIDDLE + swing, self.swinging_colour)
-        apart = _REST + (_MET - _REST) * self.visits(index)
+        apart = _REST + (_MET - _REST) * self.nearness(index)
         for column in (_MIDDLE - apart, _MIDDLE + apart):
             _draw_block(frame[_VISITING_ROWS], column, self.visiting_colour)
         return np.clip(255 * frame + 0.5, 0, 255).astype(np.uint8)

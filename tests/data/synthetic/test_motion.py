@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from data.masks import MaskSampler
-from data.motion import Motion, MotionScene, Plane, draw_scene, make_motion_batches
+from data.synthetic.motion import Motion, MotionScene, Plane, draw_scene, make_motion_batches
 
 SETTINGS = {
     "batch_size": 2,

@@ -5,8 +5,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import example, given
 
-from m3ddm_jax.pipelines.hierarchy import official_windows, plan_batches, plan_windows
 from m3ddm_jax.pipelines.key_frames import plan_key_frames
+from m3ddm_jax.pipelines.window_schedule import official_windows, plan_batches, plan_windows
 
 GRIDS = st.sampled_from(
     [(16, (15, 5, 1)), (16, (1,)), (8, (6, 2, 1)), (16, (30, 15, 1)), (2, (4, 2, 1)), (5, (15, 5, 1))]

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from data import textures
+from data.synthetic import textures
 
 DETAIL = 4  # shapes are drawn this much larger, then averaged down
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from data.lending import lend_gradients, touching
 from data.pipeline import make_batches
+from data.style_augmentation import lend_gradients, touching
 
 
 @pytest.fixture(scope="module")

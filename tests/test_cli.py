@@ -1,12 +1,12 @@
 import pytest
 
-from m3ddm_jax import command
+from m3ddm_jax import cli
 
 
 def ended(capsys, main, arguments=(), values=()):
     """Exit status and the lines of standard error."""
     with pytest.raises(SystemExit) as stop:
-        command.call("name", main, arguments, list(values))
+        cli.call("name", main, arguments, list(values))
     return stop.value.code, capsys.readouterr().err.splitlines()
 
 
@@ -36,12 +36,12 @@ def test_an_interrupted_command_says_so(capsys):
 
 def test_other_errors_keep_their_trace():
     with pytest.raises(KeyError):
-        command.call("name", raiser(KeyError("bug")), (), [])
+        cli.call("name", raiser(KeyError("bug")), (), [])
 
 
 def test_arguments_are_counted_and_given():
     given = []
-    command.call("name", lambda a, b: given.append((a, b)), ("IN", "OUT"), ["x", "y"])
+    cli.call("name", lambda a, b: given.append((a, b)), ("IN", "OUT"), ["x", "y"])
     assert given == [("x", "y")]
 
 

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from m3ddm_jax.measure.live import walk
-from m3ddm_jax.models import products, registry
+from m3ddm_jax.measure.peak_memory import equations
+from m3ddm_jax.models import registry, weight_gradients
 from m3ddm_jax.models.spynet import SPyNet
 
 
@@ -31,13 +31,25 @@ def plain(name):
 
 
 CASES = {
-    "matmul": (products.matmul, (2, 3, 4), (4, 2, 5)),
-    "bias": (products.add_bias, (2, 3, 2, 5), (2, 5)),
-    "convolve": (lambda x, kernel: products.convolve(x, kernel, 1, ((1, 1), (1, 1))), (2, 6, 5, 4), (3, 3, 4, 7)),
-    "strided": (lambda x, kernel: products.convolve(x, kernel, 2, ((1, 1), (0, 1))), (2, 6, 7, 4), (3, 2, 4, 7)),
-    "dilated": (lambda x, kernel: products.convolve(x, kernel, 2, ((3, 3), (2, 3)), 3), (2, 8, 7, 4), (3, 2, 4, 7)),
+    "matmul": (weight_gradients.matmul, (2, 3, 4), (4, 2, 5)),
+    "bias": (weight_gradients.add_bias, (2, 3, 2, 5), (2, 5)),
+    "convolve": (
+        lambda x, kernel: weight_gradients.convolve(x, kernel, 1, ((1, 1), (1, 1))),
+        (2, 6, 5, 4),
+        (3, 3, 4, 7),
+    ),
+    "strided": (
+        lambda x, kernel: weight_gradients.convolve(x, kernel, 2, ((1, 1), (0, 1))),
+        (2, 6, 7, 4),
+        (3, 2, 4, 7),
+    ),
+    "dilated": (
+        lambda x, kernel: weight_gradients.convolve(x, kernel, 2, ((3, 3), (2, 3)), 3),
+        (2, 8, 7, 4),
+        (3, 2, 4, 7),
+    ),
     "grouped": (
-        lambda x, kernel: products.convolve(x, kernel, 1, ((1, 1), (1, 1)), groups=2),
+        lambda x, kernel: weight_gradients.convolve(x, kernel, 1, ((1, 1), (1, 1)), groups=2),
         (2, 6, 5, 4),
         (3, 3, 2, 6),
     ),
@@ -157,7 +169,7 @@ def sums_over_clips(kind, penalised):
 
     found = []
     gradient = jax.grad(penalty if penalised else total, argnums=1)
-    for equation, _ in walk(jax.make_jaxpr(gradient)(first, params, variables)):
+    for equation, _ in equations(jax.make_jaxpr(gradient)(first, params, variables)):
         axes = {
             "dot_general": lambda params: params["dimension_numbers"][0][0],
             "conv_general_dilated": lambda params: params["dimension_numbers"].lhs_spec[1:2],

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data import sprites, textures
-from data.layers import Floor, Layer, Mover, Part, Path, smooth_path
-from data.outdoors import MARGIN, REACH, Outdoors, offset, paste
+from data.synthetic import sprites, textures
+from data.synthetic.layers import Floor, Layer, Mover, Part, Path, smooth_path
+from data.synthetic.outdoors import MARGIN, REACH, Outdoors, offset, paste
 
 
 class World(NamedTuple):

@@ -94,6 +94,28 @@ def official_windows(num_frames: int) -> list[Level]:
     return levels
 
 
+def fill_windows(levels: Sequence[Level], temporal_factor: int) -> list[Level]:
+    """The same windows with their last frame repeated up to k n + 1 frames; what is repeated is not written."""
+
+    def fill(window: Window) -> Window:
+        extra = -(len(window.frames) - 1) % temporal_factor
+        return Window(
+            window.stride,
+            window.frames + window.frames[-1:] * extra,
+            window.guides + window.guides[-1:] * extra,
+            window.writes + (False,) * extra,
+        )
+
+    return [[[fill(window) for window in stage] for stage in level] for level in levels]
+
+
+def latent_guides(window: Window, temporal_factor: int) -> tuple[bool, ...]:
+    """Which latent frames of a window hold guides alone: the first one holds one frame, each other one k of them."""
+    rest = window.guides[1:]
+    groups = [rest[start : start + temporal_factor] for start in range(0, len(rest), temporal_factor)]
+    return (window.guides[0], *map(all, groups))
+
+
 def plan_batches(levels: Sequence[Level], size: int, num_frames: int) -> list[Batch]:
     """The windows of all levels in the order in which they are sampled, at most `size` of a stage at a time."""
     cut = [

@@ -33,13 +33,13 @@ def peak(jaxpr: ClosedJaxpr | Jaxpr, size_of: Callable[[Any], float]) -> float:
     return most
 
 
-def walk(jaxpr: ClosedJaxpr | Jaxpr, times: int = 1) -> Iterator[tuple[JaxprEqn, int]]:
+def equations(jaxpr: ClosedJaxpr | Jaxpr, times: int = 1) -> Iterator[tuple[JaxprEqn, int]]:
     """All operations of a program, those of functions that it calls too, and how often a run makes each: those of a
     scan as often as it has steps, all else once."""
     for eqn in jaxpr.eqns:
         yield eqn, times
         for inner in _programs(eqn):
-            yield from walk(inner, times * eqn.params.get("length", 1) if eqn.primitive.name == "scan" else times)
+            yield from equations(inner, times * eqn.params.get("length", 1) if eqn.primitive.name == "scan" else times)
 
 
 def _programs(eqn: JaxprEqn) -> list[ClosedJaxpr | Jaxpr]:

@@ -4,12 +4,13 @@ import sys
 import numpy as np
 import pytest
 
-from data import outdoors, sources, sprites, synthetic, textures, worlds
+from data import sources
+from data.synthetic import outdoors, scenes, sprites, textures, worlds
 
 
 def world_scene(monkeypatch, builder, seed=0, height=48, width=64):
-    monkeypatch.setattr(synthetic, "WORLDS", ((builder, 1.0),))
-    return synthetic.Scene(seed, height, width)
+    monkeypatch.setattr(scenes, "WORLDS", ((builder, 1.0),))
+    return scenes.Scene(seed, height, width)
 
 
 @pytest.mark.parametrize("builder", [builder for builder, _ in worlds.WORLDS], ids=lambda builder: builder.__name__)
@@ -38,11 +39,11 @@ def test_a_frame_is_the_same_whenever_it_is_drawn(monkeypatch):
 
 
 def test_scenes_never_end_and_differ_by_seed():
-    far = synthetic.Scene(1, 32, 32).frame(10**6)
+    far = scenes.Scene(1, 32, 32).frame(10**6)
     assert far.std() > 0
-    firsts = {synthetic.Scene(seed, 24, 24).frame(0).tobytes() for seed in range(12)}
+    firsts = {scenes.Scene(seed, 24, 24).frame(0).tobytes() for seed in range(12)}
     assert len(firsts) == 12
-    assert (synthetic.scene(4, 3, 24, 32) == [synthetic.Scene(4, 24, 32).frame(index) for index in range(3)]).all()
+    assert (scenes.scene(4, 3, 24, 32) == [scenes.Scene(4, 24, 32).frame(index) for index in range(3)]).all()
 
 
 def test_weights_of_the_worlds_sum_to_one():
@@ -82,7 +83,7 @@ def test_a_first_house_beyond_the_edge_is_left_out():
 
 def test_scenes_too_small_are_refused():
     with pytest.raises(ValueError, match="16x16"):
-        synthetic.Scene(0, 8, 64)
+        scenes.Scene(0, 8, 64)
 
 
 def run_process(*arguments):
@@ -97,7 +98,7 @@ def test_the_command_writes_a_video_or_exits_with_2(tmp_path):
     assert done.returncode == 0, done.stderr
     assert sources.describe(sources.index_video(tmp_path / "scene.mp4")) == (5, 24.0, 48, 64)
     frames = sources.read_media(tmp_path / "scene.mp4", range(5))
-    assert np.abs(frames.astype(int) - synthetic.scene(3, 5, 48, 64)).mean() < 8
+    assert np.abs(frames.astype(int) - scenes.scene(3, 5, 48, 64)).mean() < 8
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from eval import kept
-from eval.kept import KeptScores, fingerprint
+from eval import score_cache
+from eval.score_cache import ScoreCache, fingerprint
 from eval.scores import ClipScores
 
 
@@ -18,7 +18,7 @@ def clip():
 
 
 def test_scores_come_back_as_they_were(tmp_path, clip):
-    store = KeptScores(tmp_path / "clips")
+    store = ScoreCache(tmp_path / "clips")
     assert store.load("a.0.25.0", "key") is None
     store.save("a.0.25.0", "key", clip)
     found = store.load("a.0.25.0", "key")
@@ -31,7 +31,7 @@ def test_scores_come_back_as_they_were(tmp_path, clip):
 
 
 def test_another_key_and_a_damaged_file_count_as_nothing(tmp_path, clip):
-    store = KeptScores(tmp_path)
+    store = ScoreCache(tmp_path)
     store.save("a", "key", clip)
     assert store.load("a", "other") is None
     path = tmp_path / "a.npz"
@@ -44,7 +44,7 @@ def test_another_key_and_a_damaged_file_count_as_nothing(tmp_path, clip):
 
 
 def test_without_a_folder_nothing_is_kept(clip):
-    store = KeptScores(None)
+    store = ScoreCache(None)
     store.save("a", "key", clip)
     assert store.load("a", "key") is None
 
@@ -53,29 +53,29 @@ def test_fingerprints_tell_contents_and_names_apart(tmp_path):
     for name, data in (("a", b"1"), ("b", b"1"), ("c", b"2")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "0.png").write_bytes(data)
-    a, b, c = (kept.clip_sha256(tmp_path / name) for name in "abc")
+    a, b, c = (score_cache.clip_sha256(tmp_path / name) for name in "abc")
     assert a == b != c
     (tmp_path / "b" / "0.png").rename(tmp_path / "b" / "1.png")
-    assert kept.clip_sha256(tmp_path / "b") != a
+    assert score_cache.clip_sha256(tmp_path / "b") != a
     assert fingerprint(x=1, y=2) == fingerprint(y=2, x=1) != fingerprint(x=2, y=1)
-    assert kept.code_sha256() == kept.code_sha256()
+    assert score_cache.code_sha256() == score_cache.code_sha256()
 
 
 def test_no_commit_where_there_is_no_checkout(tmp_path, monkeypatch):
-    monkeypatch.setattr(kept, "_ROOT", tmp_path)
-    assert kept.code_commit() is None
+    monkeypatch.setattr(score_cache, "_ROOT", tmp_path)
+    assert score_cache.code_commit() is None
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert kept.code_commit() is None
+    assert score_cache.code_commit() is None
 
 
 def test_the_commit_of_a_checkout_and_whether_it_was_changed(tmp_path, monkeypatch):
-    monkeypatch.setattr(kept, "_ROOT", tmp_path)
-    git = kept._git
+    monkeypatch.setattr(score_cache, "_ROOT", tmp_path)
+    git = score_cache._git
     git("init", "-q")
     git("-c", "user.name=n", "-c", "user.email=e@x", "commit", "-q", "--allow-empty", "-m", "first")
-    assert kept.code_commit() == {"commit": git("rev-parse", "HEAD"), "dirty": False}
+    assert score_cache.code_commit() == {"commit": git("rev-parse", "HEAD"), "dirty": False}
     (tmp_path / "new").touch()
-    assert kept.code_commit()["dirty"]
+    assert score_cache.code_commit()["dirty"]
     (tmp_path / "below").mkdir()
-    monkeypatch.setattr(kept, "_ROOT", tmp_path / "below")
-    assert kept.code_commit() is None, "somebody else's checkout around it says nothing of this code"
+    monkeypatch.setattr(score_cache, "_ROOT", tmp_path / "below")
+    assert score_cache.code_commit() is None, "somebody else's checkout around it says nothing of this code"

@@ -1,0 +1,1 @@
+"""Procedural video: scenes, toy scenes, and scenes with exact motion."""
