@@ -52,11 +52,11 @@ class FrameSink:
         suffix = check_writable(path, asked, source)
         self._source, self._box = source, box
         self._encoding = _encoding(suffix, asked, source)
-        self._source = source.reopen() if source is not None and box is not None else None
+        self._samples = source.reopen() if source is not None and box is not None else None
         self._is_folder = suffix is None
         with reraise_as(f"cannot write {self.path}"), contextlib.ExitStack() as stack:
-            if self._source is not None:
-                stack.callback(self._source.close)
+            if self._samples is not None:
+                stack.callback(self._samples.close)
             self._part = stack.enter_context(new_folder(self.path) if self._is_folder else new_file(self.path))
             self._writer = self._open(suffix, fps, (height, width))
             self.notes = self._find_notes(suffix)
@@ -83,7 +83,7 @@ class FrameSink:
 
     @property
     def _has_alpha(self) -> bool:
-        return self._source is not None and self._source.has_alpha
+        return self._samples is not None and self._samples.has_alpha
 
     @property
     def _flattens(self) -> bool:
@@ -91,7 +91,7 @@ class FrameSink:
 
     @property
     def _places_samples(self) -> bool:
-        return self._source is not None and self._encoding.pixel_format not in _RGB and not self._flattens
+        return self._samples is not None and self._encoding.pixel_format not in _RGB and not self._flattens
 
     def write(self, frames: np.ndarray, masks: np.ndarray | None = None) -> None:
         """Appends frames uint8 [n,H,W,3]; masks: uint8 [n,H,W,1], 1 where they are shown in the source's place too."""
@@ -100,7 +100,7 @@ class FrameSink:
         with reraise_as(f"cannot write {self.path}"):
             for number, frame in enumerate(frames):
                 mask = None if masks is None else masks[number]
-                native = self._source.native(self._count) if self._places_samples else None
+                native = self._samples.native(self._count) if self._places_samples else None
                 self._writer.write(self._with_alpha(frame, mask), self._count, native, mask)
                 self._count += 1
 
@@ -109,7 +109,7 @@ class FrameSink:
         if not self._has_alpha:
             return frame
         alpha = np.full((*frame.shape[:2], 1), 255, np.uint8)
-        alpha[self._box] = self._source.alpha(slice(self._count, self._count + 1))[0]
+        alpha[self._box] = self._samples.alpha(slice(self._count, self._count + 1))[0]
         if mask is not None:
             alpha[mask != 0] = 255
         if self._encoding.alpha:

@@ -22,9 +22,8 @@ class ImageEncoder:
     def __init__(self, encoding: Encoding, source: FrameSource | None, size: tuple[int, int], box: Box | None = None):
         self._encoding, self._size = encoding, size
         self._jpeg = encoding.codec == "jpeg"
-        colour = (
-            Colour(SMPTE170M, True) if self._jpeg or source is None else source.colour
-        )  # JFIF has one meaning of YUV
+        # JFIF has one meaning of YUV.
+        colour = Colour(SMPTE170M, True) if self._jpeg or source is None else source.colour
         self._composer = Composer(encoding.pixel_format, colour, *size, box)
 
     def encode(self, frame: np.ndarray, native: av.VideoFrame | None, mask: np.ndarray | None) -> bytes:
