@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import logging
 import os
 import pathlib
 import secrets
@@ -12,6 +13,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging as absl_logging
 from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -60,6 +62,8 @@ class Checkpoints:
             "mesh": dict(mesh.shape),
         }
         _drop_empty(folder)
+        self._quiet = _RaisedAgain()
+        absl_logging.get_absl_handler().addFilter(self._quiet)
         self._manager = ocp.CheckpointManager(
             folder if is_remote(folder) else os.path.abspath(folder),
             options=ocp.CheckpointManagerOptions(
@@ -175,7 +179,17 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait, and give up the folder."""
-        self._manager.close()
+        try:
+            self._manager.close()
+        finally:
+            absl_logging.get_absl_handler().removeFilter(self._quiet)
+
+
+class _RaisedAgain(logging.Filter):
+    """Leaves out the traces that Orbax's threads log of an error, which is raised where they are waited for."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and "orbax" in record.pathname)
 
 
 def _drop_empty(folder: str | os.PathLike) -> None:

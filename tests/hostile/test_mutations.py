@@ -9,7 +9,7 @@ import sys
 
 SECONDS, MEGABYTES = 20, 1000
 # More of them, with other seeds: M3DDM_JAX_MUTATIONS=2000 M3DDM_JAX_SEED=7 pytest tests/hostile/test_mutations.py
-COUNT, SEED = int(os.environ.get("M3DDM_JAX_MUTATIONS", 120)), int(os.environ.get("M3DDM_JAX_SEED", 0))
+COUNT, SEED = int(os.environ.get("M3DDM_JAX_MUTATIONS", 220)), int(os.environ.get("M3DDM_JAX_SEED", 0))
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 KINDS = (
     *("mp4", "mov", "mkv", "webm", "avi", "ts", "mpg", "gif", "y4m", "png", "jpg", "webp", "bmp", "mask"),

@@ -1,3 +1,4 @@
+import contextlib
 import re
 import shutil
 import time
@@ -9,6 +10,7 @@ import optax
 import pytest
 
 from m3ddm_jax.parallel.mesh import make_mesh
+from m3ddm_jax.training import checkpoint as checkpoint_module
 from m3ddm_jax.training import checksums
 from m3ddm_jax.training.checkpoint import Checkpoints
 from m3ddm_jax.training.optim import make_optimizer
@@ -202,3 +204,20 @@ def test_checksums_cost_little_and_come_in_the_background(tmp_path):
     checksums.write_checksums(folder)
     assert time.perf_counter() - start < 2, "50 MB a second is far below what a disk writes"
     assert checksums.find_damage(folder) is None
+
+
+def test_a_disk_that_cannot_be_written_is_one_error(tmp_path, optimizer, monkeypatch, capfd):
+    """What background threads meet is raised where they are waited for, and not told as traces before."""
+    mesh = make_mesh(devices=jax.devices()[:1])
+    checkpoints = opened(tmp_path / "checkpoints", mesh)
+
+    def full(folder):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint_module, "write_checksums", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.save(fresh(optimizer, mesh), 1, examples_seen=1)
+        checkpoints.wait()
+    with contextlib.suppress(OSError):
+        checkpoints.close()
+    assert "Traceback" not in capfd.readouterr().err
