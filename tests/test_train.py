@@ -318,7 +318,7 @@ def test_samples_are_shown_and_measured(tmp_path):
 def test_a_workdir_is_one_run_s(codec, tmp_path):
     """A second run is refused before it touches anything."""
     workdir = tmp_path / "run"
-    with trainer.locked(str(workdir)), pytest.raises(ValueError, match="is in use by process .* lock file"):
+    with trainer.locked(str(workdir)), pytest.raises(ValueError, match="is in use by process .*lock file"):
         run(make_config(codec), workdir)
     assert list(workdir.iterdir()) == []
 
