@@ -14,7 +14,7 @@ _THREADS = 4
 
 
 def write_checksums(folder: Path) -> None:
-    """Write checksums.json into a folder: of each file of the folders in it, its size and CRC-32, which misses no
+    """Write checksums.json into a folder: of each file of the folders in it, its size and Adler-32, which misses no
     single flip."""
     write_file(folder / _NAME, json.dumps(_checksums(folder, sorted(_files(folder)))))
 
@@ -52,4 +52,4 @@ def _checksum(path: Path) -> list[int]:
     if not size:  # nothing can be mapped
         return [0, 0]
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return [size, zlib.crc32(content)]
+        return [size, zlib.adler32(content)]
