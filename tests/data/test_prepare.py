@@ -94,7 +94,7 @@ def test_files_of_any_name_and_container_are_taken(tmp_path):
             for frame in shot(0, 60):
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
             container.mux(stream.encode(None))
-    report = prepare.prepare(tmp_path / "raw", tmp_path / "out", prepare.Settings(short_side=64))
+    report = prepare.prepare(tmp_path / "raw", tmp_path / "out", prepare.PrepareSettings(short_side=64))
     assert (report["videos"], report["clips"], report["skipped"]) == (3, 3, [])
     assert sorted(records(tmp_path / "out")) == ["a.ts/0", "b.vob/0", "c/0"]
 
@@ -217,7 +217,7 @@ def test_a_full_disk_exits_2_and_leaves_nothing(raw, tmp_path):
 
 
 def test_two_at_once_are_refused_and_leftovers_go(raw, tmp_path):
-    out, settings = tmp_path / "out", prepare.Settings(short_side=64)
+    out, settings = tmp_path / "out", prepare.PrepareSettings(short_side=64)
     leftover = tmp_path / f".out.{place()}-{2**22}-01234567.part"
     leftover.mkdir()
     with Lock(tmp_path / ".out.lock", "it"), pytest.raises(ValueError, match="the output .*out is in use by process"):

@@ -127,7 +127,7 @@ def test_a_method_outpaints_the_known_part_and_what_is_scored_is_kept(tmp_path, 
     assert [clip["region"]["psnr_video"] > 99 for clip in clips] == [False, True]
     assert [clip["motion"]["known_error"] for clip in clips] == [0, 0]
     for name, first, last in (("0.25", 4, 28), ("0.66", 10, 22)):
-        frame = cv2.imread(str(sorted((tmp_path / "kept" / name / "noise").iterdir())[1]))[..., ::-1]
+        frame = cv2.imread(str(sorted((tmp_path / "kept" / name / "noise").glob("*.png"))[1]))[..., ::-1]
         np.testing.assert_array_equal(frame[:, first:last], noise[1, :, first:last])
         assert (frame[:, :first] != noise[1, :, :first]).any()
     again, _ = evaluate(make_task(tmp_path, **values))
@@ -156,7 +156,7 @@ def test_seeds_have_folders_and_three_of_them_a_deviation(folders):
 
 def test_an_interrupted_run_goes_on(folders, monkeypatch):
     monkeypatch.setattr(evaluation.jax, "local_device_count", lambda: 2)  # one clip at a time is kept
-    values = {"preset": small(), "kept": folders / "report.clips"}
+    values = {"preset": small(), "score_cache": folders / "report.clips"}
     with pytest.raises(KeyboardInterrupt):
         evaluate(make_task(folders, method=Method(Counting(stop=1), {"name": "x"}), **values))
     assert [path.name for path in (folders / "report.clips").iterdir()] == ["one.0.5.0.npz"]
@@ -171,7 +171,7 @@ def test_kept_scores_hold_only_for_what_they_came_from(folders, i3d, lpips):
     def count(**changes):
         outpainter = Counting()
         about = changes.pop("about", {"name": "x"})
-        values = {"preset": small(), "kept": folders / "report.clips", **changes}
+        values = {"preset": small(), "score_cache": folders / "report.clips", **changes}
         evaluate(make_task(folders, method=Method(outpainter, about), **values))
         return outpainter.count
 

@@ -236,7 +236,7 @@ def test_experiments_name_the_settings_that_there_are():
     [
         ({"solver": "heun"}, "'heun'.*ddim"),
         ({"seam": "soft"}, "seam is 'soft': one of matched, hard"),
-        ({"steps": 0}, "steps is 0: a whole number above 0"),
+        ({"steps": 0}, "steps is 0: a whole number from 1 to 10000"),
         ({"noise_scale": "much"}, "noise_scale is 'much': a number"),
         ({"speed": 3}, "no setting speed: lines"),
     ],
