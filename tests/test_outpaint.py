@@ -131,7 +131,7 @@ def test_signals_leave_nothing(folder, tmp_path, number, name):
     """The command is stopped while it writes."""
     code = (
         "import os, sys\n"
-        "from m3ddm_jax import outpaint, command\n"
+        "from m3ddm_jax import outpaint, cli\n"
         "from m3ddm_jax.video import FrameSink\n"
         "write = FrameSink.write\n"
         f"FrameSink.write = lambda *given: (write(*given), os.kill(os.getpid(), {int(number)}))\n"

@@ -35,7 +35,13 @@ def open_container(
         where, protocols = f"subfile,,start,{part[0]},end,{part[1]},,:file:{os.fspath(source)}", "file,subfile"
     options = {"format_whitelist": FORMATS, "protocol_whitelist": protocols, "max_pixels": str(limits().pixels)}
     try:
-        container = av.open(where, options=options, metadata_errors="replace")
+        try:
+            container = av.open(where, options=options, metadata_errors="replace")
+        except av.error.ArgumentError:
+            if part is not None or not isinstance(where, str):
+                raise
+            # By the name of an image libav chooses its reader of patterns of names; the content alone tells the format.
+            container = av.open(io.BufferedReader(_Unnamed(source)), options=options, metadata_errors="replace")
     except av.error.ArgumentError:
         raise ValueError(
             f"{name} is no readable image or video: its format is not known, or it is a playlist or session"
