@@ -145,8 +145,7 @@ def build(kind: str, **hyper) -> nn.Module:
 
     Raises ValueError for an unknown kind or hyper-parameter and for a value that is none, naming what is accepted.
     """
-    if not isinstance(kind, str) or kind not in _KINDS:
-        raise ValueError(f"model kind {kind!r} is unknown: one of {', '.join(sorted(_KINDS))} is accepted")
+    _check_kind(kind)
     module = _KINDS[kind].module
     unknown = sorted(set(hyper) - set(_fields(module)))
     if unknown:
@@ -173,13 +172,19 @@ def kinds(protocol: type) -> tuple[str, ...]:
 def without_removed(kind: str, hyper: Mapping[str, Any]) -> dict[str, Any]:
     """The hyper-parameters of a saved model without those that an earlier version had.
 
-    Raises ValueError where one of these has another value than it has now.
+    Raises ValueError for an unknown kind, and where one of these has another value than it has now.
     """
+    _check_kind(kind)
     removed = _REMOVED.get(kind, {})
     for name, only in removed.items():
         if hyper.get(name, only) != only:
             raise ValueError(f"model {kind!r} has {name}={hyper[name]!r}, which is not supported any more: {only!r} is")
     return {name: value for name, value in hyper.items() if name not in removed}
+
+
+def _check_kind(kind: Any) -> None:
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise ValueError(f"model kind {kind!r} is unknown: one of {', '.join(sorted(_KINDS))} is accepted")
 
 
 def describe(module: nn.Module) -> tuple[str, dict[str, Any]]:
