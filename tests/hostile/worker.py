@@ -9,7 +9,6 @@ import json
 import os
 import pathlib
 import random
-import resource
 import shutil
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from eval.features import Features
 from eval.score_cache import ScoreCache
 from eval.scores import ClipScores
 from m3ddm_jax import cli, outpaint
+from m3ddm_jax.measure.memory import peak_rss
 from m3ddm_jax.models import registry
 from m3ddm_jax.parallel.mesh import make_mesh
 from m3ddm_jax.pipelines.denoiser import load_pipeline
@@ -286,8 +286,7 @@ def main():
             folder = pathlib.Path(root, "damaged")
             found = judge(kind, seed, made[kind], folder)
             shutil.rmtree(folder)
-            size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            print(json.dumps({"found": found, "megabytes": size >> 10}), file=answers, flush=True)
+            print(json.dumps({"found": found, "megabytes": peak_rss() >> 20}), file=answers, flush=True)
 
 
 if __name__ == "__main__":
