@@ -34,14 +34,16 @@ def test_a_kill_while_training_loses_nothing(tmp_path):
     """Each run goes on from a checkpoint that is not older than what was reported to be written before the kill."""
     rng, reached, begun = random.Random(SEED), 0, []
     assert train(tmp_path, 4).wait() == 0  # what it compiles is cached for the others
-    for _ in range(KILLS // 2):
+    for number in range(KILLS // 2):
         process = train(tmp_path, 100_000)
+        # By turns during the first checkpoints, and once one more is complete.
+        awaited = "checkpoint " if number % 2 else "step "
         begun.append(int(re.search(r"from step (\d+)", process.stdout.readline())[1]))
         assert begun[-1] >= reached, f"step {begun[-1]} after {reached} was written"
         killer = threading.Timer(rng.uniform(0, 5), process.send_signal, [signal.SIGKILL])
         for line in process.stdout:
-            if line.startswith("step ") and killer.ident is None:
-                killer.start()  # from the first update on
+            if line.startswith(awaited) and killer.ident is None:
+                killer.start()
             if found := re.match(r"checkpoint (\d+) written", line):
                 reached = max(reached, int(found[1]) - 2)  # complete but for its name, which the one before has
         killer.join()
@@ -55,7 +57,7 @@ def test_a_kill_while_training_loses_nothing(tmp_path):
 
 
 def train(workdir, steps):
-    command = [sys.executable, "-m", "m3ddm_jax.train", "--config=configs/test.py", f"--workdir={workdir}"]
+    command = [sys.executable, "-m", "m3ddm_jax.train", "--config=configs/m3ddm_tiny.py", f"--workdir={workdir}"]
     command += [f"--config.train.{name}" for name in (f"steps={steps}", "save_every=2", "sample_every=0")]
     command += ["--config.model.block_out_channels=(16,)", "--config.model.attention_levels=(False,)"]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
