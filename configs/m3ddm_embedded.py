@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
         global_widths=(32, 32, 64, 64, 128),
         frame_embedding_dim=64,
     )
-    # A patch has more numbers than the network has channels: it can say what is there, but not what noise is on it.
+    # A patch has more numbers than the network has channels: it can predict the content, but not the noise.
     config.diffusion.update(prediction="x0", shift=0.125, known_weight=0.1, unknown="filled")
     config.data.update(
         sources=(

@@ -4,8 +4,8 @@ IN is a video, an image or a folder of frames. OUT ends in .mp4, .mov, .mkv, .we
 single image; or is a folder of PNG: with a slash at its end, without suffix, or there already. The canvas only grows,
 and the source's pixels stay as they are. Several aspects (--aspect=16:9,9:16) write one OUT each, named by the aspect:
 out_16x9.mp4. Sound, subtitles, chapters, tags, timing, depth and colour coding are kept where OUT can hold them; a line
-on stderr names what is converted or left out. --mask=FILE has what is white there made anew too, and
-without a larger canvas that alone: an image for all frames, or a folder or video with a mask a frame, of the source's
+on stderr names what is converted or left out. --mask=FILE marks in white what is generated too, or, without a larger
+canvas, what alone is generated: an image for all frames, or a folder or video with one mask per frame, of the source's
 size or of the canvas's. Exit code 0, or 2 with one line that says what is wrong.
 """
 

@@ -57,7 +57,7 @@ class PatchCodec(nn.Module):
 
 
 def latent_frames(codec: Codec, num_frames: int) -> int:
-    """Number of latent frames of a clip. Raises ValueError where the codec does not take so many frames."""
+    """Number of latent frames of a clip. Raises ValueError where the codec does not accept this number of frames."""
     factor = codec.temporal_factor
     if (num_frames - 1) % factor:
         near = 1 + factor * round((num_frames - 1) / factor)

@@ -137,7 +137,7 @@ class Adapter:
         return Correction(self._network, variables, share, canvas)
 
     def _cached(self, folder: Path, canvas: Canvas) -> Correction | None:
-        """What was learnt before; None where nothing was, or what is there is damaged, with a line on stderr."""
+        """The cached correction; None where there is none, or where it is damaged, reported in one line on stderr."""
         recover(folder)
         if not folder.exists():
             return None

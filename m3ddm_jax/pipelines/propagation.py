@@ -281,7 +281,7 @@ def _carry(carried: _Carried, flows: Flows, max_error: float, places: jax.Array,
     limits = (max_error, clip.confidence, places)
     done = propagation.propagate_values(clip.values, clip.missing, forward, backward, *limits, cubic=cubic)
     values, missing, confidence = (x[0] for x in done)
-    # Differences end at the last row and column, so that none come there: those beside them stand for them.
+    # No differences arrive at the last row and column, where they end: the neighbouring ones are used.
     for last, beside in ((np.s_[:, -1], np.s_[:, -2]), (np.s_[:, :, -1], np.s_[:, :, -2])):
         values, confidence = (
             part.at[last].set(jnp.where(missing[last], part[beside], part[last])) for part in (values, confidence)

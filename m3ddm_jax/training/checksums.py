@@ -20,10 +20,10 @@ def write_checksums(folder: Path) -> None:
 
 
 def find_damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
-    """What of a folder is not as write_checksums found it, in words; None where all is.
+    """Describe the first difference between a folder's files and their checksums; None where there is none.
 
-    part, parts: which of so many parts of the files is looked at. Raises FileNotFoundError where there are no
-    checksums.
+    part, parts: index of the part of the files that is checked, and the number of parts. Raises FileNotFoundError where
+    the folder has no checksums.
     """
     try:
         expected = read_json(folder / _NAME)

@@ -155,7 +155,7 @@ class MetricsLog:
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl; a last line that was cut off is dropped, and so are damaged ones.
 
-    Of a log with damaged lines a copy is kept beside it, with a line on stderr.
+    A log with damaged lines is copied to a file next to it and reported in one line on stderr.
     """
     if not path.exists():
         return []

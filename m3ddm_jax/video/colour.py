@@ -1,4 +1,4 @@
-"""How a video's values mean colours: range, matrix and the tags beside them, kept so that no colour shifts."""
+"""How a video's values mean colours: range, matrix, primaries and transfer, kept so that no colour shifts."""
 
 import dataclasses
 import re
