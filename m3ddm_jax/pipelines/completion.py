@@ -11,7 +11,7 @@ from m3ddm_jax.completion.patches import complete
 from m3ddm_jax.completion.scales import Source
 from m3ddm_jax.pipelines.compositing import Spread
 from m3ddm_jax.pipelines.propagation import View
-from m3ddm_jax.pipelines.subjects import People, find_moving, find_people
+from m3ddm_jax.pipelines.subjects import People, find_moving, find_people, find_singular
 
 _FEWEST = 0.02  # of a frame that may be copied, at least
 _BASE = 0.03  # of the short side; what is coarser is the smooth continuation's
@@ -83,7 +83,7 @@ class PatchCompleter:
 def _background(view: View) -> tuple[np.ndarray, People]:
     """Pixels that may be copied anywhere, bool [h, w], and the people of a frame."""
     people = find_people(view.frame, view.real)
-    found = view.real & ~people.bodies
+    found = view.real & ~people.bodies & ~find_singular(view.frame, view.real)
     if view.flow is not None:
         found &= ~find_moving(view.frame, view.real, view.flow)
     return found, people

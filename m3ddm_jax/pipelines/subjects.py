@@ -1,4 +1,4 @@
-"""What of a frame may not be copied: people, and what moves unlike the surroundings of the border.
+"""Parts of a frame that may not be copied: people, singular patches, and motion unlike the border's surroundings.
 
 People are detected by the cascades and the histogram detector that OpenCV's 4.x packages contain (Viola and Jones, CVPR
 2001; Dalal and Triggs, CVPR 2005) and outlined by GrabCut (Rother et al., SIGGRAPH 2004).
@@ -13,6 +13,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from m3ddm_jax.completion.distance import nearest
 from m3ddm_jax.pipelines.optical_flow import camera_motion
 
 _CASCADES = ("haarcascade_frontalface_alt2.xml", "haarcascade_profileface.xml")
@@ -35,6 +36,12 @@ _SLOWEST = 0.7  # pixels a frame
 _RELATIVE = 0.15  # of the camera's motion
 _FLAT = 6.0  # grey levels of contrast, below which motion cannot be measured
 _MOST = 0.6  # of what is known; if more moves, the camera's motion was not found
+_PATCH = 5  # pixels of a patch's side
+_PATCH_LINES = 48  # of the reduced frame that patches are compared in
+# A patch is singular whose distance to the nearest other one exceeds all of these:
+_DISTANCE = 18.0  # grey levels, root mean square
+_SHARE = 0.6  # of its own contrast
+_TYPICAL = 1.25  # times the frame's median distance
 
 
 class People(NamedTuple):
@@ -161,3 +168,40 @@ def find_moving(frame: np.ndarray, known: np.ndarray, flow: np.ndarray) -> np.nd
     moving = cv2.morphologyEx(moving, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
     moving = _grown(cv2.morphologyEx(moving, cv2.MORPH_CLOSE, _disk(known.shape)) > 0)
     return moving & (moving[known].mean() <= _MOST) if known.any() else moving
+
+
+def find_singular(frame: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Pixels of patches that nothing else in the frame resembles, bool [h, w]: an eye, a shoe, a hand.
+
+    Texture that repeats, such as grass or stairs, may repeat beyond the border; a singular patch belongs to one object.
+
+    frame: float32 [h, w, 3] in 0..255. known: bool [h, w].
+    """
+    scale = min(1, _PATCH_LINES / min(known.shape))
+    size = tuple(max(1, round(scale * side)) for side in known.shape[::-1])
+    small = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
+    whole = cv2.resize(known.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 1 - 1e-6
+    inside = cv2.erode(whole.astype(np.uint8), np.ones((_PATCH, _PATCH), np.uint8), borderValue=0) > 0
+    if not inside.any():
+        return np.zeros(known.shape, bool)
+    rows, columns = np.nonzero(inside)
+    windows = np.lib.stride_tricks.sliding_window_view(small, (_PATCH, _PATCH), axis=(0, 1))
+    patches = windows[rows - _PATCH // 2, columns - _PATCH // 2].reshape(len(rows), 3, -1)
+    distance, contrast = _nearest_patch(patches.reshape(len(rows), -1), rows, columns), patches.std(2).mean(1)
+    least = np.maximum(np.maximum(_DISTANCE, _SHARE * contrast), _TYPICAL * np.median(distance))
+    found = np.zeros(inside.shape, np.uint8)
+    found[rows, columns] = np.isfinite(distance) & (distance > least)
+    near_rows, near_columns, _ = nearest(inside)  # patches that are partly unknown are as the nearest known one
+    return cv2.resize(found[near_rows, near_columns], known.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0
+
+
+def _nearest_patch(patches: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Root mean square distance of patches [n, d] to the nearest that does not overlap; inf where all overlap: [n]."""
+    squares = (patches**2).sum(1)
+    distance = np.empty(len(patches), np.float32)
+    for row in np.unique(rows):  # one row at a time bounds memory
+        here = rows == row
+        apart = squares[here, None] + squares - 2 * patches[here] @ patches.T
+        overlap = (np.abs(rows - row) < _PATCH) & (np.abs(columns[here, None] - columns) < _PATCH)
+        distance[here] = np.where(overlap, np.inf, apart).min(1)
+    return np.sqrt(np.maximum(distance, 0) / patches.shape[1])

@@ -3,9 +3,10 @@ import numpy as np
 import pytest
 
 from m3ddm_jax.pipelines import subjects
-from m3ddm_jax.pipelines.subjects import find_moving, find_people
+from m3ddm_jax.pipelines.subjects import find_moving, find_people, find_singular
 
 SIDE = 16
+CHECKER = np.float32([[0, 255], [255, 0]]).repeat(8, 0).repeat(10, 1)[..., None]
 
 
 @pytest.fixture
@@ -86,3 +87,43 @@ def test_a_missing_detector_is_one_line(scene, monkeypatch, capsys):
     subjects._detectors.cache_clear()
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "pip install 'opencv-python-headless>=4.11,<5'" in err
+
+
+def tiles():
+    """A frame of repeated tiles, float32 [96, 128, 3], and what is known of it."""
+    tile = np.random.default_rng(0).uniform(60, 190, (12, 16, 3)).astype(np.float32)
+    known = np.zeros((96, 128), bool)
+    known[:, SIDE:-SIDE] = True
+    return np.tile(cv2.GaussianBlur(tile, (0, 0), 2), (8, 8, 1)), known
+
+
+def test_singular_object_is_found_among_repeated_tiles():
+    frame, known = tiles()
+    frame[40:56, 56:76] = CHECKER
+    singular = find_singular(frame, known)
+    assert singular[44:52, 60:72].mean() > 0.8
+    assert not singular[:24].any() and not singular[72:].any()
+
+
+def test_object_that_appears_twice_is_not_singular():
+    frame, known = tiles()
+    frame[20:36, 40:60] = frame[60:76, 40:60] = CHECKER
+    assert not find_singular(frame, known)[62:74, 42:58].any()
+
+
+@pytest.mark.parametrize("case", ["tiles", "one colour", "nothing known", "narrower than a patch"])
+def test_nothing_is_singular(case):
+    frame, known = tiles()
+    if case == "one colour":
+        frame = np.full_like(frame, 90)
+    elif case == "nothing known":
+        known = np.zeros_like(known)
+    elif case == "narrower than a patch":
+        known = np.zeros_like(known)
+        known[:, 60:64] = True
+    assert not find_singular(frame, known).any()
+
+
+def test_noise_is_hardly_singular(scene):
+    frame, known, _ = scene
+    assert find_singular(frame, known).mean() < 0.01
