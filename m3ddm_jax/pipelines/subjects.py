@@ -200,8 +200,8 @@ def _nearest_patch(patches: np.ndarray, rows: np.ndarray, columns: np.ndarray) -
     squares = (patches**2).sum(1)
     distance = np.empty(len(patches), np.float32)
     for row in np.unique(rows):  # one row at a time bounds memory
-        here = rows == row
-        apart = squares[here, None] + squares - 2 * patches[here] @ patches.T
-        overlap = (np.abs(rows - row) < _PATCH) & (np.abs(columns[here, None] - columns) < _PATCH)
-        distance[here] = np.where(overlap, np.inf, apart).min(1)
+        here, close = rows == row, np.abs(rows - row) < _PATCH
+        apart = squares - 2 * patches[here] @ patches.T
+        apart[:, close] += np.where(np.abs(columns[here, None] - columns[close]) < _PATCH, np.float32(np.inf), 0)
+        distance[here] = squares[here] + apart.min(1)
     return np.sqrt(np.maximum(distance, 0) / patches.shape[1])
