@@ -17,7 +17,7 @@ _FEWEST = 0.02  # of a frame that may be copied, at least
 _BASE = 0.03  # of the short side; what is coarser is the smooth continuation's
 _CUT_REACH = 0.15  # of the short side, over which a subject that is cut recedes to 1 / e
 _CUT_BLUR = 0.03  # of the short side, along the border
-_FADING = 0.1  # power of the confidence that is the patches' share; LPIPS prefers a wrong texture to a blur
+_FADING = 0.05  # power of the confidence that is the patches' share; LPIPS prefers a wrong texture to a blur
 _LITTLE = 0.05  # share of a subject that is worth a completion of its own
 
 

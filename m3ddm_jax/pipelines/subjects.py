@@ -191,6 +191,7 @@ def find_singular(frame: np.ndarray, known: np.ndarray) -> np.ndarray:
     least = np.maximum(np.maximum(_DISTANCE, _SHARE * contrast), _TYPICAL * np.median(distance))
     found = np.zeros(inside.shape, np.uint8)
     found[rows, columns] = np.isfinite(distance) & (distance > least)
+    found = cv2.dilate(found, np.ones((3, 3), np.uint8))
     near_rows, near_columns, _ = nearest(inside)  # patches that are partly unknown are as the nearest known one
     return cv2.resize(found[near_rows, near_columns], known.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0
 
