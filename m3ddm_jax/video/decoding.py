@@ -80,12 +80,14 @@ class Listing:
     """The frames of a film in the order in which they are shown, found by decoding all of them.
 
     times, durations: in ticks; a time is None where it is not known. interlaced, transparent: whether any frame is.
-    marks: key frames by their fingerprints, for those that no other key frame shares.
+    marks: key frames by their fingerprints, for those that no other key frame shares. corrupt: indices of frames that
+    the decoder had to make up in part.
     """
 
     def __init__(self, frames: Iterable[av.VideoFrame]):
         shown, stored, self.durations = [], [], []
         self.interlaced = self.transparent = False
+        self.corrupt: list[int] = []
         found = collections.defaultdict(list)
         for index, frame in enumerate(frames):
             tick = frame.pts if frame.pts is not None else frame.dts
@@ -95,6 +97,8 @@ class Listing:
             stored.append(frame.dts)
             self.durations.append(frame.duration or 0)
             self.interlaced |= frame.interlaced_frame
+            if frame.is_corrupt:
+                self.corrupt.append(index)
             self.transparent = self.transparent or is_transparent(frame)
         # as libav does: decoders give frames in order, so the times that run backwards less often are right
         self.times = min(shown, stored, key=_faults)
