@@ -8,7 +8,7 @@ from typing import NamedTuple
 import av
 import numpy as np
 
-from m3ddm_jax.video.container import open_container
+from m3ddm_jax.video.container import open_container, read_packets
 from m3ddm_jax.video.probe import Probe
 
 
@@ -48,7 +48,7 @@ class Stream:
     def frames(self) -> Iterator[av.VideoFrame]:
         """Frames from here on; what cannot be decoded before the first of them is passed over."""
         begun, damaged = False, set()
-        for packet in self._container.demux(self._stream):
+        for packet in read_packets(self._container, self._stream):
             if not packet.size and packet.dts is not None:
                 continue  # Theora repeats a frame by an empty packet; that at the end has no time
             if self._tolerant and packet.is_corrupt:

@@ -16,6 +16,7 @@ from m3ddm_jax.video.container import (
     open_container,
     read_bytes,
     read_facts,
+    read_packets,
 )
 from m3ddm_jax.video.damage import Expected, expected_frames
 
@@ -139,7 +140,7 @@ def _read_packets(
     how many of the stream are corrupt, and whether the last of the file is."""
     packets = Packets([], [], [], [], [])
     corrupt, is_cut, discards, empty, end, tail = [], False, False, 0, 0.0, 0
-    for packet in container.demux():
+    for packet in read_packets(container):
         if not packet.size:
             empty += packet.stream_index == stream.index and packet.dts is not None
             continue

@@ -101,6 +101,13 @@ def test_recordings_that_are_joined_within_a_picture_have_no_note(videos):
     assert len(source) > COUNT and source.notes == []
 
 
+def test_a_track_that_begins_in_the_middle_is_passed_over(make_video, counted, tmp_path):
+    data = make_video(tmp_path / "a.ts", counted(120)).read_bytes()
+    start = [at for at in range(0, len(data), 188) if data[at + 1 : at + 3] == b"\x41\x00"][-1]
+    stranger = data[start : start + 1] + b"\x43" + data[start + 2 : start + 188]  # as of another track
+    assert len(FrameSource(data[:start] + stranger + data[start:], damage="note")) == 120
+
+
 def test_frames_are_neither_doubled_nor_made_up(videos):
     frames, _ = read(blanked(videos["mpegts"], "mpegts"))
     brightness = frames.astype(float).mean((1, 2, 3))
