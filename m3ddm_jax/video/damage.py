@@ -17,10 +17,11 @@ _TS_PACKET = 188  # bytes
 
 
 class Expected(NamedTuple):
-    """How many frames a file should have at least, and what says so."""
+    """How many frames a file should have at least, what says so, and how many of its packets libav calls corrupt."""
 
     frames: int
     by: str
+    corrupt: int = 0
 
 
 def describe_damage(name: str, found: int, expected: Expected) -> str:
@@ -64,7 +65,7 @@ def expected_frames(
     if rate > 0 and 0 < round(end * rate) < round(length * rate) - 1:
         return Expected(max(count + 1, round(length * rate)), "its duration")
     if corrupt:
-        return Expected(max(count, stream.frames), "its packets")
+        return Expected(max(count, stream.frames), "its packets", corrupt)
     if is_cut or _segment_is_cut(media, form) or (form == "mpegts" and size_of(media) % _TS_PACKET):
         return Expected(max(count + 1, stream.frames), "its end, which is cut off")
     return None
