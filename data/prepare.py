@@ -19,22 +19,21 @@ import math
 import os
 import pathlib
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
-from absl import app, flags, logging
+from absl import flags
 
 from data import shots, sources
 from data.builders.clips import Clips
 from data.clips import VideoInfo
 from data.encode import SRGB_VIDEO, EncodedClip, encode_video
 from data.masks import Box
+from m3ddm_jax import cli
 from m3ddm_jax.files.locking import Lock
 from m3ddm_jax.files.places import check_apart
-from m3ddm_jax.files.process import cleaning_up, without_reader
 from m3ddm_jax.files.writing import new_folder, resolve
 from m3ddm_jax.video import FrameSource
 from m3ddm_jax.video.colour import UNSPECIFIED, Colour
@@ -221,23 +220,11 @@ def _map_ordered(function: Callable, items: Iterable, num_threads: int) -> Itera
             yield waiting.popleft().result()
 
 
-def main(arguments: list[str]) -> None:
-    """Runs `prepare` for the command line; exits 2 with one line where it cannot."""
-    logging.set_verbosity(logging.WARNING)
+def main(source: str, out: str) -> None:
+    """Runs `prepare` for the command line, and prints what was made and skipped."""
     tfds.disable_progress_bar()  # of its own; ours counts videos
-    try:
-        if len(arguments) != 3:
-            raise ValueError(f"SOURCE and OUT are needed, found {arguments[1:]}")
-        with cleaning_up("data.prepare"), without_reader():
-            _run(*arguments[1:])
-    except (ValueError, OSError) as error:
-        print(f"data.prepare: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
-def _run(source: str, out: str) -> None:
     options = flags.FLAGS
-    settings = PrepareSettings(*(options[name].value for name in ("short-side", "min-seconds", "max-seconds", "crf")))
+    settings = PrepareSettings(options.short_side, options.min_seconds, options.max_seconds, options.crf)
     with contextlib.redirect_stdout(None):  # tfds speaks of downloads there
         report = prepare(source, out, settings, options.threads)
     for entry in report["skipped"]:
@@ -248,9 +235,9 @@ def _run(source: str, out: str) -> None:
 
 if __name__ == "__main__":
     defaults = PrepareSettings()
-    flags.DEFINE_integer("short-side", defaults.short_side, "Largest short side of a clip, in pixels.")
-    flags.DEFINE_float("min-seconds", defaults.min_seconds, "Shots shorter than this are left out.")
-    flags.DEFINE_float("max-seconds", defaults.max_seconds, "Shots longer than this become several clips.")
+    flags.DEFINE_integer("short_side", defaults.short_side, "Largest short side of a clip, in pixels.")
+    flags.DEFINE_float("min_seconds", defaults.min_seconds, "Shots shorter than this are left out.")
+    flags.DEFINE_float("max_seconds", defaults.max_seconds, "Shots longer than this become several clips.")
     flags.DEFINE_integer("crf", defaults.crf, "H.264 quality: 0 is lossless, 51 the worst.", 0, 51)
     flags.DEFINE_integer("threads", os.cpu_count() or 1, "Videos prepared at once.", lower_bound=1)
-    app.run(main)
+    cli.run("data.prepare", main, "SOURCE", "OUT")

@@ -75,7 +75,7 @@ ROOMS = {
         "configs",
     },
     "eval": {"m3ddm_jax.models", "m3ddm_jax.weights", "m3ddm_jax.flow", "m3ddm_jax.geometry", "m3ddm_jax.video"},
-    "data": {"m3ddm_jax.video"},
+    "data": {"m3ddm_jax.video", "m3ddm_jax.cli"},
     "configs.common": {
         "data.masks",
         "data.pipeline",

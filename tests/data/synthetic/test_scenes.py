@@ -108,7 +108,8 @@ def test_the_command_writes_a_video_or_exits_with_2(tmp_path):
         (["{}/x.mp4", "--size=65x48", "--frames=1"], "even"),
         (["{}/x.mp4", "--size=8x8"], "16x16"),
         (["{}/x.avi"], ".mp4"),
-        ([], "one output file"),
+        ([], "OUT expected, found no argument"),
+        (["{}/x.mp4", "--frames=0"], "flag --frames=0"),
         (["{}/missing/x.mp4", "--size=16x16", "--frames=1"], "No such file"),
     ],
 )
