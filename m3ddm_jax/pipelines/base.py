@@ -50,7 +50,7 @@ def option(default: Any, help_: str, **about: Any) -> Any:
 
 
 def _settings() -> Any:
-    return option(None, "NAME=VALUE, one setting; docs/models.md lists them", flag="set")
+    return option(None, "NAME=VALUE, one setting; docs/models/ lists them", flag="set")
 
 
 @dataclasses.dataclass(frozen=True)
