@@ -11,7 +11,7 @@ from m3ddm_jax.api.targets import make_canvas
 from m3ddm_jax.demo import views
 from m3ddm_jax.demo.controls import MethodControls
 from m3ddm_jax.demo.jobs import Queue
-from m3ddm_jax.demo.sessions import Session
+from m3ddm_jax.demo.sessions import Session, Sessions
 from m3ddm_jax.demo.target import Video, draw
 from m3ddm_jax.demo.work import Result, Work, write_sample
 from m3ddm_jax.geometry import Canvas
@@ -24,12 +24,11 @@ _QUIET = {"show_progress": "hidden"}
 
 
 class Page:
-    """The page. folder: for its files. blocks: what Gradio serves."""
+    """The page. folder: for its files. uploads: where Gradio puts what was dropped. blocks: what Gradio serves."""
 
-    def __init__(self, folder: Path):
-        self._folder, self._sample = folder, folder / "sample.mp4"
-        self._queue = Queue()
-        self._sessions: dict[str, Session] = {}
+    def __init__(self, folder: Path, uploads: Path):
+        self._sample = folder / "sample.mp4"
+        self._queue, self._sessions = Queue(), Sessions(folder / "results", uploads)
         with gr.Blocks(title="Outpaint a video", analytics_enabled=False) as self.blocks:
             self._lay_out()
             self._connect()
@@ -51,14 +50,14 @@ class Page:
                     self._height = gr.Number(label="Height", precision=0, minimum=2, step=2, elem_id="height")
                 with gr.Row():
                     about = {"minimum": 0, "maximum": 1, "value": 0.5, "step": 0.01}
-                    self._x = gr.Slider(label="Left to right", elem_id="anchor-x", **about)
-                    self._y = gr.Slider(label="Top to bottom", elem_id="anchor-y", **about)
+                    self._x = gr.Slider(label="Place, left to right", elem_id="anchor-x", **about)
+                    self._y = gr.Slider(label="Place, top to bottom", elem_id="anchor-y", **about)
                 self._method = MethodControls()
             with gr.Column(scale=3, min_width=320):
                 self._picture = _html("picture", views.EMPTY, "canvas.js")
                 with gr.Row():
-                    self._start = gr.Button("Outpaint", variant="primary", interactive=False, elem_id="start")
-                    self._cancel = gr.Button("Cancel", variant="stop", interactive=False, elem_id="cancel")
+                    self._start = gr.Button("Outpaint", variant="primary", interactive=False, elem_id="start", scale=3)
+                    self._cancel = gr.Button("Cancel", interactive=False, elem_id="cancel", scale=1, min_width=90)
                 self._status = gr.HTML(elem_id="status")
         self._player = _html("player", "", "player.js")
         self._download = gr.DownloadButton("Download the result", visible=False, elem_id="download")
@@ -78,15 +77,10 @@ class Page:
         self._cancel.click(self._stop, None, self._cancel, concurrency_limit=None, **_QUIET)
 
     def _session(self, request: gr.Request) -> Session:
-        name = request.session_hash
-        if name not in self._sessions:
-            self._sessions[name] = Session(self._folder / "results" / name, self._sample)
-        return self._sessions[name]
+        return self._sessions[request.session_hash]
 
     def _leave(self, request: gr.Request) -> None:
-        session = self._sessions.pop(request.session_hash, None)
-        if session is not None:
-            session.end()
+        self._sessions.end(request.session_hash)
 
     def _choose_sample(self) -> str:
         if not self._sample.exists():
@@ -95,15 +89,17 @@ class Page:
 
     def _open(self, request: gr.Request, path: str | None) -> str:
         """The status after a file was dropped: what it is, or why it cannot be read."""
-        session = self._session(request)
-        session.set_video(None)
-        if path is None:
-            return ""
+        session, video = self._session(request), None
         try:
-            session.set_video(Video.open(Path(path)))
+            if path is None:
+                return ""
+            video = Video.open(Path(path))
+            return views.lines([video.facts(), *video.source.notes], Path(path))
         except ValueError as error:
+            self._sessions.delete_unused(Path(path))
             return views.problem(error, Path(path))
-        return views.lines([session.video.facts(), *session.video.source.notes], Path(path))
+        finally:
+            self._sessions.set_video(session, video)
 
     def _draw(self, request: gr.Request, *target: Any) -> tuple[str, Any]:
         """The picture of the canvas, and whether it can be outpainted."""

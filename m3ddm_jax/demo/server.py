@@ -30,7 +30,8 @@ def serving(host: str, port: int, megabytes: int) -> Iterator[str]:
     """
     port = _free_port(host, port)
     with tempfile.TemporaryDirectory(prefix="m3ddm-demo-") as folder:
-        os.environ.update(_QUIET, GRADIO_TEMP_DIR=str(Path(folder) / "uploads"))
+        uploads = Path(folder) / "uploads"
+        os.environ.update(_QUIET, GRADIO_TEMP_DIR=str(uploads))
         try:
             import gradio as gr
             from starlette.middleware import Middleware
@@ -38,7 +39,7 @@ def serving(host: str, port: int, megabytes: int) -> Iterator[str]:
             raise ValueError('the page needs gradio: pip install "m3ddm-jax[demo]"') from None
         from m3ddm_jax.demo.page import STATIC, Page
 
-        page = Page(Path(folder))
+        page = Page(Path(folder), uploads)
         _, address, _ = page.blocks.launch(
             server_name=host,
             server_port=port,
@@ -68,7 +69,7 @@ def _free_port(host: str, port: int) -> int:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise ValueError(f"port {port} of {host} cannot be used: {error.strerror}") from None
+            raise ValueError(f"`port` {port} of {host} cannot be used: {error.strerror}") from None
         return probe.getsockname()[1]
 
 

@@ -1,4 +1,4 @@
-"""What the page keeps for each open tab until it is closed: a folder, the video and the job."""
+"""What the page keeps for each open tab until it is closed: the video, the job and a folder of its outputs."""
 
 import shutil
 from pathlib import Path
@@ -8,24 +8,18 @@ from m3ddm_jax.demo.target import Video
 
 
 class Session:
-    """An open tab. folder: of its outputs. shared: a video of all tabs, which none deletes."""
+    """An open tab."""
 
-    def __init__(self, folder: Path, shared: Path):
-        self.folder, self._shared = folder, shared
+    def __init__(self, folder: Path):
+        self._folder = folder
         self.video: Video | None = None
         self.job: Job | None = None
 
-    def set_video(self, video: Video | None) -> None:
-        """Replace the video, and delete the upload before."""
-        before, self.video = self.video, video
-        if before is not None and before.path not in (self._shared, video and video.path):
-            shutil.rmtree(before.path.parent, ignore_errors=True)  # Gradio gives each upload a folder
-
     def empty_folder(self) -> Path:
-        """The folder, without the outputs of the job before."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
-        return self.folder
+        """The folder of outputs, without those of the job before."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(parents=True)
+        return self._folder
 
     def cancel(self) -> None:
         """Cancel the job, if there is one."""
@@ -33,9 +27,41 @@ class Session:
             self.job.cancel()
 
     def end(self) -> None:
-        """Cancel the job and delete all files."""
+        """Cancel the job, wait for it if it runs, and delete the outputs."""
         self.cancel()
         if self.job is not None and self.job.progress.state == "stopping":
             self.job.finished.wait()
-        self.set_video(None)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class Sessions:
+    """The open tabs, by Gradio's session hash. folder: of outputs. uploads: where Gradio puts what was dropped.
+
+    Tabs that were given the same video share its file: it is deleted with the last of them.
+    """
+
+    def __init__(self, folder: Path, uploads: Path):
+        self._folder, self._uploads = folder, uploads
+        self._open: dict[str, Session] = {}
+
+    def __getitem__(self, name: str) -> Session:
+        return self._open.setdefault(name, Session(self._folder / name))
+
+    def set_video(self, session: Session, video: Video | None) -> None:
+        """Replace a tab's video; the one before is deleted if no tab shows it."""
+        before, session.video = session.video, video
+        if before is not None:
+            self.delete_unused(before.path)
+
+    def delete_unused(self, path: Path) -> None:
+        """Delete an upload, if no tab shows it."""
+        shown = {session.video.path for session in self._open.values() if session.video is not None}
+        if path not in shown and self._uploads in path.parents:
+            shutil.rmtree(path.parent, ignore_errors=True)  # Gradio gives each upload a folder
+
+    def end(self, name: str) -> None:
+        """End a tab: cancel its job, and delete its files."""
+        session = self._open.pop(name, None)
+        if session is not None:
+            session.end()
+            self.set_video(session, None)

@@ -56,7 +56,7 @@ def draw(video: Video, canvas: Canvas) -> str:
         f'<rect width="100%" height="100%" fill="url(#hatch)"/>'
         f'<image class="source" href="{video.picture}" x="{left:g}" y="{canvas.top}" width="{inner:g}"'
         f' height="{canvas.source_height}" preserveAspectRatio="none"/></svg>'
-        f'<p class="sizes">{words}</p>'
+        f'<p class="sizes">{words}. Drag the video to move it.</p>'
     )
 
 
