@@ -39,6 +39,7 @@ from m3ddm_jax.files.writing import new_folder, resolve
 from m3ddm_jax.video import FrameSource
 from m3ddm_jax.video.colour import UNSPECIFIED, Colour
 from m3ddm_jax.video.images import IMAGE_SUFFIXES
+from m3ddm_jax.video.shots import THUMBNAIL, find_cuts
 
 SMALLEST_SIDE = 64
 SAMPLES = 12
@@ -144,9 +145,9 @@ def prepare_video(
         info = sources.describe(video)
         starts = range(0, len(video), READ_AT_ONCE)
         parts = (range(start, min(start + READ_AT_ONCE, len(video))) for start in starts)
-        thumbnails = np.concatenate([video.read(part, shots.THUMBNAIL) for part in parts])
+        thumbnails = np.concatenate([video.read(part, THUMBNAIL) for part in parts])
         kept = []
-        for shot in itertools.pairwise([0, *shots.find_cuts(thumbnails), len(thumbnails)]):
+        for shot in itertools.pairwise([0, *find_cuts(thumbnails), len(thumbnails)]):
             first, last = shot
             if shots.is_still(thumbnails[first:last]):
                 skipped.append(Skipped(name, shot, "nothing moves"))

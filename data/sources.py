@@ -11,7 +11,8 @@ import tensorflow_datasets as tfds
 
 from data.clips import VideoInfo
 from data.images import resize
-from data.synthetic import scenes, toy_scenes
+from data.synthetic import toy_scenes
+from m3ddm_jax.scenes.scene import FPS, Scene
 from m3ddm_jax.video import FrameSource
 from m3ddm_jax.video.container import Media
 from m3ddm_jax.video.images import IMAGE_SUFFIXES, natural_key
@@ -148,7 +149,7 @@ class ShardSource:
 
 
 class SyntheticSource:
-    """Scenes of data.synthetic: record k is the scene of seed k, its aspect drawn between 9:16 and 16:9."""
+    """Scenes of m3ddm_jax.scenes: record k is the scene of seed k, its aspect drawn between 9:16 and 16:9."""
 
     def __init__(self, lines: int):
         self._lines = lines
@@ -162,8 +163,8 @@ class SyntheticSource:
     def open(self, index: int) -> Video:
         aspect = np.exp(np.random.default_rng([index, 1]).uniform(-1, 1) * np.log(16 / 9))
         height, width = (round(self._lines * max(1.0, side)) for side in (1 / aspect, aspect))
-        read = functools.partial(draw_frames, scenes.Scene(index, height, width).frame)
-        return Video(self.name(index), VideoInfo(SYNTHETIC_FRAMES, float(scenes.FPS), height, width), read)
+        read = functools.partial(draw_frames, Scene(index, height, width).frame)
+        return Video(self.name(index), VideoInfo(SYNTHETIC_FRAMES, float(FPS), height, width), read)
 
 
 class ToySceneSource:
@@ -176,7 +177,7 @@ class ToySceneSource:
         return f"{TOY_SCENES}/{index}"
 
     def open(self, index: int) -> Video:
-        info = VideoInfo(toy_scenes.NUM_FRAMES, float(scenes.FPS), toy_scenes.SIDE, toy_scenes.SIDE)
+        info = VideoInfo(toy_scenes.NUM_FRAMES, float(FPS), toy_scenes.SIDE, toy_scenes.SIDE)
         return Video(self.name(index), info, functools.partial(draw_frames, toy_scenes.make_scene(index).frame))
 
 

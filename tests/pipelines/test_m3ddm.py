@@ -151,7 +151,7 @@ def test_carried_pixels_are_known_and_come_back_as_they_are(folder, monkeypatch)
 
 
 def test_what_is_carried_needs_the_canvas_of_the_target(folder):
-    with pytest.raises(ValueError, match="--propagate needs canvas=target"):
+    with pytest.raises(ValueError, match="`propagate` needs canvas=target"):
         M3DDM(folder, preset="official", settings=SMALL, propagate=True)
 
 

@@ -1,0 +1,1 @@
+"""Procedural scenes: the sample of the commands, and training data."""
