@@ -12,7 +12,7 @@ from absl import flags
 from m3ddm_jax.pipelines.base import OUTPAINTERS
 
 
-def _methods_of_options() -> dict[str, tuple[dataclasses.Field, Any, list[str]]]:
+def methods_of_options() -> dict[str, tuple[dataclasses.Field, Any, list[str]]]:
     """Name of an option -> (its field, its type without None, the methods that have it), in the table's order."""
     found: dict[str, tuple[dataclasses.Field, Any, list[str]]] = {}
     for method, row in OUTPAINTERS.items():
@@ -31,7 +31,7 @@ def flag_of(field: dataclasses.Field, renamed: Mapping[str, str] = types.Mapping
 def define(renamed: Mapping[str, str] = types.MappingProxyType({})) -> None:
     """Define a flag for each option of each method; None counts as not given."""
     flags.disclaim_key_flags()  # they are the command's, whose --help shows them
-    for field, kind, methods in _methods_of_options().values():
+    for field, kind, methods in methods_of_options().values():
         flag, about = flag_of(field, renamed), field.metadata
         default = "" if field.default in (None, False) else f"; by default {field.default}"
         text = f"{', '.join(methods)}: {about['help']}{default}."
@@ -50,7 +50,7 @@ def define(renamed: Mapping[str, str] = types.MappingProxyType({})) -> None:
 def read(values: Any, renamed: Mapping[str, str] = types.MappingProxyType({})) -> dict[str, Any]:
     """The values of all options, by their names, that flags give; those that are not given are left out."""
     options = {}
-    for name, (field, kind, _) in _methods_of_options().items():
+    for name, (field, kind, _) in methods_of_options().items():
         value = getattr(values, flag_of(field, renamed))
         if typing.get_origin(kind) is Mapping:
             value = parse_settings(value)

@@ -37,6 +37,14 @@ ROOMS = {
         "m3ddm_jax.parallel",
         "data.shots",
     },
+    "m3ddm_jax.demo": {
+        "m3ddm_jax.api",
+        "m3ddm_jax.geometry",
+        "m3ddm_jax.method_flags",
+        "m3ddm_jax.pipelines.base",
+        "m3ddm_jax.scenes.scene",
+        "m3ddm_jax.video",
+    },
     "m3ddm_jax.training": {
         "m3ddm_jax.models",
         "m3ddm_jax.diffusion",
@@ -87,6 +95,7 @@ ROOMS = {
     "configs": {"configs.common"},
 }
 ENTRY_POINTS = {
+    "m3ddm_jax.demo.__main__",
     "m3ddm_jax.ablate",
     "m3ddm_jax.train",
     "m3ddm_jax.outpaint",

@@ -1,7 +1,7 @@
 """Outpaint in the browser: python -m m3ddm_jax.demo [--port=7860]
 
-Serves a page on this machine: drop a video, choose the canvas, outpaint, compare and download. Ctrl-C ends it. Exit code
-0, or 2 with one line that says what is wrong.
+Serves a page on this machine: drop a video, choose the canvas, outpaint, compare and download. Ctrl-C ends it. Exit
+code 2 with one line that says what is wrong.
 """
 
 import threading

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import gradio as gr
 
-from m3ddm_jax.method_flags import options_of_methods, parse_settings
+from m3ddm_jax.method_flags import methods_of_options, parse_settings
 from m3ddm_jax.pipelines.base import OUTPAINTERS
 
 
@@ -19,7 +19,7 @@ class MethodControls:
 
     def __init__(self):
         first = next(iter(OUTPAINTERS))
-        self._table = options_of_methods()
+        self._table = methods_of_options()
         self.method = gr.Dropdown(list(OUTPAINTERS), value=first, label="Method", elem_id="method")
         with gr.Accordion("Options of the method", open=False):
             self._none = gr.Markdown("This method has no options.", visible=not self._of(first))

@@ -16,7 +16,10 @@ class Cancelled(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """Where a job stands. waiting_for: number of jobs before it. left: estimated seconds, None before the first frames."""
+    """Where a job stands.
+
+    waiting_for: number of jobs before it. left: estimated seconds, None before the first frames.
+    """
 
     state: Literal["waiting", "running", "stopping", "done", "failed", "cancelled"]
     waiting_for: int = 0
@@ -35,6 +38,7 @@ class Job:
         self._cancel = threading.Event()
         self._start: float | None = None
         self._first: tuple[float, int] | None = None  # when the first frames came, and how many
+        self._last = 0.0  # when the last ones came
         self._done, self._total = 0, None
         self.finished = threading.Event()
         self.result: Any = None
@@ -57,9 +61,10 @@ class Job:
     def _report(self, done: int, total: int | None) -> None:
         if self._cancel.is_set():
             raise Cancelled
+        if done != self._done:
+            self._last = time.monotonic()
+            self._first = self._first or (self._last, done)
         self._done, self._total = done, total
-        if done and self._first is None:
-            self._first = time.monotonic(), done
 
     @property
     def progress(self) -> Progress:
@@ -71,16 +76,17 @@ class Job:
             state = "done" if self.error is None else "failed"
             state = "cancelled" if isinstance(self.error, Cancelled) else state
         elapsed = time.monotonic() - self._start
-        return Progress(state, 0, self._done, self._total, elapsed, self._seconds_left(elapsed), str(self.error or ""))
+        return Progress(state, 0, self._done, self._total, elapsed, self._seconds_left(), str(self.error or ""))
 
-    def _seconds_left(self, elapsed: float) -> float | None:
+    def _seconds_left(self) -> float | None:
         """By the rate since the first frames, before which programs are compiled and models loaded."""
         if not (self._first and self._total):
             return None
-        when, count = self._first
-        if self._done > count:
-            return (time.monotonic() - when) / (self._done - count) * (self._total - self._done)
-        return elapsed / self._done * (self._total - self._done)
+        begun, count = self._first
+        if self._done == count:
+            begun, count = self._start, 0
+        rate = (self._done - count) / max(self._last - begun, 1e-6)
+        return max(0.0, (self._total - self._done) / rate - (time.monotonic() - self._last))
 
 
 class Queue:

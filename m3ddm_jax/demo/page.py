@@ -1,6 +1,6 @@
 """The page's layout, and what its controls do."""
 
-import time
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from m3ddm_jax.demo.controls import MethodControls
 from m3ddm_jax.demo.jobs import Queue
 from m3ddm_jax.demo.sessions import Session, Sessions
 from m3ddm_jax.demo.target import Video, draw
-from m3ddm_jax.demo.work import Result, Work, write_sample
+from m3ddm_jax.demo.work import Work, write_sample
+from m3ddm_jax.demo.worker import Worker
 from m3ddm_jax.geometry import Canvas
 
 STATIC = Path(__file__).parent / "static"
@@ -28,7 +29,8 @@ class Page:
 
     def __init__(self, folder: Path, uploads: Path):
         self._sample = folder / "sample.mp4"
-        self._queue, self._sessions = Queue(), Sessions(folder / "results", uploads)
+        self._queue, self._worker = Queue(), Worker()
+        self._sessions = Sessions(folder / "results", uploads)
         with gr.Blocks(title="Outpaint a video", analytics_enabled=False) as self.blocks:
             self._lay_out()
             self._connect()
@@ -37,6 +39,7 @@ class Page:
     def close(self) -> None:
         """Cancel all jobs, and wait until none runs."""
         self._queue.close()
+        self._worker.close()
 
     def _lay_out(self) -> None:
         gr.HTML(views.HEADING)
@@ -50,8 +53,8 @@ class Page:
                     self._height = gr.Number(label="Height", precision=0, minimum=2, step=2, elem_id="height")
                 with gr.Row():
                     about = {"minimum": 0, "maximum": 1, "value": 0.5, "step": 0.01}
-                    self._x = gr.Slider(label="Place, left to right", elem_id="anchor-x", **about)
-                    self._y = gr.Slider(label="Place, top to bottom", elem_id="anchor-y", **about)
+                    self._x = gr.Slider(label="Left to right", elem_id="anchor-x", **about)
+                    self._y = gr.Slider(label="Top to bottom", elem_id="anchor-y", **about)
                 self._method = MethodControls()
             with gr.Column(scale=3, min_width=320):
                 self._picture = _html("picture", views.EMPTY, "canvas.js")
@@ -60,7 +63,6 @@ class Page:
                     self._cancel = gr.Button("Cancel", interactive=False, elem_id="cancel", scale=1, min_width=90)
                 self._status = gr.HTML(elem_id="status")
         self._player = _html("player", "", "player.js")
-        self._download = gr.DownloadButton("Download the result", visible=False, elem_id="download")
 
     def _connect(self) -> None:
         target = [self._choice, self._width, self._height, self._x, self._y]
@@ -71,7 +73,7 @@ class Page:
         for control in target:
             control.change(self._draw, target, drawn, trigger_mode="always_last", **_QUIET)
         self._picture.select(self._move, [self._x, self._y], [self._x, self._y], **_QUIET)
-        shown = [self._status, self._start, self._cancel, self._player, self._download]
+        shown = [self._status, self._start, self._cancel, self._player]
         controls = [*target, *self._method.components]
         self._start.click(self._run, controls, shown, concurrency_limit=None, **_QUIET)
         self._cancel.click(self._stop, None, self._cancel, concurrency_limit=None, **_QUIET)
@@ -138,30 +140,29 @@ class Page:
             yield self._update(views.problem(error), busy=False)
             return
         name = f"{canvas.width}x{canvas.height}" if choice == PIXELS else choice.replace(":", "x")
-        job = session.job = self._queue.add(Work(video, session.empty_folder(), name, arguments))
+        work = Work(video.path, session.empty_folder(), name, arguments)
+        job = session.job = self._queue.add(functools.partial(self._worker.call, work))
         while not job.finished.wait(_EVERY) and job.progress.state != "cancelled":
             yield self._update(views.status(job.progress), busy=True)
         progress = job.progress
         if progress.state == "cancelled":
+            session.empty_folder()
             yield self._update(views.status(progress), busy=False)
         elif progress.state == "failed":
             yield self._update(views.problem(job.error, video.path), busy=False)
         else:
             text = f"Done: {progress.done} frames in {progress.elapsed:.0f} s."
-            yield self._show(job.result, canvas, video, views.lines([text, *job.result.notes], video.path))
+            status = views.lines([text, *job.result.notes], video.path)
+            player = views.player(job.result, canvas, float(video.source.pixel_aspect))
+            yield {**self._update(status, busy=False), self._player: player}
 
     def _update(self, status: str, busy: bool) -> dict[Any, Any]:
         return {
             self._status: status,
             self._start: gr.update(interactive=not busy),
             self._cancel: gr.update(interactive=busy),
-            **({self._player: "", self._download: gr.update(visible=False)} if busy and not status else {}),
+            **({self._player: ""} if busy and not status else {}),
         }
-
-    def _show(self, result: Result, canvas: Canvas, video: Video, status: str) -> dict[Any, Any]:
-        player = views.player(result.shown_source, result.shown_result, canvas, float(video.source.pixel_aspect))
-        download = gr.update(value=str(result.path), visible=True)
-        return {**self._update(status, busy=False), self._player: player, self._download: download}
 
     def _stop(self, request: gr.Request) -> Any:
         self._session(request).cancel()

@@ -65,3 +65,5 @@ class Sessions:
         if session is not None:
             session.end()
             self.set_video(session, None)
+        if not self._open:
+            shutil.rmtree(self._uploads, ignore_errors=True)  # and what uploads that broke off have left

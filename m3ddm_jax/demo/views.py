@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from m3ddm_jax.demo.jobs import Progress
+from m3ddm_jax.demo.work import Result
 from m3ddm_jax.geometry import Canvas
 
 HEADING = (
@@ -33,7 +34,7 @@ def status(progress: Progress) -> str:
     """A job's state: its place in the queue, or a bar with frames and seconds."""
     if progress.state == "waiting":
         count = progress.waiting_for
-        return f'<p>Waiting for {count} other video{"s" if count != 1 else ""}.</p><progress></progress>'
+        return f"<p>Waiting for {count} other video{'s' if count != 1 else ''}.</p><progress></progress>"
     if progress.state == "cancelled":
         return "<p>Cancelled.</p>"
     if progress.state == "stopping":
@@ -46,27 +47,33 @@ def status(progress: Progress) -> str:
     return f"<p>Frame {progress.done} of {progress.total}{left}</p>{bar}"
 
 
-def player(source: Path, result: Path, canvas: Canvas, pixel_aspect: float) -> str:
+def player(result: Result, canvas: Canvas, pixel_aspect: float) -> str:
     """Source and result side by side at one scale, with one bar of controls; `static/player.js` moves both."""
     widest = (canvas.source_width + canvas.width) * pixel_aspect / canvas.height * _TALLEST
     figures = (
-        _figure("source", "Source", source, canvas.source_width, " muted"),
-        _figure("result", "Result", result, canvas.width, ""),
+        _figure("source", "Source", result.shown_source, canvas.source_width, " muted"),
+        _figure("result", "Result", result.shown_result, canvas.width, ""),
     )
     return (
         f'<div class="player" style="max-width: {widest:.0f}px">{"".join(figures)}</div>'
         '<div class="bar"><button class="play" type="button">Play</button>'
         '<input class="seek" type="range" min="0" max="1" step="0.001" value="0" aria-label="Position">'
-        '<span class="time"></span></div>'
+        '<span class="time"></span>'
+        f'<a class="download" href="{_address(result.path)}" download="{html.escape(result.path.name)}">Download</a>'
+        "</div>"
     )
 
 
 def _figure(kind: str, caption: str, path: Path, width: int, attributes: str) -> str:
-    address = f"gradio_api/file={quote(str(path))}"
     return (
-        f'<figure style="flex: {width} 1 0"><video class="{kind}" src="{address}" preload="auto" loop playsinline'
-        f"{attributes}></video><figcaption>{caption}</figcaption></figure>"
+        f'<figure style="flex: {width} 1 0"><video class="{kind}" src="{_address(path)}" preload="auto" loop'
+        f" playsinline{attributes}></video><figcaption>{caption}</figcaption></figure>"
     )
+
+
+def _address(path: Path) -> str:
+    """Where Gradio serves a file."""
+    return f"gradio_api/file={quote(str(path))}"
 
 
 def _line(text: str, path: Path | None) -> str:

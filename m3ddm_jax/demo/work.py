@@ -11,7 +11,6 @@ from typing import Any
 from m3ddm_jax.api.outpainting import outpaint
 from m3ddm_jax.demo.jobs import Report
 from m3ddm_jax.demo.playback import playable
-from m3ddm_jax.demo.target import Video
 from m3ddm_jax.scenes.scene import FPS, sample_frames
 from m3ddm_jax.video import FrameSink
 
@@ -20,17 +19,17 @@ from m3ddm_jax.video import FrameSink
 class Work:
     """A call of `outpaint`. folder: for its files. name: what the output's name ends in. arguments: keywords."""
 
-    video: Video
+    video: Path
     folder: Path
     name: str
     arguments: dict[str, Any]
 
     def __call__(self, report: Report) -> "Result":
         """Raises what `outpaint` and `report` raise."""
-        path = self.folder / f"{self.video.path.stem}_{self.name}.mp4"
+        path = self.folder / f"{self.video.stem}_{self.name}.mp4"
         with _collected_notes() as notes:
-            outpaint(self.video.path, path, progress=report, **self.arguments)
-        return Result(path, playable(self.video.path, self.folder), playable(path, self.folder), tuple(notes))
+            outpaint(self.video, path, progress=report, **self.arguments)
+        return Result(path, playable(self.video, self.folder), playable(path, self.folder), tuple(notes))
 
 
 @dataclasses.dataclass(frozen=True)

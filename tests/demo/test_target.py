@@ -8,6 +8,7 @@ import pytest
 from m3ddm_jax.demo import views
 from m3ddm_jax.demo.jobs import Progress
 from m3ddm_jax.demo.target import Video, describe, draw
+from m3ddm_jax.demo.work import Result
 from m3ddm_jax.geometry import Canvas
 from m3ddm_jax.video import FrameSink
 
@@ -64,6 +65,7 @@ def test_status_of_a_job(progress, text):
 
 
 def test_the_player_shows_both_at_one_scale(tmp_path):
-    shown = views.player(tmp_path / "a b.mp4", tmp_path / "out.mp4", Canvas.from_pad(32, 48, 10, 0, 6, 4), 1.0)
+    result = Result(tmp_path / "out.mp4", tmp_path / "a b.mp4", tmp_path / "out.mp4", ())
+    shown = views.player(result, Canvas.from_pad(32, 48, 10, 0, 6, 4), 1.0)
     assert "flex: 48 1 0" in shown and "flex: 64 1 0" in shown
     assert "a%20b.mp4" in shown
