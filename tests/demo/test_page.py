@@ -58,7 +58,9 @@ class Tab:
         return until(lambda: next((e.text for e in self.find(selector) if text in e.text), None), seconds)
 
     def click(self, selector: str) -> None:
-        until(lambda: next((e for e in self.find(selector) if e.is_enabled()), None)).click()
+        """Click the element once it is enabled; also where a message floats above it."""
+        found = until(lambda: next((e for e in self.find(selector) if e.is_enabled()), None))
+        self.driver.execute_script("arguments[0].click()", found)
 
     def upload(self, path: Path) -> None:
         if self.find("#video button[aria-label=Clear]"):
