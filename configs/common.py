@@ -68,7 +68,8 @@ def m3ddm() -> ConfigDict:
     # remat: activations kept for the backward pass: none (all of them), blocks, dots, offload (models.remat).
     config.model.update(dtype="bfloat16", remat="blocks")
     config.autoencoder = ConfigDict({"folder": "autoencoder"})
-    config.diffusion.update(PIPELINE["diffusion"])
+    released = PIPELINE["diffusion"]
+    config.diffusion.update({name: released[name] for name in ("schedule", "zero_terminal_snr", "prediction")})
     config.data.update(sources=({"kind": "shards", "path": "clips", "weight": 1.0},), num_threads=16)
     config.train.update(drop_local=0.0)  # the masks hide a quarter of the clips wholly already
     return config

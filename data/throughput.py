@@ -13,10 +13,10 @@ import tensorflow_datasets as tfds
 
 from data import pipeline
 from data.encode import encode_video
-from data.sources import find_videos
 from m3ddm_jax.scenes.scene import FPS, Scene
 from m3ddm_jax.video import FrameSource
 from m3ddm_jax.video.container import open_container
+from m3ddm_jax.video.finding import find_videos
 
 NUM_FRAMES = 16
 BUCKET = (256, 256)

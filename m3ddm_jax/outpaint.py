@@ -16,27 +16,22 @@ import time
 import tqdm
 from absl import flags
 
-from m3ddm_jax import cli, method_flags
+from m3ddm_jax import cli, outpaint_flags
 from m3ddm_jax.api.inputs import read_file
 from m3ddm_jax.api.outpainting import Outpainter, default_method
 from m3ddm_jax.api.targets import Target, parse_target, plan_target
 from m3ddm_jax.files.places import check_apart
-from m3ddm_jax.pipelines.base import OUTPAINTERS
 from m3ddm_jax.video import FrameSource
-from m3ddm_jax.video.output.codecs import CODECS, IMAGES
 
 
 def main(source_path: str, target_path: str) -> None:
     values = flags.FLAGS
-    reading = {"deinterlace": not values.keep_interlaced, "strict": values.strict, "sdr": values.sdr}
-    read_file(source_path, functools.partial(_outpaint, target_path), values.fps, **reading)
+    read_file(source_path, functools.partial(_outpaint, target_path), values.fps, **outpaint_flags.reading(values))
 
 
 def _outpaint(target_path: str, source: FrameSource) -> None:
-    values, options = flags.FLAGS, method_flags.read(flags.FLAGS)
+    values, options = flags.FLAGS, outpaint_flags.options(flags.FLAGS)
     targets = _plan_targets(source, target_path)
-    if values.adapt:
-        options.setdefault("cache", str(cli.cache_folder("adapted")))
     written = [("output", target.path) for target in targets] + [("preview", target.preview) for target in targets]
     read = [("mask", values.mask), ("model", values.model), ("second model", values.interpolation_model)]
     check_apart([*written, ("cache", options.get("cache"))], [("input", source.path), *read])
@@ -54,8 +49,8 @@ def _plan_targets(source: FrameSource, path: str) -> list[Target]:
     """The output of each aspect, or the only one."""
     values = flags.FLAGS
     aspects = list(dict.fromkeys((values.aspect or "").split(",")))
-    target = parse_target({"size": values.size, "pad": values.pad, "anchor": values.anchor})
-    target |= {name: values[name].value for name in ("mask", "fps", "codec", "quality", "pixel_format")}
+    target = parse_target({name: values[name].value for name in ("size", "pad", "anchor")})
+    target |= {"mask": values.mask, "fps": values.fps, **outpaint_flags.encoding(values)}
     targets = []
     for aspect in aspects:
         name = "" if len(aspects) == 1 else f"_{aspect.replace(':', 'x')}"
@@ -76,39 +71,10 @@ def _renamed(path: str, ending: str) -> str:
     return str(found.with_name(f"{found.stem}{ending}{found.suffix}")) + "/" * path.endswith("/")
 
 
-def _define_flags() -> None:
-    flags.DEFINE_string("aspect", None, "Target aspect WIDTH:HEIGHT, or several with commas between: 16:9,9:16,1:1.")
-    flags.DEFINE_string("size", None, "Target size WIDTHxHEIGHT in pixels, both even.")
-    flags.DEFINE_string("pad", None, "Pixels to add: left,top,right,bottom.")
-    flags.DEFINE_string(
-        "anchor", None, "Where the source lies: x,y from 0 (left, top) to 1 (right, bottom); else 0.5,0.5."
-    )
-    flags.DEFINE_string(
-        "mask", None, "Image, folder or video: what is white there is made anew too, by in2out and isvi."
-    )
+if __name__ == "__main__":
+    cli.enable_compilation_cache()
+    outpaint_flags.define()
     flags.DEFINE_string(
         "preview", None, "Also writes source and result side by side: a .png of a few frames, or a video."
     )
-    flags.DEFINE_float("fps", None, "Frames a second of a folder (else 24); a video is sampled anew at this rate.")
-    flags.DEFINE_boolean("keep_interlaced", False, "Leave the fields of interlaced video as they are.")
-    flags.DEFINE_boolean("strict", False, "Refuse a damaged video instead of outpainting the frames that it still has.")
-    flags.DEFINE_boolean("sdr", False, "Convert HDR video, PQ or HLG, to 8-bit BT.709.")
-    videos = [name for name in CODECS if name not in ("gif", *IMAGES.values())]
-    flags.DEFINE_enum(
-        "codec", None, videos, "Video codec; by default the one that docs/outputs.md lists for OUT's suffix."
-    )
-    flags.DEFINE_integer(
-        "quality", None, "Constant quality: CRF, for JPEG 1 to 31 (lower is better), for WebP 0 to 100."
-    )
-    flags.DEFINE_string("pixel_format", None, "Pixel format of the output, such as yuv420p; by default the source's.")
-    flags.DEFINE_string(
-        "method", None, f"{', '.join(OUTPAINTERS)}; by default lite, m3ddm with --model, isvi with --mask."
-    )
-    method_flags.define()
-    flags.DEFINE_integer("seed", 0, "The same seed gives the same video.", lower_bound=0)
-
-
-if __name__ == "__main__":
-    cli.enable_compilation_cache()
-    _define_flags()
     cli.run("outpaint", main, "IN", "OUT")

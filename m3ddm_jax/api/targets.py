@@ -72,8 +72,6 @@ def plan_target(
     if preview is not None:
         preview = pathlib.Path(preview)
         check_preview(preview)
-        if preview.resolve() == pathlib.Path(path).resolve():
-            raise ValueError(f"the preview {preview} is the output")
     mask_path = mask if isinstance(mask, str | os.PathLike) else None
     check_apart([("output", path), ("preview", preview)], [("input", source.path), ("mask", mask_path)])
     asked = Asked(codec, quality, pixel_format, os.fspath(path).endswith("/"))
@@ -132,11 +130,12 @@ def parse_target(texts: dict[str, str | None]) -> dict[str, Any]:
         if pattern is not None and match is None:
             raise ValueError(f"`{name}` must be {accepted}, found {text!r}")
         parsed[name] = text if match is None else tuple(kind(group) for group in match.groups())
+        if name == "aspect":
+            parsed[name] = _ratio(text)
     return parsed
 
 
 _NUMBER = r"(\d+\.?\d*|\.\d+)"
-_ASPECT = "WIDTH:HEIGHT such as 16:9"
 _TEXTS = {
     "size": (r"(\d+)x(\d+)", int, "WIDTHxHEIGHT such as 1280x720"),
     "pad": (",".join([r"(-?\d+)"] * 4), int, "left,top,right,bottom in pixels"),
@@ -146,14 +145,11 @@ _TEXTS = {
 
 def _ratio(aspect: Any) -> float:
     """Width / height of an aspect."""
-    match = re.fullmatch(f"{_NUMBER}:{_NUMBER}", aspect) if isinstance(aspect, str) else None
-    if match is not None:
-        width, height = map(float, match.groups())
-        ratio = width / height if height > 0 else 0.0
-    else:
-        ratio = float(aspect) if isinstance(aspect, int | float) else 0.0
+    match = re.fullmatch(f"{_NUMBER}(?::{_NUMBER})?", str(aspect))
+    width, height = (float(number or 1) for number in match.groups()) if match else (0.0, 1.0)
+    ratio = width / height if height > 0 else 0.0
     if not 0 < ratio < math.inf:
-        raise ValueError(f"`aspect` must be {_ASPECT}, or a positive number, found {aspect!r}")
+        raise ValueError(f"`aspect` must be WIDTH:HEIGHT such as 16:9, or a positive number, found {aspect!r}")
     return ratio
 
 

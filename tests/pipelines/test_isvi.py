@@ -17,8 +17,8 @@ def psnr(frames, truth, where):
     return 10 * np.log10(255**2 / np.mean(np.square(np.float64(frames) - truth)[np.broadcast_to(where, truth.shape)]))
 
 
-def run(outpainter, frames, canvas, masks=None):
-    return np.concatenate(list(outpainter(FrameSource.from_array(frames), canvas, None, masks)))
+def run(outpainter, frames, canvas, *masks):
+    return np.concatenate(list(outpainter(FrameSource.from_array(frames), canvas, None, *masks)))
 
 
 def carry(frames, canvas):

@@ -1,1 +1,0 @@
-"""Procedural scenes: the sample of the commands, and training data."""
