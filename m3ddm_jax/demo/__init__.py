@@ -1,1 +1,0 @@
-"""A page in the browser: drop a video, choose the canvas, outpaint, compare and download."""
