@@ -67,7 +67,7 @@ RUN_BY = {
     "m3ddm_jax.ablate": "tests/test_ablate.py",
     "m3ddm_jax.bench": "tests/test_bench.py",
     "m3ddm_jax.convert": "tests/test_convert.py",
-    "m3ddm_jax.demo": "tests/demo/test_server.py",
+    "m3ddm_jax.demo": "tests/page/test_server.py",
     "m3ddm_jax.outpaint": "tests/test_docs.py",
     "m3ddm_jax.plan": "tests/test_plan.py",
     "m3ddm_jax.precompute": "tests/test_precompute.py",

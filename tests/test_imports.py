@@ -49,7 +49,7 @@ ROOMS = {
         "m3ddm_jax.weights",
         "m3ddm_jax.parallel",
     },
-    "m3ddm_jax.demo": {
+    "m3ddm_jax.page": {
         "m3ddm_jax.api",
         "m3ddm_jax.geometry",
         "m3ddm_jax.method_flags",
@@ -114,7 +114,7 @@ ENTRY_POINTS = {
     "m3ddm_jax.train",
     "m3ddm_jax.outpaint",
     "m3ddm_jax.convert",
-    "m3ddm_jax.demo.__main__",
+    "m3ddm_jax.demo",
     "m3ddm_jax.precompute",
     "m3ddm_jax.plan",
     "m3ddm_jax.bench",
@@ -210,7 +210,7 @@ def test_data_video_and_files_are_free_of_jax(module):
 
 def test_what_the_wheel_runs_needs_no_folder_of_the_checkout():
     """The commands of the wheel, the public names, and the methods, which are imported by their names."""
-    commands = {f"m3ddm_jax.{name}" for name in ("batch", "convert", "demo.__main__", "outpaint")}
+    commands = {f"m3ddm_jax.{name}" for name in ("batch", "convert", "demo", "outpaint")}
     methods = {row.target.partition(":")[0] for row in OUTPAINTERS.values()}
     waiting, reached = [*commands, *methods, *m3ddm_jax._PUBLIC.values()], set()
     while waiting:

@@ -10,7 +10,7 @@ from urllib.parse import urlparse
 import numpy as np
 import pytest
 
-from m3ddm_jax.demo.server import serving
+from m3ddm_jax.page.server import serving
 from m3ddm_jax.video import FrameSink, FrameSource
 
 gr = pytest.importorskip("gradio", reason="the page needs gradio")

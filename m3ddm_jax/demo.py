@@ -9,7 +9,7 @@ import threading
 from absl import flags
 
 from m3ddm_jax import cli
-from m3ddm_jax.demo.server import serving
+from m3ddm_jax.page.server import serving
 
 
 def main() -> None:

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from m3ddm_jax.demo.jobs import Cancelled
-from m3ddm_jax.demo.worker import Worker
+from m3ddm_jax.page.jobs import Cancelled
+from m3ddm_jax.page.worker import Worker
 
 
 def count(report):

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from m3ddm_jax.demo.jobs import Queue
+from m3ddm_jax.page.jobs import Queue
 
 
 @pytest.fixture

@@ -8,14 +8,14 @@ from typing import Any
 import gradio as gr
 
 from m3ddm_jax.api.targets import make_canvas
-from m3ddm_jax.demo import views
-from m3ddm_jax.demo.controls import MethodControls
-from m3ddm_jax.demo.jobs import Queue
-from m3ddm_jax.demo.sessions import Session, Sessions
-from m3ddm_jax.demo.target import Video, draw
-from m3ddm_jax.demo.work import Work, write_sample
-from m3ddm_jax.demo.worker import Worker
 from m3ddm_jax.geometry import Canvas
+from m3ddm_jax.page import views
+from m3ddm_jax.page.controls import MethodControls
+from m3ddm_jax.page.jobs import Queue
+from m3ddm_jax.page.sessions import Session, Sessions
+from m3ddm_jax.page.target import Video, draw
+from m3ddm_jax.page.work import Work, write_sample
+from m3ddm_jax.page.worker import Worker
 
 STATIC = Path(__file__).parent / "static"
 ASPECTS = ("16:9", "9:16", "1:1", "4:5", "4:3", "21:9")

@@ -5,11 +5,11 @@ import re
 import numpy as np
 import pytest
 
-from m3ddm_jax.demo import views
-from m3ddm_jax.demo.jobs import Progress
-from m3ddm_jax.demo.target import Video, describe, draw
-from m3ddm_jax.demo.work import Result
 from m3ddm_jax.geometry import Canvas
+from m3ddm_jax.page import views
+from m3ddm_jax.page.jobs import Progress
+from m3ddm_jax.page.target import Video, describe, draw
+from m3ddm_jax.page.work import Result
 from m3ddm_jax.video import FrameSink
 
 

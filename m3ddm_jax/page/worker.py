@@ -6,7 +6,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-from m3ddm_jax.demo.jobs import Report
+from m3ddm_jax.page.jobs import Report
 
 _EVERY = 0.1  # seconds between two looks at whether the job was cancelled
 

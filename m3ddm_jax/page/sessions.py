@@ -3,8 +3,8 @@
 import shutil
 from pathlib import Path
 
-from m3ddm_jax.demo.jobs import Job
-from m3ddm_jax.demo.target import Video
+from m3ddm_jax.page.jobs import Job
+from m3ddm_jax.page.target import Video
 
 
 class Session:

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from m3ddm_jax.demo.jobs import Progress
-from m3ddm_jax.demo.work import Result
 from m3ddm_jax.geometry import Canvas
+from m3ddm_jax.page.jobs import Progress
+from m3ddm_jax.page.work import Result
 
 HEADING = (
     "<h1>Outpaint a video</h1>"

@@ -4,7 +4,7 @@ import av
 import numpy as np
 import pytest
 
-from m3ddm_jax.demo.playback import playable
+from m3ddm_jax.page.playback import playable
 from m3ddm_jax.video import FrameSink, FrameSource
 from m3ddm_jax.video.output.codecs import Asked
 

@@ -37,7 +37,7 @@ def serving(host: str, port: int, megabytes: int) -> Iterator[str]:
             from starlette.middleware import Middleware
         except ImportError:
             raise ValueError('the page needs gradio: pip install "m3ddm-jax[demo]"') from None
-        from m3ddm_jax.demo.page import STATIC, Page
+        from m3ddm_jax.page.layout import STATIC, Page
 
         page = Page(Path(folder), uploads)
         _, address, _ = page.blocks.launch(

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from m3ddm_jax.api.outpainting import outpaint
-from m3ddm_jax.demo.jobs import Report
-from m3ddm_jax.demo.playback import playable
+from m3ddm_jax.page.jobs import Report
+from m3ddm_jax.page.playback import playable
 from m3ddm_jax.scenes.scene import FPS, sample_frames
 from m3ddm_jax.video import FrameSink
 
