@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import socket
+import sys
 from collections.abc import Iterator, Sequence
 
 from m3ddm_jax.batching.devices import Devices
@@ -99,7 +100,7 @@ def _unreachable(address: str, error: Exception) -> ValueError:
 
 @contextlib.contextmanager
 def _connected(address: str) -> Iterator:
-    """The module ray, connected to a cluster; without reports of usage."""
+    """The module ray, connected to a cluster, without reports of usage; what it prints goes to stderr."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
@@ -112,6 +113,7 @@ def _connected(address: str) -> Iterator:
     except (ConnectionError, RuntimeError, ValueError, OSError, AssertionError) as error:
         raise _unreachable(address, error) from None
     try:
-        yield ray
+        with contextlib.redirect_stdout(sys.stderr):  # Ray reports lost nodes on stdout
+            yield ray
     finally:
         ray.shutdown()
