@@ -142,7 +142,7 @@ class Outpainter:
         """Outpaint one video; arguments, result and errors are those of `outpaint`."""
         if stream and path is not None:
             raise ValueError("`stream` returns frames and `path` writes them: one of both is accepted")
-        if type(seed) is not int or seed < 0:
+        if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
             raise ValueError(f"`seed` must be a whole number, 0 or more, found {seed!r}")
         target = {"aspect": aspect, "size": size, "pad": pad, "anchor": anchor, "mask": mask}
         target |= {"fps": fps, "codec": codec, "quality": quality, "pixel_format": pixel_format}

@@ -113,7 +113,7 @@ def test_what_is_said_of_a_model():
         (["--truth={}/truth", "--method=edge", "--preset=papers"], "one of strict, motia, "),
         (
             ["--truth={}/truth", "--method=edge", "--steps=3"],
-            "--steps is an option of m3ddm, globalpaint, found --method edge",
+            "found --method edge",
         ),
         (["--truth={}/truth", "--outputs={}/outputs", "--steps=3"], "--steps is for a --method"),
         (["--truth={}/truth", "--outputs={}/outputs", "--split=davis50"], "lacks 50 of davis50: bear, blackswan, "),
