@@ -112,6 +112,11 @@ class Outpainter:
 
     Programs that are compiled for one video are reused for others of the same size.
 
+    >>> import m3ddm_jax as m
+    >>> blur = m.Outpainter("blur")
+    >>> [blur(m.sample_frames(2, side, side), aspect=2).shape for side in (32, 64)]
+    [(2, 32, 64, 3), (2, 64, 128, 3)]
+
     method, model, options: as in `outpaint`; the default method is m3ddm with a model, otherwise lite.
     Raises ValueError or TypeError for a method, model or option that cannot be used.
     """
