@@ -37,35 +37,25 @@ def main(sources: str, out: str) -> None:
     jobs = list_jobs(sources, out, usual)
     os.makedirs(out, exist_ok=True)
     counts = collections.Counter()
-    with Lock(pathlib.Path(out, ".lock"), f"the output {out}"), _Report(pathlib.Path(out, REPORT)) as report:
+    with Lock(pathlib.Path(out, ".lock"), f"the output {out}"):
         left = [job for job in jobs if not os.path.exists(job.output)]
         counts["skipped"] = len(jobs) - len(left)
         for result in tqdm.tqdm(_results(left), total=len(left), unit="video", disable=None):
-            report.write(result)
+            _report(pathlib.Path(out, REPORT), result)
             counts[result.status] += 1
             if result.status == "failed":
-                print(f"batch: {result.video}: {result.error}", file=sys.stderr)
+                where = "" if result.video in result.error else f"{result.video}: "
+                print(f"batch: {where}{result.error}", file=sys.stderr)
     told = ", ".join(f"{counts[status]} {status}" for status in ("done", "skipped", "failed"))
     print(f"{out}: {told} of {len(jobs)} videos, {REPORT}")
     if counts["failed"]:
         sys.exit(1)
 
 
-class _Report:
-    """Appends results to a file, a line of JSON each, so that a command that is stopped has reported what it did."""
-
-    def __init__(self, path: pathlib.Path):
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed at the end of the block)
-
-    def write(self, result: Result) -> None:
-        self._file.write(json.dumps(dataclasses.asdict(result)) + "\n")
-        self._file.flush()
-
-    def __enter__(self) -> "_Report":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._file.close()
+def _report(path: pathlib.Path, result: Result) -> None:
+    """Append a line of JSON at once, so that a command that is stopped has reported what it did."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(dataclasses.asdict(result)) + "\n")
 
 
 def _results(jobs: Sequence[Job]) -> Iterator[Result]:

@@ -112,6 +112,11 @@ class Outpainter:
 
     Programs that are compiled for one video are reused for others of the same size.
 
+    >>> import m3ddm_jax as m
+    >>> blur = m.Outpainter("blur")
+    >>> [blur(m.sample_frames(2, side, side), aspect=2).shape for side in (32, 64)]
+    [(2, 32, 64, 3), (2, 64, 128, 3)]
+
     method, model, options: as in `outpaint`; the default method is m3ddm with a model, otherwise lite.
     Raises ValueError or TypeError for a method, model or option that cannot be used.
     """
@@ -142,7 +147,7 @@ class Outpainter:
         """Outpaint one video; arguments, result and errors are those of `outpaint`."""
         if stream and path is not None:
             raise ValueError("`stream` returns frames and `path` writes them: one of both is accepted")
-        if type(seed) is not int or seed < 0:
+        if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
             raise ValueError(f"`seed` must be a whole number, 0 or more, found {seed!r}")
         target = {"aspect": aspect, "size": size, "pad": pad, "anchor": anchor, "mask": mask}
         target |= {"fps": fps, "codec": codec, "quality": quality, "pixel_format": pixel_format}

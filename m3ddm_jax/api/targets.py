@@ -155,7 +155,7 @@ def _ratio(aspect: Any) -> float:
 
 def _numbers(name: str, values: Any, count: int, kind: type, accepted: str) -> tuple:
     """The values of an argument as numbers of a kind; raises ValueError for another number of them, or kind."""
-    fits = isinstance(values, Sequence) and not isinstance(values, str) and len(values) == count
+    fits = isinstance(values, Sequence | np.ndarray) and not isinstance(values, str) and len(values) == count
     if not fits or any(isinstance(value, str) or kind(value) != value for value in values):
         raise ValueError(f"`{name}` must be {accepted}, found {values!r}")
     return tuple(map(kind, values))

@@ -48,9 +48,9 @@ class _Process:
             raise WorkerDied(f"a process ended with {self._process.exitcode}") from None
 
     def stop(self) -> None:
+        self.connection.close()
         self._process.terminate()
         self._process.join()
-        self.connection.close()
 
 
 def _wait(workers: Sequence[_Process]) -> list[_Process]:
@@ -79,3 +79,5 @@ def _serve(
             connection.send(run(connection.recv()))
     except (EOFError, OSError):
         pass  # the parent is gone
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -3,12 +3,16 @@
 import contextlib
 import logging
 import os
+import re
+import socket
+import sys
 from collections.abc import Iterator, Sequence
 
 from m3ddm_jax.batching.devices import Devices
 from m3ddm_jax.batching.job import Job, Result, Runner, Settings
 from m3ddm_jax.batching.schedule import WorkerDied, run_jobs
 
+_PATIENCE = 10.0  # seconds for an address to answer
 _PASSED_ON = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "JAX_PLATFORMS")
 
 
@@ -76,21 +80,40 @@ class _RayWorker:
             self._ray.kill(self._actor)
 
 
+def _check_reachable(address: str) -> None:
+    """Raise ValueError where nothing answers at HOST:PORT: Ray itself would try for a minute."""
+    match = re.fullmatch(r"(?:ray://)?\[?([^\[\]]+)\]?:(\d+)", address)
+    if match is None:
+        if address != "auto":
+            raise ValueError(f"`ray` must be HOST:PORT, ray://HOST:PORT or auto, found {address!r}")
+        return
+    try:
+        socket.create_connection((match[1], int(match[2])), _PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise _unreachable(address, error) from None
+
+
+def _unreachable(address: str, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split())
+    return ValueError(f"there is no Ray cluster at `ray` {address}: {reason:.300}")
+
+
 @contextlib.contextmanager
 def _connected(address: str) -> Iterator:
-    """The module ray, connected to a cluster; without reports of usage."""
+    """The module ray, connected to a cluster, without reports of usage; what it prints goes to stderr."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
     except ImportError:
         raise ValueError('`ray` needs the extra ray: pip install "m3ddm-jax[ray]"') from None
+    _check_reachable(address)
     environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     try:
         ray.init(address, runtime_env={"env_vars": environment}, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, OSError, AssertionError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"there is no Ray cluster at `ray` {address}: {reason:.300}") from None
+        raise _unreachable(address, error) from None
     try:
-        yield ray
+        with contextlib.redirect_stdout(sys.stderr):  # Ray reports lost nodes on stdout
+            yield ray
     finally:
         ray.shutdown()

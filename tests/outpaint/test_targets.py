@@ -57,7 +57,7 @@ def test_texts_and_numbers_mean_the_same():
     for text, numbers in (
         ({"aspect": "16:9", "anchor": "0,1"}, {"aspect": 16 / 9, "anchor": (0, 1)}),
         ({"aspect": "2.4"}, {"aspect": 2.4}),
-        ({"size": "60x40", "pad": None, "anchor": ""}, {"size": np.array([60, 40]).tolist()}),
+        ({"size": "60x40", "pad": None, "anchor": ""}, {"size": np.array([60, 40])}),
         ({"pad": "2,4,6,0"}, {"pad": [2, 4, 6, 0]}),
     ):
         assert plan_target(source, **parse_target(text)) == plan_target(source, **numbers)
