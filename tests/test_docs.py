@@ -39,7 +39,8 @@ class Command(NamedTuple):
         words = shlex.split(text, comments=True)
         if words[:1] == ["m3ddm"]:
             return [COMMANDS[words[1]].module, *words[2:]]
-        return words[2:] if words[:2] == ["python", "-m"] else []
+        ours = words[:2] == ["python", "-m"] and words[2].split(".")[0] in ("m3ddm_jax", "data", "eval")
+        return words[2:] if ours else []
 
 
 def read_commands() -> list[Command]:

@@ -185,7 +185,7 @@ def test_play_and_download(page, clips, tmp_path):
     )
     until(lambda: tab.videos("Math.abs(v.currentTime - 0.5) < 0.05") == [True, True])
     tab.driver.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
-    tab.click(".download")
+    tab.find(".download")[0].click()
     until(lambda: (tmp_path / "short_16x9.mp4").is_file())
     made = FrameSource(tmp_path / "short_16x9.mp4")
     assert (made.width, made.height, len(made)) == (342, 192, 24)

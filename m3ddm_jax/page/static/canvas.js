@@ -3,7 +3,8 @@ let drag = null;
 
 const place = (event) => {
   const { svg, image, start, from, room } = drag;
-  const scale = svg.viewBox.baseVal.width / svg.getBoundingClientRect().width;
+  const [view, shown] = [svg.viewBox.baseVal, svg.getBoundingClientRect()];
+  const scale = Math.max(view.width / shown.width, view.height / shown.height);
   const moved = [(event.clientX - start[0]) * scale, (event.clientY - start[1]) * scale];
   const at = from.map((value, axis) => Math.min(Math.max(value + moved[axis], 0), room[axis]));
   image.setAttribute("x", at[0]);
