@@ -43,7 +43,7 @@ class MethodControls:
         for name, value in given.items():
             field, kind, _ = self._table[name]
             if typing.get_origin(kind) is Mapping:
-                given[name] = parse_settings((value or "").split())
+                given[name] = parse_settings([line.strip() for line in (value or "").splitlines() if line.strip()])
             elif value == field.default or value in ("", None):
                 given[name] = None
         options = {name: value for name, value in given.items() if value is not None}
@@ -68,4 +68,6 @@ def _control(name: str, field: dataclasses.Field, kind: Any, visible: bool) -> g
         return gr.Checkbox(field.default, **about)
     if kind is int:
         return gr.Number(field.default, precision=0, minimum=field.metadata.get("least"), **about)
+    if typing.get_origin(kind) is Mapping:
+        return gr.Textbox(lines=2, placeholder="one a line", **about)
     return gr.Textbox(field.default or "", **about)

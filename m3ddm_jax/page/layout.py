@@ -68,7 +68,8 @@ class Page:
         target = [self._choice, self._width, self._height, self._x, self._y]
         drawn = [self._picture, self._start]
         self._use_sample.click(self._choose_sample, None, self._file)
-        self._file.change(self._open, self._file, self._status, **_QUIET).then(self._draw, target, drawn, **_QUIET)
+        opened = self._file.change(self._open, self._file, [self._status, self._player], **_QUIET)
+        opened.then(self._draw, target, drawn, **_QUIET)
         self._choice.change(self._propose_size, target, [self._pixels, self._width, self._height], **_QUIET)
         for control in target:
             control.change(self._draw, target, drawn, trigger_mode="always_last", **_QUIET)
@@ -89,27 +90,28 @@ class Page:
             write_sample(self._sample)
         return str(self._sample)
 
-    def _open(self, request: gr.Request, path: str | None) -> str:
-        """The status after a file was dropped: what it is, or why it cannot be read."""
+    def _open(self, request: gr.Request, path: str | None) -> tuple[str, str]:
+        """The status after a file was dropped: what it is, or why it cannot be read; and no player."""
         session, video = self._session(request), None
         try:
             if path is None:
-                return ""
+                return "", ""
             video = Video.open(Path(path))
-            return views.lines([video.facts(), *video.source.notes], Path(path))
+            return views.lines([video.facts(), *video.source.notes], Path(path)), ""
         except ValueError as error:
             self._sessions.delete_unused(Path(path))
-            return views.problem(error, Path(path))
+            return views.problem(error, Path(path)), ""
         finally:
             self._sessions.set_video(session, video)
 
     def _draw(self, request: gr.Request, *target: Any) -> tuple[str, Any]:
         """The picture of the canvas, and whether it can be outpainted."""
-        video = self._session(request).video
+        session = self._session(request)
+        video = session.video
         if video is None:
             return views.EMPTY, gr.update(interactive=False)
         try:
-            return draw(video, _canvas(video, *target)), gr.update(interactive=True)
+            return draw(video, _canvas(video, *target)), gr.update(interactive=not session.is_busy)
         except ValueError as error:
             return views.problem(error), gr.update(interactive=False)
 
@@ -141,9 +143,11 @@ class Page:
             return
         name = f"{canvas.width}x{canvas.height}" if choice == PIXELS else choice.replace(":", "x")
         work = Work(video.path, session.empty_folder(), name, arguments)
+        session.outpainted = video.path
         job = session.job = self._queue.add(functools.partial(self._worker.call, work))
         while not job.finished.wait(_EVERY) and job.progress.state != "cancelled":
             yield self._update(views.status(job.progress), busy=True)
+        self._sessions.delete_unused(video.path)
         progress = job.progress
         if progress.state == "cancelled":
             session.empty_folder()

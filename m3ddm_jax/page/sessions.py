@@ -8,12 +8,24 @@ from m3ddm_jax.page.target import Video
 
 
 class Session:
-    """An open tab."""
+    """An open tab. video: the one that is shown. job: the last one, of the upload `outpainted`."""
 
     def __init__(self, folder: Path):
         self._folder = folder
         self.video: Video | None = None
         self.job: Job | None = None
+        self.outpainted: Path | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the job waits or runs."""
+        return self.job is not None and self.job.progress.state in ("waiting", "running", "stopping")
+
+    @property
+    def uploads(self) -> set[Path]:
+        """Uploads that are shown or outpainted."""
+        shown = {self.video.path} if self.video is not None else set()
+        return shown | ({self.outpainted} if self.is_busy else set())
 
     def empty_folder(self) -> Path:
         """The folder of outputs, without those of the job before."""
@@ -48,15 +60,15 @@ class Sessions:
         return self._open.setdefault(name, Session(self._folder / name))
 
     def set_video(self, session: Session, video: Video | None) -> None:
-        """Replace a tab's video; the one before is deleted if no tab shows it."""
+        """Replace a tab's video; the one before is deleted if no tab uses it."""
         before, session.video = session.video, video
         if before is not None:
             self.delete_unused(before.path)
 
     def delete_unused(self, path: Path) -> None:
-        """Delete an upload, if no tab shows it."""
-        shown = {session.video.path for session in self._open.values() if session.video is not None}
-        if path not in shown and self._uploads in path.parents:
+        """Delete an upload, if no tab uses it."""
+        used = set().union(*(session.uploads for session in self._open.values()))
+        if path not in used and self._uploads in path.parents:
             shutil.rmtree(path.parent, ignore_errors=True)  # Gradio gives each upload a folder
 
     def end(self, name: str) -> None:

@@ -40,7 +40,7 @@ def status(progress: Progress) -> str:
     if progress.state == "stopping":
         return "<p>Cancelling.</p><progress></progress>"
     if not progress.done:
-        text = f"Starting. The first frames take longest. {progress.elapsed:.0f} s"
+        text = f"Starting, {progress.elapsed:.0f} s. The first frames take longest."
         return f"<p>{text}</p><progress></progress>"
     left = "" if progress.left is None else f", about {progress.left:.0f} s left"
     bar = f'<progress value="{progress.done}" max="{progress.total}"></progress>'

@@ -54,7 +54,7 @@ def test_problems_hide_folders_and_markup(tmp_path):
     ("progress", "text"),
     [
         (Progress("waiting", waiting_for=1), "Waiting for 1 other video."),
-        (Progress("running", elapsed=3.2), "3 s"),
+        (Progress("running", elapsed=3.2), "Starting, 3 s"),
         (Progress("running", done=3, total=12, left=7.6), "Frame 3 of 12, about 8 s left"),
         (Progress("stopping", done=3, total=12), "Cancelling"),
         (Progress("cancelled"), "Cancelled"),
