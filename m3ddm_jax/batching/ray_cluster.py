@@ -112,8 +112,8 @@ def _connected(address: str) -> Iterator:
         ray.init(address, runtime_env={"env_vars": environment}, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, OSError, AssertionError) as error:
         raise _unreachable(address, error) from None
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # Ray reports lost nodes on stdout
+    with contextlib.redirect_stdout(sys.stderr):  # Ray reports lost nodes on stdout
+        try:
             yield ray
-    finally:
-        ray.shutdown()
+        finally:
+            ray.shutdown()
