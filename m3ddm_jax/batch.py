@@ -14,6 +14,7 @@ Exit code 0, 1 if a video failed, or 2 with one line that says what is wrong.
 import collections
 import dataclasses
 import json
+import logging
 import os
 import pathlib
 import sys
@@ -30,6 +31,8 @@ from m3ddm_jax.batching.ray_cluster import run_on_ray
 from m3ddm_jax.batching.videos import REPORT, list_jobs
 from m3ddm_jax.files.locking import Lock
 
+_LOG = logging.getLogger("m3ddm_jax.batch")
+
 
 def main(sources: str, out: str) -> None:
     values = flags.FLAGS
@@ -43,9 +46,8 @@ def main(sources: str, out: str) -> None:
         for result in tqdm.tqdm(_results(left), total=len(left), unit="video", disable=None):
             _report(pathlib.Path(out, REPORT), result)
             counts[result.status] += 1
-            if result.status == "failed":
-                where = "" if result.video in result.error else f"{result.video}: "
-                print(f"batch: {where}{result.error}", file=sys.stderr)
+            for line in [*result.notes, *([result.error] if result.error else [])]:
+                _LOG.warning("%s", line if result.video in line else f"{result.video}: {line}")
     told = ", ".join(f"{counts[status]} {status}" for status in ("done", "skipped", "failed"))
     print(f"{out}: {told} of {len(jobs)} videos, {REPORT}")
     if counts["failed"]:

@@ -225,7 +225,7 @@ class Outpainter:
 def _check_keywords(options: Iterable[str]) -> None:
     """Raise TypeError for a keyword that neither a method nor `outpaint` has, with the nearest one."""
     known = {name for method in OUTPAINTERS for name in option_names(method)}
-    for name in set(options) - known:
+    for name in sorted(set(options) - known):
         nearest = difflib.get_close_matches(name, [*inspect.signature(outpaint).parameters, *known], 1)
         raise TypeError(f"there is no argument `{name}`" + (f": did you mean `{nearest[0]}`?" if nearest else ""))
 

@@ -1,12 +1,13 @@
 """One video of a batch: what is to be done, what does it, and what became of it."""
 
+import contextlib
 import dataclasses
 import functools
 import logging
 import os
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from m3ddm_jax.api.inputs import read_file
@@ -71,19 +72,16 @@ class Runner:
         """Do a job. A video that fails is a result too; an output that is there already is not made again."""
         if os.path.exists(job.output):
             return Result(job.video, job.output, "skipped")
-        start, notes = time.monotonic(), _Notes()
-        logger = logging.getLogger("m3ddm_jax")
-        logger.addHandler(notes)
+        start, notes = time.monotonic(), []
         try:
             pathlib.Path(job.output).parent.mkdir(parents=True, exist_ok=True)
             use, reading = functools.partial(self._outpaint, job), self._settings.reading
-            frames = read_file(job.video, use, self._settings.fps, **reading)
+            with _collecting(notes):
+                frames = read_file(job.video, use, self._settings.fps, **reading)
             result = Result(job.video, job.output, "done", frames)
         except Exception as error:  # whatever it is, the other videos go on
             result = Result(job.video, job.output, "failed", error=_in_a_line(error))
-        finally:
-            logger.removeHandler(notes)
-        return dataclasses.replace(result, seconds=round(time.monotonic() - start, 3), notes=tuple(notes.lines))
+        return dataclasses.replace(result, seconds=round(time.monotonic() - start, 3), notes=tuple(notes))
 
     def _outpaint(self, job: Job, source: FrameSource) -> int:
         settings = self._settings
@@ -97,12 +95,14 @@ def _in_a_line(error: Exception) -> str:
     return text if text and isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {text}"
 
 
-class _Notes(logging.Handler):
-    """Collects what the library logs."""
-
-    def __init__(self):
-        super().__init__()
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
+@contextlib.contextmanager
+def _collecting(lines: list[str]) -> Iterator[None]:
+    """Append what the library logs to a list instead: it may be another machine that shows it."""
+    logger, handler = logging.getLogger("m3ddm_jax"), logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    before = logger.handlers, logger.propagate
+    logger.handlers, logger.propagate = [handler], False
+    try:
+        yield
+    finally:
+        logger.handlers, logger.propagate = before

@@ -38,18 +38,19 @@ def run_on_ray(
             ready, _ = ray.wait(list(by_call), num_returns=1)
             return [by_call[call] for call in ready]
 
-        make_worker = lambda: _RayWorker(ray, actor.remote(settings, methods))  # noqa: E731
+        make_worker = lambda: _RayWorker(ray, actor.remote(settings, methods, os.getcwd()))  # noqa: E731
         yield from run_jobs(jobs, make_worker, wait, count or len(nodes))
 
 
 class _Actor:
     """What runs on the cluster: `Runner`, made by a call of its own, whose errors are answers."""
 
-    def __init__(self, settings: Settings, methods: tuple[str, ...]):
-        self._settings, self._methods = settings, methods
+    def __init__(self, settings: Settings, methods: tuple[str, ...], folder: str):
+        self._settings, self._methods, self._folder = settings, methods, folder
 
     def start(self) -> str | None:
         try:
+            os.chdir(self._folder)  # that paths are relative to
             self._run = Runner(self._settings, self._methods)
         except (ValueError, OSError) as error:
             return str(error)
@@ -112,8 +113,8 @@ def _connected(address: str) -> Iterator:
         ray.init(address, runtime_env={"env_vars": environment}, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, OSError, AssertionError) as error:
         raise _unreachable(address, error) from None
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # Ray reports lost nodes on stdout
+    with contextlib.redirect_stdout(sys.stderr):  # Ray reports lost nodes on stdout
+        try:
             yield ray
-    finally:
-        ray.shutdown()
+        finally:
+            ray.shutdown()

@@ -71,6 +71,19 @@ def test_a_table_gives_each_video_its_target(batch, clips, tmp_path):
     assert (first.width, first.height, second.width, second.height, first.fps) == (86, 48, 64, 64, 12)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_notes_are_printed_and_reported(batch, clips, tmp_path, workers):
+    damaged = tmp_path / "in" / "cut.mkv"
+    damaged.parent.mkdir()
+    outpainting.Outpainter("edge")(clips / "00.mp4", damaged, pad=(0, 0, 0, 0))
+    damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
+    os.link(clips / "00.mp4", tmp_path / "in" / "whole.mp4")
+    code, _, err = batch(tmp_path / "in", tmp_path / "out", *FLAGS, f"--workers={workers}")
+    assert code == 0 and len(err) == 1 and err[0].startswith(f"batch: {damaged}") and "frames came" in err[0]
+    (noted,) = [line for line in report(tmp_path / "out") if line["notes"]]
+    assert noted["status"] == "done" and noted["notes"] == [err[0].removeprefix("batch: ")]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
