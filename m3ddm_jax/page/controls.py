@@ -19,7 +19,8 @@ class MethodControls:
 
     def __init__(self):
         first = next(iter(OUTPAINTERS))
-        self._table = methods_of_options()
+        settings_last = sorted(methods_of_options().items(), key=lambda item: _is_settings(item[1][1]))
+        self._table = dict(settings_last)
         self.method = gr.Dropdown(list(OUTPAINTERS), value=first, label="Method", elem_id="method")
         with gr.Accordion("Options of the method", open=False):
             self._none = gr.Markdown("This method has no options.", visible=not self._of(first))
@@ -42,10 +43,12 @@ class MethodControls:
         given = {name: value for name, value in zip(self.options, values, strict=True) if name in own}
         for name, value in given.items():
             field, kind, _ = self._table[name]
-            if typing.get_origin(kind) is Mapping:
+            if _is_settings(kind):
                 given[name] = parse_settings([line.strip() for line in (value or "").splitlines() if line.strip()])
-            elif value == field.default or value in ("", None):
+            elif value in (field.default, str(field.default), "", None):
                 given[name] = None
+            elif kind is int:
+                given[name] = _whole(name, value)
         options = {name: value for name, value in given.items() if value is not None}
         return {"method": method, "seed": int(seed or 0), **options}
 
@@ -59,6 +62,17 @@ class MethodControls:
         return [gr.update(visible=not own and not stochastic), gr.update(visible=stochastic), *options]
 
 
+def _is_settings(kind: Any) -> bool:
+    return typing.get_origin(kind) is Mapping
+
+
+def _whole(name: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"`{name}` must be a whole number, found {text!r}") from None
+
+
 def _control(name: str, field: dataclasses.Field, kind: Any, visible: bool) -> gr.components.Component:
     about = {"label": name.replace("_", " "), "info": field.metadata["help"], "visible": visible}
     if typing.get_origin(kind) is Literal:
@@ -66,8 +80,8 @@ def _control(name: str, field: dataclasses.Field, kind: Any, visible: bool) -> g
         return gr.Dropdown([*unset, *typing.get_args(kind)], value=field.default or "", **about)
     if kind is bool:
         return gr.Checkbox(field.default, **about)
-    if kind is int:
-        return gr.Number(field.default, precision=0, minimum=field.metadata.get("least"), **about)
-    if typing.get_origin(kind) is Mapping:
+    if kind is int:  # gr.Number shows 0 where there is no value
+        return gr.Textbox("" if field.default is None else str(field.default), **about)
+    if _is_settings(kind):
         return gr.Textbox(lines=2, placeholder="one a line", **about)
     return gr.Textbox(field.default or "", **about)
