@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import time
 from pathlib import Path
 from urllib.parse import urlparse
@@ -94,7 +95,21 @@ def until(look, seconds=20.0):
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
+def looked_up():
+    """Names of hosts that the server's process looks up."""
+    names, look_up = set(), socket.getaddrinfo
+
+    def record(host, *arguments, **options):
+        names.add(host)
+        return look_up(host, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", record)
+        yield names
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory, looked_up):
     """The page's address and its folder, and a tab that shows it."""
     folder = tmp_path_factory.mktemp("browser")
     with serving("127.0.0.1", 0, megabytes=1) as address:
@@ -191,9 +206,10 @@ def test_play_and_download(page, clips, tmp_path):
     assert (made.width, made.height, len(made)) == (342, 192, 24)
 
 
-def test_nothing_else_is_called_and_files_go_with_the_tab(page):
+def test_nothing_else_is_called_and_files_go_with_the_tab(page, looked_up):
     address, folder, tab = page
     assert tab.hosts() == {urlparse(address).netloc}
+    assert looked_up <= {"127.0.0.1", "localhost", b"127.0.0.1", b"localhost"}
     assert list(folder.rglob("*.mp4"))
     tab.driver.get("about:blank")
     until(lambda: not list(folder.rglob("results/*")) and not list(folder.rglob("uploads/*")))
