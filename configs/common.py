@@ -17,6 +17,7 @@ from m3ddm_jax.models import registry
 from m3ddm_jax.pipelines.denoiser import SampleSettings
 from m3ddm_jax.training.flow_step import FlowWeights
 from m3ddm_jax.training.gan_step import AdversarialSettings
+from m3ddm_jax.weights.m3ddm import PIPELINE
 
 
 def section(kind: type, **changes: Any) -> ConfigDict:
@@ -67,7 +68,8 @@ def m3ddm() -> ConfigDict:
     # remat: activations kept for the backward pass: none (all of them), blocks, dots, offload (models.remat).
     config.model.update(dtype="bfloat16", remat="blocks")
     config.autoencoder = ConfigDict({"folder": "autoencoder"})
-    config.diffusion.update(schedule="scaled_linear", zero_terminal_snr=False, prediction="epsilon")
+    released = PIPELINE["diffusion"]
+    config.diffusion.update({name: released[name] for name in ("schedule", "zero_terminal_snr", "prediction")})
     config.data.update(sources=({"kind": "shards", "path": "clips", "weight": 1.0},), num_threads=16)
     config.train.update(drop_local=0.0)  # the masks hide a quarter of the clips wholly already
     return config
@@ -231,30 +233,7 @@ def train() -> ConfigDict:
 
 def sample() -> ConfigDict:
     """Exported with the model: how it outpaints (M3ddmSettings in m3ddm_jax.pipelines.m3ddm describes each field)."""
-    return ConfigDict(
-        {
-            "canvas": "target",
-            "lines": 256,
-            "guess": "spread",
-            "latent_mask": "max",
-            "posterior": "mean",
-            "global_frames": 16,
-            "global_size": 256,
-            "windows": "parallel",
-            "num_frames": 16,
-            "strides": (15, 5, 1),
-            "noise": "frame",
-            "noise_scale": 1.0,
-            "strength": 1.0,
-            "solver": "dpm++",
-            "steps": 20,
-            "guidance_local": 2.0,
-            "guidance_global": 4.0,
-            "guidance_interval": (0.0, 1.0),
-            "clip": None,
-            "seam": "matched",
-        }
-    )
+    return ConfigDict(PIPELINE["sample"])
 
 
 def adversarial() -> ConfigDict:

@@ -37,7 +37,9 @@ from m3ddm_jax.files.places import check_apart
 from m3ddm_jax.files.writing import new_folder, resolve
 from m3ddm_jax.video import FrameSource
 from m3ddm_jax.video.colour import UNSPECIFIED, Colour
+from m3ddm_jax.video.finding import find_videos, visible_files
 from m3ddm_jax.video.images import IMAGE_SUFFIXES
+from m3ddm_jax.video.shots import THUMBNAIL, find_cuts
 
 SMALLEST_SIDE = 64
 SAMPLES = 12
@@ -86,7 +88,7 @@ def prepare(
     check_apart([("output", out)], [("source", source)])
     if out.exists():
         raise ValueError(f"{out} exists already")
-    paths = sources.find_videos(source, any_name=True)
+    paths = find_videos(source, any_name=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     with Lock(out.with_name(f".{out.name}.lock"), f"the output {out}"):
         return _prepare(source, paths, out, settings, num_threads)
@@ -143,9 +145,9 @@ def prepare_video(
         info = sources.describe(video)
         starts = range(0, len(video), READ_AT_ONCE)
         parts = (range(start, min(start + READ_AT_ONCE, len(video))) for start in starts)
-        thumbnails = np.concatenate([video.read(part, shots.THUMBNAIL) for part in parts])
+        thumbnails = np.concatenate([video.read(part, THUMBNAIL) for part in parts])
         kept = []
-        for shot in itertools.pairwise([0, *shots.find_cuts(thumbnails), len(thumbnails)]):
+        for shot in itertools.pairwise([0, *find_cuts(thumbnails), len(thumbnails)]):
             first, last = shot
             if shots.is_still(thumbnails[first:last]):
                 skipped.append(Skipped(name, shot, "nothing moves"))
@@ -203,7 +205,7 @@ def _colour_of(video: FrameSource) -> Colour:
 
 def _stray_images(root: pathlib.Path, videos: list[pathlib.Path]) -> list[Skipped]:
     """The images that belong to no folder of frames."""
-    images = {path for path in sources.visible_files(root) if path.suffix.lower() in IMAGE_SUFFIXES}
+    images = {path for path in visible_files(root) if path.suffix.lower() in IMAGE_SUFFIXES}
     strays = sorted(path.relative_to(root).as_posix() for path in images if path.parent not in videos)
     return [Skipped(name, None, "an image beside videos") for name in strays]
 

@@ -11,54 +11,13 @@ import tensorflow_datasets as tfds
 
 from data.clips import VideoInfo
 from data.images import resize
-from data.synthetic import scenes, toy_scenes
+from data.synthetic import toy_scenes
+from m3ddm_jax.scenes.scene import FPS, Scene
 from m3ddm_jax.video import FrameSource
 from m3ddm_jax.video.container import Media
-from m3ddm_jax.video.images import IMAGE_SUFFIXES, natural_key
+from m3ddm_jax.video.finding import find_videos
 
 KINDS = ("shards", "videos", "synthetic")
-# of files that are videos, most of which libav reads; `data.prepare` tries files of any other name too
-VIDEO_SUFFIXES = frozenset(
-    {
-        ".3g2",
-        ".3gp",
-        ".apng",
-        ".asf",
-        ".avi",
-        ".divx",
-        ".dv",
-        ".f4v",
-        ".flv",
-        ".gif",
-        ".ivf",
-        ".m1v",
-        ".m2t",
-        ".m2ts",
-        ".m2v",
-        ".m4v",
-        ".mjpeg",
-        ".mjpg",
-        ".mkv",
-        ".mov",
-        ".mp4",
-        ".mpe",
-        ".mpeg",
-        ".mpg",
-        ".mts",
-        ".mxf",
-        ".nut",
-        ".ogm",
-        ".ogv",
-        ".qt",
-        ".rm",
-        ".rmvb",
-        ".ts",
-        ".vob",
-        ".webm",
-        ".wmv",
-        ".y4m",
-    }
-)
 SYNTHETIC_SCENES = 1_000_000
 SYNTHETIC_FRAMES = 64
 TOY_SCENES = "visits"
@@ -148,7 +107,7 @@ class ShardSource:
 
 
 class SyntheticSource:
-    """Scenes of data.synthetic: record k is the scene of seed k, its aspect drawn between 9:16 and 16:9."""
+    """Scenes of m3ddm_jax.scenes: record k is the scene of seed k, its aspect drawn between 9:16 and 16:9."""
 
     def __init__(self, lines: int):
         self._lines = lines
@@ -162,8 +121,8 @@ class SyntheticSource:
     def open(self, index: int) -> Video:
         aspect = np.exp(np.random.default_rng([index, 1]).uniform(-1, 1) * np.log(16 / 9))
         height, width = (round(self._lines * max(1.0, side)) for side in (1 / aspect, aspect))
-        read = functools.partial(draw_frames, scenes.Scene(index, height, width).frame)
-        return Video(self.name(index), VideoInfo(SYNTHETIC_FRAMES, float(scenes.FPS), height, width), read)
+        read = functools.partial(draw_frames, Scene(index, height, width).frame)
+        return Video(self.name(index), VideoInfo(SYNTHETIC_FRAMES, float(FPS), height, width), read)
 
 
 class ToySceneSource:
@@ -176,7 +135,7 @@ class ToySceneSource:
         return f"{TOY_SCENES}/{index}"
 
     def open(self, index: int) -> Video:
-        info = VideoInfo(toy_scenes.NUM_FRAMES, float(scenes.FPS), toy_scenes.SIDE, toy_scenes.SIDE)
+        info = VideoInfo(toy_scenes.NUM_FRAMES, float(FPS), toy_scenes.SIDE, toy_scenes.SIDE)
         return Video(self.name(index), info, functools.partial(draw_frames, toy_scenes.make_scene(index).frame))
 
 
@@ -186,31 +145,6 @@ def draw_frames(
     """Returns the frames that `draw` draws of a scene, as Video.read does."""
     frames = (draw(index) for index in indices)
     return np.stack([frame if size is None else resize(frame, size) for frame in frames])
-
-
-def find_videos(root: pathlib.Path, *, any_name: bool = False) -> list[pathlib.Path]:
-    """Returns what counts as a video below `root`, in natural order; what is hidden by a dot is not seen.
-
-    That is every file with a name like a video's, or with any_name every file that is no image, and every folder that
-    holds images and no file with a name like a video's. Raises ValueError where there is none, and where `root` is not
-    a folder.
-    """
-    if not root.is_dir():
-        raise ValueError(f"{root} is not a folder")
-    files = visible_files(root)
-    videos = {path for path in files if path.suffix.lower() in VIDEO_SUFFIXES}
-    images = {path for path in files if path.suffix.lower() in IMAGE_SUFFIXES}
-    folders = {path.parent for path in images} - {path.parent for path in videos}
-    found = folders | (set(files) - images if any_name else videos)
-    if not found:
-        raise ValueError(f"{root} holds no video file and no folder of images")
-    return sorted(found, key=natural_key)
-
-
-def visible_files(root: pathlib.Path) -> list[pathlib.Path]:
-    """Returns the files below a folder, without those that are hidden by a dot at their or a folder's name."""
-    paths = (path for path in root.rglob("*") if path.is_file())
-    return [path for path in paths if not any(part.startswith(".") for part in path.relative_to(root).parts)]
 
 
 def index_video(media: Media) -> FrameSource:

@@ -13,10 +13,10 @@ import tensorflow_datasets as tfds
 
 from data import pipeline
 from data.encode import encode_video
-from data.sources import find_videos
-from data.synthetic import scenes
+from m3ddm_jax.scenes.scene import FPS, Scene
 from m3ddm_jax.video import FrameSource
 from m3ddm_jax.video.container import open_container
+from m3ddm_jax.video.finding import find_videos
 
 NUM_FRAMES = 16
 BUCKET = (256, 256)
@@ -78,9 +78,9 @@ def _encoded_videos(kind: str, path: str | os.PathLike) -> list[bytes]:
 
 def _make_videos(folder: pathlib.Path) -> None:
     for seed in range(MADE_CLIPS):
-        scene = scenes.Scene(seed, *BUCKET)
+        scene = Scene(seed, *BUCKET)
         frames = (scene.frame(index) for index in range(MADE_FRAMES))
-        (folder / f"{seed}.mp4").write_bytes(encode_video(frames, scenes.FPS))
+        (folder / f"{seed}.mp4").write_bytes(encode_video(frames, FPS))
 
 
 def _run_pipeline(kind: str, path: str | os.PathLike, num_threads: int, clips: int) -> None:

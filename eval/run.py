@@ -25,7 +25,7 @@ from eval.networks import Network, file_sha256, load_network, load_packaged_netw
 from eval.regions import parse_regions
 from m3ddm_jax import cli, method_flags
 from m3ddm_jax.files.places import check_apart
-from m3ddm_jax.pipelines.base import OUTPAINTERS, OverModels
+from m3ddm_jax.pipelines.base import OUTPAINTERS, OverModels, make_outpainter
 
 _NETWORK_FLAGS = {"lpips": "lpips", "i3d": "fvd"}
 # The evaluation has a preset of its own.
@@ -35,10 +35,10 @@ _RENAMED = {"preset": "method_preset"}
 def make_method(name: str, options: dict[str, Any]) -> Method:
     """The method of that name, with what a report says of it; options that are None count as not given.
 
-    Raises ValueError as method_flags.make_outpainter.
+    Raises ValueError as `pipelines.base.make_outpainter`.
     """
     given = {option: value for option, value in options.items() if value is not None}
-    outpainter = method_flags.make_outpainter(name, **given)
+    outpainter = make_outpainter(name, **given)
     models = outpainter.models if isinstance(outpainter, OverModels) else {}
     described = {option: _describe_model(folder, settings) for option, (folder, settings) in models.items()}
     return Method(outpainter, {"name": name, **given, **({"models": described} if described else {})})

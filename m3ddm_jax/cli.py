@@ -2,23 +2,36 @@
 signal where somebody ended it."""
 
 import contextlib
+import logging
 import os
 import pathlib
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
 
-from absl import app, flags, logging
+from absl import app, flags
+from absl import logging as absl_logging
 
 from m3ddm_jax.files.process import cleaning_up, without_reader
 
 _FAILURES = (ValueError, OSError, FloatingPointError)
+_ARGUMENT = re.compile(r"`(\w+)`")
 
 
 def cache_folder(name: str) -> pathlib.Path:
     """Where files of a kind are cached between commands: $XDG_CACHE_HOME/m3ddm_jax/NAME, or ~/.cache/m3ddm_jax/NAME."""
     root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return pathlib.Path(root).expanduser() / "m3ddm_jax" / name
+
+
+def enable_compilation_cache() -> None:
+    """Enable JAX's persistent compilation cache: $JAX_COMPILATION_CACHE_DIR, or a folder next to other caches.
+
+    Must come before jax is imported.
+    """
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder("programs")))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 
 def run(name: str, main: Callable[..., None], *arguments: str) -> None:
@@ -31,13 +44,13 @@ def run(name: str, main: Callable[..., None], *arguments: str) -> None:
 
 def call(name: str, main: Callable[..., None], arguments: tuple[str, ...], values: list[str]) -> None:
     """main(*values), as `run` does it with flags that are parsed already."""
-    logging.set_verbosity(logging.WARNING)  # else jax names every accelerator that is not there
+    absl_logging.set_verbosity(absl_logging.WARNING)  # else jax names every accelerator that is not there
     with failing(name, *_FAILURES):
         if len(values) != len(arguments):
             expected, found = (" ".join(words) or "no argument" for words in (arguments, values))
             raise ValueError(f"{expected} expected, found {found}")
         try:
-            with cleaning_up(name), without_reader():
+            with cleaning_up(name), without_reader(), _notes(name):
                 main(*values)
         except KeyboardInterrupt:
             print(f"{name}: interrupted", file=sys.stderr)
@@ -50,8 +63,32 @@ def failing(name: str, *kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        print(f"{name}: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        print(f"{name}: {' '.join(_with_flags(str(error)).split()) or type(error).__name__}", file=sys.stderr)
         sys.exit(2)
+
+
+def _with_flags(message: str) -> str:
+    """A message of the library with --aspect for the argument `aspect`, and likewise for all that have a flag."""
+
+    def flag(argument: re.Match) -> str:
+        name = {"settings": "set"}.get(argument[1], argument[1])
+        return f"--{name.replace('_', '-')}" if name in flags.FLAGS else argument[0]
+
+    return _ARGUMENT.sub(flag, message)
+
+
+@contextlib.contextmanager
+def _notes(name: str) -> Iterator[None]:
+    """Print what the library logs as `NAME: note` in a line on stderr."""
+    logger, handler = logging.getLogger("m3ddm_jax"), logging.StreamHandler()
+    handler.format = lambda record: f"{name}: {_with_flags(record.getMessage())}"
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate
 
 
 def _parse_flags(name: str, argv: list[str]) -> list[str]:

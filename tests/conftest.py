@@ -183,6 +183,22 @@ def quick_init():
 
 
 @pytest.fixture
+def traced():
+    """A list that grows by an event for each function that jax traces, as it does before it compiles one."""
+    import jax
+
+    events = []
+
+    def note(event: str, *_, **about) -> None:
+        if event.endswith("jaxpr_trace_duration"):
+            events.append(about)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    yield events
+    jax.monitoring.unregister_event_duration_listener(note)
+
+
+@pytest.fixture
 def run_module(capfd, monkeypatch):
     """Function (module, *arguments): runs `python -m module arguments` in this process; returns what a process would.
 

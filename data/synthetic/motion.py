@@ -14,8 +14,8 @@ import numpy as np
 
 from data.masks import MaskSampler
 from data.pipeline import bucket_of_step, check_split, stack_steps
-from data.synthetic import sprites, textures
-from data.synthetic.layers import blend, translation
+from m3ddm_jax.scenes import sprites, textures
+from m3ddm_jax.scenes.layers import blend, translation
 
 # The most there is of each, by frame: of ways in parts of the short side, of angles in radians, of zooms in logarithms.
 _SPEED = np.array([0.04, 0.04, 0.05, 0.05])

@@ -10,7 +10,7 @@ import dataclasses
 
 import numpy as np
 
-from data.synthetic.textures import Colour
+from m3ddm_jax.scenes.textures import Colour
 
 SIDE = 32
 NUM_FRAMES = 64

@@ -5,10 +5,11 @@ That a model learns from the source alone before it extends it is MOTIA's idea (
 2024); how is this project's.
 """
 
+import functools
 import hashlib
 import itertools
+import logging
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ from m3ddm_jax.types import FramesTHWC, Variables
 from m3ddm_jax.video import FrameSource
 from m3ddm_jax.weights import load_model, load_settings, save_model
 
+_LOG = logging.getLogger(__name__)
 _FEWEST = 8  # frames of a shot that something is learnt from
 _LINES = 64  # shorter side of what the network sees
 _SPAN, _EVERY = 32, 2  # frames of a task, and of which every so many is an example
@@ -77,8 +79,7 @@ class Correction:
 
     def __init__(self, network: ResidualUNet, variables: Variables, share: float, canvas: Canvas):
         self.share = share
-        self._variables, self._canvas = jax.device_put(variables), canvas
-        self._apply = jax.jit(network.apply)
+        self._network, self._variables, self._canvas = network, jax.device_put(variables), canvas
         self._work = _work(canvas, network)
         distance = cv2.distanceTransform(canvas.mask(), cv2.DIST_L2, 5)
         self._ramp = np.minimum(distance / (_RAMP * min(canvas.height, canvas.width)), 1)[..., None]
@@ -88,7 +89,7 @@ class Correction:
         if not self.share:
             return np.zeros_like(made.frame)
         evidence = _evidence(made, self._canvas, self._work)[None]
-        added = np.asarray(self._apply(self._variables, evidence))
+        added = np.asarray(_apply(self._network, self._variables, evidence))
         grown = resize(added, self._canvas.height, self._canvas.width)[0]
         return 127.5 * self.share * self._ramp * grown
 
@@ -133,11 +134,11 @@ class Adapter:
             try:
                 save_model(folder, self._network, variables, settings={"share": share, "steps": self._steps})
             except OSError as error:
-                print(f"what was learnt is not kept: {error}", file=sys.stderr)
+                _LOG.warning("what was learnt is not kept: %s", error)
         return Correction(self._network, variables, share, canvas)
 
     def _cached(self, folder: Path, canvas: Canvas) -> Correction | None:
-        """The cached correction; None where there is none, or where it is damaged, reported in one line on stderr."""
+        """The cached correction; None where there is none, or where it is damaged, logged in one line."""
         recover(folder)
         if not folder.exists():
             return None
@@ -147,7 +148,7 @@ class Adapter:
             if network != self._network or type(share) is not float or not 0 <= share <= _TRUSTED:
                 raise ValueError(f"{folder} holds another network, or the share {share!r:.100}")
         except ValueError as error:
-            print(f"a damaged cache entry is passed over: {error}", file=sys.stderr)
+            _LOG.warning("a damaged cache entry is passed over: %s", error)
             return None
         return Correction(network, variables, share, canvas)
 
@@ -199,6 +200,11 @@ class Adapter:
     def _agreement(self, variables: Variables, batch: Examples) -> jax.Array:
         added = self._network.apply(variables, batch.evidence) * batch.held_back
         return jnp.stack([jnp.sum(added * batch.missing), jnp.sum(jnp.square(added))])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(network: ResidualUNet, variables: Variables, evidence: jax.Array) -> jax.Array:
+    return network.apply(variables, evidence)
 
 
 class Task(NamedTuple):

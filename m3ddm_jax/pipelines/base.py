@@ -6,27 +6,28 @@ line makes flags, checks and help from both.
 
 import dataclasses
 import pkgutil
+import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
 
+from m3ddm_jax.checked import accepted_instead
 from m3ddm_jax.geometry import Canvas, Masks
 from m3ddm_jax.video import FrameSource
 
 
 class Outpainter(Protocol):
-    """Makes a video larger than it is, in memory that does not grow with its length.
+    """Makes a video larger than it is, in memory that does not grow with its length."""
 
-    One that is made with a `mask` (geometry.Masks of the canvas's size) generates what that says, and is for that
-    canvas and video alone.
-    """
-
-    def __call__(self, source: FrameSource, canvas: Canvas, rng: Any) -> Iterator[np.ndarray]:
+    def __call__(
+        self, source: FrameSource, canvas: Canvas, rng: Any, masks: Masks | None = None
+    ) -> Iterator[np.ndarray]:
         """Yields canvas frames, uint8 [n,H,W,3], in time order; the caller pastes the source and writes.
 
-        rng: a jax random key; a deterministic outpainter takes None.
+        rng: a jax random key; a deterministic outpainter takes None. masks: of the canvas's size, what is generated
+        besides the border; only methods whose row says `masks` have this argument.
         """
 
 
@@ -44,13 +45,13 @@ def option(default: Any, help_: str, **about: Any) -> Any:
     """A field that is an option of a method.
 
     about: `least`, the smallest whole number that is accepted; `flag`, the name on the command line where it is another
-    one, None where there is none.
+    one.
     """
     return dataclasses.field(default=default, metadata={"help": help_, **about})
 
 
 def _settings() -> Any:
-    return option(None, "NAME=VALUE, one setting; docs/models.md lists them", flag="set")
+    return option(None, "NAME=VALUE, one setting; docs/models/ lists them", flag="set")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,11 +72,6 @@ class ModelOptions(Options):
 @dataclasses.dataclass(frozen=True)
 class NetworkOptions(ModelOptions):
     dtype: Literal["float32", "bfloat16"] = option("float32", "what networks compute in")
-
-
-@dataclasses.dataclass(frozen=True)
-class MaskOptions(Options):
-    mask: Masks | None = dataclasses.field(default=None, kw_only=True, metadata={"help": "", "flag": None})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,17 +99,17 @@ class M3ddmOptions(DiffusionOptions):
 
 @dataclasses.dataclass(frozen=True)
 class GlobalpaintOptions(DiffusionOptions):
-    interpolation_model: str | Path | None = option(None, "folder of the second model; --model is the first")
-    sequential: bool = option(False, "clip after clip by --model alone, without key frames")
+    interpolation_model: str | Path | None = option(None, "folder of the second model; model is the first")
+    sequential: bool = option(False, "clip after clip by model alone, without key frames")
 
 
 @dataclasses.dataclass(frozen=True)
-class In2outOptions(MaskOptions, NetworkOptions):
+class In2outOptions(NetworkOptions):
     pass
 
 
 @dataclasses.dataclass(frozen=True)
-class IsviOptions(MaskOptions, ModelOptions):
+class IsviOptions(ModelOptions):
     pass
 
 
@@ -122,12 +118,13 @@ class Method:
     """A row of the table. Called with values of its options, it makes the outpainter.
 
     target: "module:class", imported when it is called: classical methods need no jax. stochastic: whether it draws from
-    a random key.
+    a random key. masks: whether it generates what masks say too.
     """
 
     target: str
     options: type[Options] = Options
     stochastic: bool = False
+    masks: bool = False
 
     def __call__(self, *arguments: Any, **options: Any) -> Outpainter:
         return pkgutil.resolve_name(self.target)(*arguments, **options)
@@ -138,11 +135,43 @@ OUTPAINTERS: dict[str, Method] = {
     "lite": Method(f"{_HERE}.lite:Lite", LiteOptions),
     "m3ddm": Method(f"{_HERE}.m3ddm:M3DDM", M3ddmOptions, stochastic=True),
     "globalpaint": Method(f"{_HERE}.globalpaint:GlobalPaint", GlobalpaintOptions, stochastic=True),
-    "in2out": Method(f"{_HERE}.in2out:In2Out", In2outOptions),
-    "isvi": Method(f"{_HERE}.isvi:Isvi", IsviOptions),
+    "in2out": Method(f"{_HERE}.in2out:In2Out", In2outOptions, masks=True),
+    "isvi": Method(f"{_HERE}.isvi:Isvi", IsviOptions, masks=True),
     "edge": Method(f"{_HERE}.baselines:Edge"),
     "blur": Method(f"{_HERE}.baselines:Blur"),
     "telea": Method(f"{_HERE}.baselines:Telea"),
     "mosaic": Method(f"{_HERE}.mosaic:Mosaic"),
 }
 """name -> what makes the outpainter of that name."""
+
+
+def make_outpainter(method: str, **options: Any) -> Outpainter:
+    """The outpainter of that name; options that are None count as not given.
+
+    Raises ValueError for an unknown name, an option of other methods, a value that the option does not accept, or a
+    model that cannot be loaded, TypeError for an option that no method has.
+    """
+    if method not in OUTPAINTERS:
+        raise ValueError(f"`method` must be one of {', '.join(OUTPAINTERS)}, found {method!r}")
+    row = OUTPAINTERS[method]
+    given = {name: value for name, value in options.items() if value is not None}
+    kinds, fields = typing.get_type_hints(row.options), {field.name: field for field in dataclasses.fields(row.options)}
+    for name, value in given.items():
+        if name not in fields:
+            _refuse_option(name, method)
+        accepted = accepted_instead(kinds[name], value, fields[name].metadata.get("least", 1))
+        if accepted:
+            raise ValueError(f"`{name}` must be {accepted.removesuffix(' or null')}, found {value!r:.100}")
+    return row(**given)
+
+
+def option_names(method: str) -> list[str]:
+    """Names of the options of a method."""
+    return [field.name for field in dataclasses.fields(OUTPAINTERS[method].options)]
+
+
+def _refuse_option(name: str, method: str) -> NoReturn:
+    methods = [other for other in OUTPAINTERS if name in option_names(other)]
+    if not methods:
+        raise TypeError(f"there is no option `{name}`")
+    raise ValueError(f"`{name}` is an option of {', '.join(methods)}, found `method` {method}")

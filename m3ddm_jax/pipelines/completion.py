@@ -1,6 +1,6 @@
 """Completes a key frame by patches of the source, over the colours of a smooth continuation."""
 
-import sys
+import logging
 from collections.abc import Sequence
 
 import cv2
@@ -13,6 +13,7 @@ from m3ddm_jax.pipelines.compositing import Spread
 from m3ddm_jax.pipelines.propagation import View
 from m3ddm_jax.pipelines.subjects import People, find_moving, find_people, find_singular
 
+_LOG = logging.getLogger(__name__)
 _FEWEST = 0.02  # of a frame that may be copied, at least
 _BASE = 0.03  # of the short side; what is coarser is the smooth continuation's
 _CUT_REACH = 0.15  # of the short side, over which a subject that is cut recedes to 1 / e
@@ -30,7 +31,7 @@ class PatchCompleter:
         self._others: tuple[Sequence[View], list[np.ndarray]] = ((), [])
 
     def __call__(self, key: View, unknown: np.ndarray, others: Sequence[View] = ()) -> np.ndarray:
-        """Returns the whole frame, float32 [h, w, 3] in 0..255. Reports on stderr, once, where nothing can be copied.
+        """Returns the whole frame, float32 [h, w, 3] in 0..255. Logs a line, once, where nothing can be copied.
 
         The background goes on by patches of the background, of this and of other frames. A subject that the border cuts
         goes on a little by itself, then recedes: neither it nor anybody's head appears a second time.
@@ -73,9 +74,7 @@ class PatchCompleter:
     def _give_up(self, smooth: np.ndarray) -> np.ndarray:
         """The smooth continuation, reported once."""
         if not self._reported:
-            print(
-                "completion skipped: too little of the source may be copied, it is continued smoothly", file=sys.stderr
-            )
+            _LOG.warning("completion skipped: too little of the source may be copied, it is continued smoothly")
         self._reported = True
         return smooth
 

@@ -27,11 +27,11 @@ from m3ddm_jax.pipelines.denoiser import SampleSettings, WindowSampler, chosen_s
 from m3ddm_jax.pipelines.key_frames import plan_key_frames, plan_sequence
 from m3ddm_jax.pipelines.latent_video import Devices, FrozenCodec, LatentVideo, to_unit_range
 from m3ddm_jax.pipelines.options import computing_in
-from m3ddm_jax.pipelines.shots import source_cuts
 from m3ddm_jax.pipelines.window_schedule import Window
 from m3ddm_jax.pipelines.work_canvas import WorkCanvas
 from m3ddm_jax.types import FramesTHWC
 from m3ddm_jax.video import FrameSource
+from m3ddm_jax.video.shots import source_cuts
 from m3ddm_jax.weights import load_autoencoder, load_image_encoder, load_model, resolve
 
 KEY_FRAMES, INTERPOLATION = "key_frames", "interpolation"
@@ -60,7 +60,7 @@ class GlobalPaint(GlobalpaintOptions):
         self._devices = Devices(self.windows)
         named = {"model": (self.model, KEY_FRAMES), "interpolation_model": (self.interpolation_model, INTERPOLATION)}
         stages = {
-            option: _Stage(folder, stage, f"--{option}", chosen_settings(self), self._devices, self.dtype)
+            option: _Stage(folder, stage, f"`{option}`", chosen_settings(self), self._devices, self.dtype)
             for option, (folder, stage) in named.items()
             if folder is not None
         }
@@ -94,7 +94,7 @@ class _Stage:
         self,
         model: str | os.PathLike,
         stage: str,
-        flag: str,
+        option: str,
         single: Mapping[str, Any],
         devices: Devices,
         dtype: str,
@@ -104,7 +104,7 @@ class _Stage:
         diffusion, own, found = load_pipeline(self.folder, "sample", "stage")
         if found != stage:
             is_ = _A_MODEL.get(found, f"a {found!r}")
-            raise ValueError(f"{self.folder} is {is_} model: {flag} takes {_A_MODEL[stage]} one")
+            raise ValueError(f"{self.folder} is {is_} model: {option} accepts {_A_MODEL[stage]} one")
         if network.global_guidance:
             encoder, encoder_variables = load_image_encoder(self.folder)
             if encoder.width != network.patch_width:
@@ -177,11 +177,11 @@ def _to_square(frame: jax.Array, side: int) -> jax.Array:
 
 def _check_folders(model: Any, interpolation_model: Any, sequential: bool) -> None:
     if model is None:
-        raise ValueError("globalpaint needs the folder of a key_frames model: --model=FOLDER")
+        raise ValueError("globalpaint needs the folder of a key_frames model: `model`")
     if sequential and interpolation_model is not None:
-        raise ValueError("--sequential has all frames made by the key_frames model: it takes no --interpolation_model")
+        raise ValueError("`sequential` runs the key_frames model alone: it accepts no `interpolation_model`")
     if not sequential and interpolation_model is None:
-        raise ValueError("globalpaint needs --interpolation_model=FOLDER, or --sequential, which does without one")
+        raise ValueError("globalpaint needs `interpolation_model`, or `sequential`, which does without one")
 
 
 def _check_same_autoencoder(stages: Sequence[_Stage]) -> None:

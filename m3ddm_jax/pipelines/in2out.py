@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from m3ddm_jax.geometry import Canvas
+from m3ddm_jax.geometry import Canvas, Masks
 from m3ddm_jax.models.e2fgvi import E2FGVI
 from m3ddm_jax.pipelines.base import In2outOptions
 from m3ddm_jax.pipelines.compositing import match_seam
@@ -67,7 +67,6 @@ class InpaintingWindow:
 class In2Out(In2outOptions):
     """The `in2out` Outpainter over a model folder of kind e2fgvi.
 
-    mask: where a source has holes that are filled too, of the size of the canvas on which it is then outpainted.
     Raises ValueError for no folder, one that holds no such model, or settings that do not fit.
     """
 
@@ -84,7 +83,9 @@ class In2Out(In2outOptions):
         complete = functools.partial(_complete, computing_in(self.dtype, module))
         self._complete = jax.jit(complete, static_argnames="num_local")
 
-    def __call__(self, source: FrameSource, canvas: Canvas, rng: None = None) -> Iterator[FramesTHWC]:
+    def __call__(
+        self, source: FrameSource, canvas: Canvas, rng: None = None, masks: Masks | None = None
+    ) -> Iterator[FramesTHWC]:
         """Yields canvas frames, uint8 [n, H, W, 3], in time order; the caller pastes the source's own pixels.
 
         Raises ValueError where the source is so small on the canvas that nothing of it is left on the work canvas.
@@ -95,19 +96,24 @@ class In2Out(In2outOptions):
             len(source), settings.neighbours, settings.references, settings.reference_stride
         )
         start = 0
-        for generated in self._grow(source, canvas, work, windows):
+        for generated in self._grow(source, canvas, masks, work, windows):
             shown = slice(start, start + len(generated))
             start = shown.stop
-            originals, masks = source[shown], None if self.mask is None else self.mask[shown]
-            yield self._match(work.to_canvas(generated.astype(np.float32), originals), originals, canvas, masks)
+            originals, holes = source[shown], None if masks is None else masks[shown]
+            yield self._match(work.to_canvas(generated.astype(np.float32), originals), originals, canvas, holes)
 
     def _grow(
-        self, source: FrameSource, canvas: Canvas, work: WorkCanvas, windows: Sequence[InpaintingWindow]
+        self,
+        source: FrameSource,
+        canvas: Canvas,
+        masks: Masks | None,
+        work: WorkCanvas,
+        windows: Sequence[InpaintingWindow],
     ) -> Iterator[FramesTHWC]:
         """Whole frames of the work canvas, in one pass or two."""
         whole = known_box(work)
         kept = 2 * len(windows[0].local + windows[0].references)  # windows overlap
-        known = functools.partial(_read_known, WorkClip(source, work, self.mask, kept), whole)
+        known = functools.partial(_read_known, WorkClip(source, work, masks, kept), whole)
         if not _is_wide(canvas, self._settings.two_passes_above):
             yield from self._outpaint(known, whole, windows)
             return

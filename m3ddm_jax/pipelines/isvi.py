@@ -6,7 +6,7 @@ for RAFT, the camera's motion and a membrane for IGFC, no style fusion for ASFN,
 
 import dataclasses
 import itertools
-import sys
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,19 +16,21 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from m3ddm_jax.geometry import Canvas
+from m3ddm_jax.geometry import Canvas, Masks
 from m3ddm_jax.pipelines.base import IsviOptions
 from m3ddm_jax.pipelines.completion import PatchCompleter
 from m3ddm_jax.pipelines.compositing import Matcher
 from m3ddm_jax.pipelines.optical_flow import CameraMotion, Dis, Igfc, Raft
 from m3ddm_jax.pipelines.options import CheckedSettings, or_none
 from m3ddm_jax.pipelines.propagation import BYTES_PER_PIXEL, Components, Limits, View, propagate
-from m3ddm_jax.pipelines.shots import source_cuts
 from m3ddm_jax.pipelines.work_canvas import WorkCanvas
 from m3ddm_jax.pipelines.work_clip import WorkClip
 from m3ddm_jax.types import FramesTHWC, Variables
 from m3ddm_jax.video import FrameSource
+from m3ddm_jax.video.shots import source_cuts
 from m3ddm_jax.weights import load_model, resolve
+
+_LOG = logging.getLogger(__name__)
 
 NONE = "none"
 """The model that has no networks."""
@@ -64,8 +66,7 @@ class IsviSettings(CheckedSettings):
 class Isvi(IsviOptions):
     """The `isvi` Outpainter.
 
-    model: a folder with any of raft/, igfc/, asfn/ and deepfill/ in it, as `convert` makes them; "none" as None. mask:
-    what is generated besides the border, of the size of the canvas on which a source is outpainted then.
+    model: a folder with any of raft/, igfc/, asfn/ and deepfill/ in it, as `convert` makes them; "none" as None.
     Raises ValueError for a folder that has none of them, a network of another kind, or settings that do not fit.
     """
 
@@ -75,22 +76,27 @@ class Isvi(IsviOptions):
         self.models = {} if folder is None else {"model": (folder, self._settings)}
         self._parts = _load_components(folder)
 
-    def __call__(self, source: FrameSource, canvas: Canvas, rng: None = None) -> Iterator[FramesTHWC]:
-        """Yields canvas frames, uint8 [n, H, W, 3], in time order; the caller pastes the source's own pixels. Says on
-        stderr if no pixel was found anywhere."""
+    def __call__(
+        self, source: FrameSource, canvas: Canvas, rng: None = None, masks: Masks | None = None
+    ) -> Iterator[FramesTHWC]:
+        """Yields canvas frames, uint8 [n, H, W, 3], in time order; the caller pastes the source's own pixels. Logs a
+        line if no pixel was found anywhere."""
         hidden, found = 0, 0
-        for index, (frame, confidence) in enumerate(self.carry(source, canvas)):
-            generated = self._hidden(canvas, index) > 0
+        for index, (frame, confidence) in enumerate(self.carry(source, canvas, masks)):
+            generated = _hidden(canvas, masks, index) > 0
             hidden += np.count_nonzero(generated)
             found += np.count_nonzero(generated & (confidence > 0))
             yield frame[None]
         if found < _LITTLE * hidden:
-            print("isvi: no frame shows what another lacks (does the camera stand still?): made up", file=sys.stderr)
+            _LOG.warning("isvi: no frame shows what another lacks (does the camera stand still?): made up")
 
-    def carry(self, source: FrameSource, canvas: Canvas) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def carry(
+        self, source: FrameSource, canvas: Canvas, masks: Masks | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields canvas frames that show the source, uint8 [H, W, 3], and how far each pixel is a real one, float32
         [H, W, 1] in 0..1 (1 known, 0 made up), in time order.
 
+        masks: what is generated besides the border.
         Raises ValueError where nothing of the source is left on the work canvas, or RAFT cannot take its frames.
         """
         settings = self._settings
@@ -99,25 +105,26 @@ class Isvi(IsviOptions):
         cubic = settings.interpolation == "cubic"
         limits = Limits(window, settings.max_error, settings.key_frames, settings.anchor, cubic)
         ahead = source.reopen()
-        clip = WorkClip(ahead, work, self.mask, keep=window + 1)
+        clip = WorkClip(ahead, work, masks, keep=window + 1)
         windows = propagate(clip, source_cuts(ahead), self._parts, limits)
         match = None
-        if self.mask is None:  # masks cannot be read from two places at once
+        if masks is None:  # masks cannot be read from two places at once
             windows, match = _one_ahead(windows), Matcher(canvas.mask())
         blank = np.zeros((1, canvas.height, canvas.width, 3), np.uint8)
         filled = itertools.chain.from_iterable(zip(*window, strict=True) for window in windows)
         for index, (frame, confidence) in enumerate(filled):
-            originals, mask = source[index : index + 1], self._hidden(canvas, index)
-            match = match if self.mask is None else Matcher(mask)
+            originals, mask = source[index : index + 1], _hidden(canvas, masks, index)
+            match = match if masks is None else Matcher(mask)
             known = canvas.paste(blank, originals)
             matched = match(work.to_canvas(frame[None], originals)[0], known[0])
             trust = np.clip(work.to_canvas(confidence[None], originals)[0], 0, 1)
             yield np.where(mask, matched, known[0]), np.where(mask, trust, 1)
 
-    def _hidden(self, canvas: Canvas, index: int) -> np.ndarray:
-        """What is generated of a frame, uint8 [H, W, 1]."""
-        border = canvas.mask()
-        return border if self.mask is None else np.maximum(self.mask[index : index + 1][0], border)
+
+def _hidden(canvas: Canvas, masks: Masks | None, index: int) -> np.ndarray:
+    """What is generated of a frame, uint8 [H, W, 1]."""
+    border = canvas.mask()
+    return border if masks is None else np.maximum(masks[index : index + 1][0], border)
 
 
 def _one_ahead(items: Iterator[Any]) -> Iterator[Any]:

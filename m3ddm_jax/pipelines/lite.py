@@ -8,7 +8,7 @@ faithful result. A design of this project.
 
 import dataclasses
 import itertools
-import sys
+import logging
 from collections.abc import Iterator
 from typing import Literal
 
@@ -20,10 +20,11 @@ from m3ddm_jax.pipelines.base import LiteOptions
 from m3ddm_jax.pipelines.compositing import Spread, soften
 from m3ddm_jax.pipelines.isvi import Isvi
 from m3ddm_jax.pipelines.options import CheckedSettings, or_none
-from m3ddm_jax.pipelines.shots import source_cuts
 from m3ddm_jax.types import FramesTHWC
 from m3ddm_jax.video import FrameSource
+from m3ddm_jax.video.shots import source_cuts
 
+_LOG = logging.getLogger(__name__)
 _FEATHER = 1 / 48  # of the canvas's short side, by which shares of the blur are smoothed
 _MEGABYTES = 192  # of isvi's windows; half of what it takes by itself
 
@@ -70,7 +71,7 @@ class Lite(LiteOptions):
     def __call__(self, source: FrameSource, canvas: Canvas, rng: None = None) -> Iterator[FramesTHWC]:
         """Yields canvas frames, uint8 [n, H, W, 3], in time order; the caller pastes the source's own pixels.
 
-        Reports on stderr if no shot could be adapted to.
+        Logs a line if no shot could be adapted to.
         """
         starts = [0, *source_cuts(source)] if self._adapter else []
         shots = (range(*ends) for ends in itertools.pairwise([*starts, len(source)]))
@@ -82,7 +83,7 @@ class Lite(LiteOptions):
             frame = made.frame if correction is None else made.frame + correction(made)
             yield np.clip(np.rint(frame), 0, 255).astype(np.uint8)[None]
         if self._adapter and not adapted:
-            print(f"lite: adaptation skipped: {NEEDED}", file=sys.stderr)
+            _LOG.warning("lite: adaptation skipped: %s", NEEDED)
 
     def _make(self, source: FrameSource, canvas: Canvas) -> Iterator[Made]:
         """Every frame before it is corrected."""

@@ -6,6 +6,7 @@ can be improved upon; `M3ddmSettings` names each difference, and the preset "off
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -96,7 +97,7 @@ class M3DDM(M3ddmOptions):
         diffusion, own = load_pipeline(folder, "sample")
         self._settings = _choose_settings(own, self.preset, chosen_settings(self))
         if self.propagate and self._settings.canvas == "square":
-            raise ValueError("--propagate needs canvas=target: there is no room for what it finds on the square")
+            raise ValueError("`propagate` needs canvas=target: there is no room for what it finds on the square")
         self._global_condition = network.global_condition
         self.models = {"model": (folder, self._settings)}
         self._devices = Devices(self.windows)
@@ -129,10 +130,14 @@ class M3DDM(M3ddmOptions):
             return context, context
         indices = np.linspace(0, len(source) - 1, self._settings.global_frames).astype(int)
         side = self._settings.global_size
-        stretch = jax.jit(lambda frame: jax.image.resize(frame.astype(jnp.float32), (side, side, 3), "linear"))
-        frames = np.stack([stretch(source[[i]][0]) for i in indices])
+        frames = np.stack([_stretch(source[[i]][0], side) for i in indices])
         latents = self._codec.encode(to_unit_range(frames), rng, "global")[None]
         return self._denoiser.encode_context(latents), self._denoiser.encode_context(jnp.zeros_like(latents))
+
+
+@partial(jax.jit, static_argnums=1)
+def _stretch(frame: jax.Array, side: int) -> jax.Array:
+    return jax.image.resize(frame.astype(jnp.float32), (side, side, 3), "linear")
 
 
 def _choose_settings(own: Mapping[str, Any], preset: str | None, single: Mapping[str, Any]) -> M3ddmSettings:

@@ -5,8 +5,8 @@ People are detected by the cascades and the histogram detector that OpenCV's 4.x
 """
 
 import functools
+import logging
 import os
-import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ import numpy as np
 from m3ddm_jax.completion.distance import nearest
 from m3ddm_jax.pipelines.optical_flow import camera_motion
 
+_LOG = logging.getLogger(__name__)
 _CASCADES = ("haarcascade_frontalface_alt2.xml", "haarcascade_profileface.xml")
 _PASSES = ((0, False), (1, False), (1, True))  # cascade, and whether the frame is mirrored: profiles look one way
 _SMALLEST_FACE = 1 / 12  # of the short side
@@ -138,10 +139,10 @@ def _disk(shape: tuple[int, int]) -> np.ndarray:
 def _detectors() -> tuple[list, object] | None:
     folder = getattr(getattr(cv2, "data", None), "haarcascades", "")
     if not hasattr(cv2, "HOGDescriptor") or not all(os.path.exists(folder + name) for name in _CASCADES):
-        print(
-            f"OpenCV {cv2.__version__} has no detector of people, so that they may be copied into the border: "
+        _LOG.warning(
+            "OpenCV %s has no detector of people, so that they may be copied into the border: "
             "pip install 'opencv-python-headless>=4.11,<5'",
-            file=sys.stderr,
+            cv2.__version__,
         )
         return None
     people = cv2.HOGDescriptor()

@@ -1,4 +1,4 @@
-"""Masks that files hold: white on black, an image for all frames or one mask a frame."""
+"""Masks of a video's frames, from files (white on black) and arrays: one for all frames, or one for each."""
 
 import pathlib
 
@@ -24,9 +24,7 @@ class MaskSource:
         if fps is not None and len(self._source) > 1:
             self._source = FrameSource(path, fps)
         self.count = len(self._source)
-        if self.count not in (1, num_frames):
-            needed = "one for all or one for each is needed"
-            raise ValueError(f"{path} has {self.count} masks for {num_frames} frames: {needed}")
+        _check_count(str(path), self.count, num_frames)
         self.height, self.width = self._source.height, self._source.width
         self._num_frames = num_frames
         self._single = _white(self._source[:]) if self.count == 1 else None
@@ -36,6 +34,29 @@ class MaskSource:
             return _white(self._source[frames])
         count = len(range(self._num_frames)[frames])
         return np.broadcast_to(self._single, (count, *self._single.shape[1:]))
+
+
+class ArrayMasks:
+    """Masks as MaskSource has them, from a bool or uint8 array [H, W] or [T, H, W], not 0 where generated."""
+
+    def __init__(self, masks: np.ndarray, num_frames: int):
+        if masks.dtype not in (np.bool_, np.uint8) or masks.ndim not in (2, 3) or 0 in masks.shape:
+            found = f"{masks.dtype} {list(masks.shape)}"
+            raise ValueError(f"`mask` must be bool or uint8 [H, W] or [T, H, W], found {found}")
+        self._masks = masks if masks.ndim == 3 else masks[None]
+        self.count, self.height, self.width = self._masks.shape
+        self._num_frames = num_frames
+        _check_count("`mask`", self.count, num_frames)
+
+    def __getitem__(self, frames: slice) -> np.ndarray:
+        count = len(range(self._num_frames)[frames])
+        chosen = self._masks[frames] if self.count == self._num_frames else self._masks
+        return np.broadcast_to(chosen != 0, (count, self.height, self.width)).astype(np.uint8)[..., None]
+
+
+def _check_count(name: str, count: int, num_frames: int) -> None:
+    if count not in (1, num_frames):
+        raise ValueError(f"{name} has {count} masks for {num_frames} frames: one for all or one for each is needed")
 
 
 def _white(frames: np.ndarray) -> np.ndarray:

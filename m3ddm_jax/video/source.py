@@ -57,7 +57,7 @@ class FrameSource:
         damage: Literal["refuse", "note", "search"] = "refuse",
     ):
         if fps is not None:
-            check_rate("fps", fps)
+            check_rate("`fps`", fps)
         self.path = None if isinstance(media, bytes) else pathlib.Path(media)
         if self.path is not None and self.path.is_dir():
             images = list_images(self.path)

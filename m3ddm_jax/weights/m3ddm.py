@@ -11,6 +11,39 @@ from m3ddm_jax.types import Variables
 from m3ddm_jax.weights.checkpoint import Checkpoint, contradictions, read_sizes
 from m3ddm_jax.weights.names import count, size, take, targets
 
+PIPELINE: dict[str, dict[str, Any]] = {
+    "diffusion": {
+        "schedule": "scaled_linear",
+        "zero_terminal_snr": False,
+        "shift": 1.0,
+        "prediction": "epsilon",
+        "unknown": "black",
+    },
+    "sample": {
+        "canvas": "target",
+        "lines": 256,
+        "guess": "spread",
+        "latent_mask": "max",
+        "posterior": "mean",
+        "global_frames": 16,
+        "global_size": 256,
+        "windows": "parallel",
+        "num_frames": 16,
+        "strides": (15, 5, 1),
+        "noise": "frame",
+        "noise_scale": 1.0,
+        "strength": 1.0,
+        "solver": "dpm++",
+        "steps": 20,
+        "guidance_local": 2.0,
+        "guidance_global": 4.0,
+        "guidance_interval": (0.0, 1.0),
+        "clip": None,
+        "seam": "matched",
+    },
+}
+"""What pipeline.json of an M3DDM says: how the released network was trained, and how this project samples from it."""
+
 # What shows in no shape.
 ASSUMED = {"attention_head_dim": 8, "norm_num_groups": 32}
 # Fields of diffusers' U-Net configs that have one value here.

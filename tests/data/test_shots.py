@@ -13,23 +13,6 @@ def textured(seed, num_frames, speed=1, shape=(32, 32), level=0):
     return np.stack([image[: shape[0], t * speed : t * speed + shape[1]] for t in range(num_frames)])
 
 
-@pytest.mark.parametrize("lengths", [(20, 20), (5, 9, 30), (3, 3, 3)])
-def test_cuts_are_found_where_shots_meet(lengths):
-    frames = np.concatenate([textured(seed, length) for seed, length in enumerate(lengths)])
-    assert shots.find_cuts(frames) == np.cumsum(lengths)[:-1].tolist()
-
-
-def test_motion_flashes_fades_and_short_videos_are_no_cuts():
-    assert shots.find_cuts(textured(0, 30, speed=6)) == []
-    flash = textured(1, 30)
-    flash[15] = 255
-    assert shots.find_cuts(flash) == []
-    fade = (textured(2, 30) * np.linspace(1, 0, 30)[:, None, None, None]).astype(np.uint8)
-    assert shots.find_cuts(fade) == []
-    assert shots.find_cuts(np.full((10, 32, 32, 3), 90, np.uint8)) == []
-    assert shots.find_cuts(textured(3, 1)) == [] and shots.find_cuts(textured(3, 2)) == []
-
-
 @pytest.mark.parametrize("bars", [(0, 0, 0, 0), (12, 12, 0, 0), (0, 0, 9, 7), (10, 6, 8, 8), (10, 0, 0, 0)])
 def test_black_bars_are_found_with_a_margin(bars):
     top, bottom, left, right = bars

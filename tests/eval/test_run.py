@@ -111,7 +111,10 @@ def test_what_is_said_of_a_model():
         (["--truth=nowhere"], "--outputs or --method"),
         (["--truth=nowhere", "--method=magic"], "magic"),
         (["--truth={}/truth", "--method=edge", "--preset=papers"], "one of strict, motia, "),
-        (["--truth={}/truth", "--method=edge", "--steps=3"], "--method=edge takes no --steps"),
+        (
+            ["--truth={}/truth", "--method=edge", "--steps=3"],
+            "found --method edge",
+        ),
         (["--truth={}/truth", "--outputs={}/outputs", "--steps=3"], "--steps is for a --method"),
         (["--truth={}/truth", "--outputs={}/outputs", "--split=davis50"], "lacks 50 of davis50: bear, blackswan, "),
         (["--truth={}/truth", "--outputs={}/outputs", "--fvd={}/truth", "--lpips=none"], "is not a model folder"),

@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import random
+import runpy
 import shutil
 import sys
 import tempfile
@@ -26,7 +27,7 @@ from data.encode import EncodedClip, encode_video
 from eval.features import Features
 from eval.score_cache import ScoreCache
 from eval.scores import ClipScores
-from m3ddm_jax import cli, outpaint
+from m3ddm_jax import cli, outpaint_flags
 from m3ddm_jax.measure.memory import peak_rss
 from m3ddm_jax.models import registry
 from m3ddm_jax.parallel.mesh import make_mesh
@@ -41,6 +42,7 @@ from m3ddm_jax.weights.torchscript import read_torchscript
 from tests.hostile.mutations import mutate_file
 
 _EXPECTED = (ValueError, OSError, FloatingPointError)
+_OUTPAINT = runpy.run_module("m3ddm_jax.outpaint")
 _RNG = np.random.default_rng(0)
 _FRAMES = (_RNG.integers(0, 64, (8, 32, 48, 3)) + np.arange(8)[:, None, None, None] * 20).astype(np.uint8)
 _CODECS = {
@@ -166,7 +168,7 @@ def run_outpaint(folder, source):
     code = 0
     with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
         try:
-            cli.call("outpaint", outpaint.main, ("IN", "OUT"), [str(source), str(target)])
+            cli.call("outpaint", _OUTPAINT["main"], ("IN", "OUT"), [str(source), str(target)])
         except SystemExit as end:
             code = end.code
     lines = errors.getvalue().splitlines()
@@ -273,7 +275,8 @@ def judge(kind, seed, whole, folder):
 
 
 def main():
-    outpaint._define_flags()
+    outpaint_flags.define()
+    flags.DEFINE_string("preview", None, "")
     answers, made = os.fdopen(os.dup(1), "w"), {}
     os.dup2(2, 1)  # whatever prints is no answer
     with tempfile.TemporaryDirectory() as root:

@@ -127,14 +127,14 @@ def test_stopping_it_midway_leaves_nothing_behind(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_cache_that_cannot_be_written_is_told(tmp_path, capsys):
+def test_a_cache_that_cannot_be_written_is_told(tmp_path, caplog):
     (tmp_path / "file").write_text("")
     assert adapter(made_wrong_by(-40.0), 1, tmp_path / "file")(source(), range(10), CANVAS).share >= 0
-    assert "what was learnt is not kept" in capsys.readouterr().err
+    assert "what was learnt is not kept" in caplog.text
 
 
 @pytest.mark.parametrize("damage", ["cut", "share", "file", "empty"])
-def test_a_damaged_cache_entry_counts_as_absent(tmp_path, capsys, damage):
+def test_a_damaged_cache_entry_counts_as_absent(tmp_path, caplog, damage):
     make = made_wrong_by(-40.0)
     learnt = adapter(make, 1, tmp_path)(source(), range(10), CANVAS)
     (entry,) = tmp_path.iterdir()
@@ -147,6 +147,7 @@ def test_a_damaged_cache_entry_counts_as_absent(tmp_path, capsys, damage):
         shutil.rmtree(entry)
         entry.mkdir() if damage == "empty" else entry.write_text("")
     again = adapter(make, 1, tmp_path)(source(), range(10), CANVAS)
-    assert again.share == learnt.share and "damaged cache entry is passed over" in capsys.readouterr().err
+    assert again.share == learnt.share and "damaged cache entry is passed over" in caplog.text
+    caplog.clear()
     assert adapter(make, 1, tmp_path)(source(), range(10), CANVAS).share == learnt.share
-    assert capsys.readouterr().err == "" and list(tmp_path.iterdir()) == [entry]
+    assert not caplog.messages and list(tmp_path.iterdir()) == [entry]

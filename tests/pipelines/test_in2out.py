@@ -7,13 +7,12 @@ import pytest
 from hypothesis import given
 from safetensors.numpy import save_file
 
+from m3ddm_jax.api.outpainting import Outpainter
 from m3ddm_jax.convert import convert
 from m3ddm_jax.geometry import Canvas
-from m3ddm_jax.method_flags import make_outpainter, parse_settings
 from m3ddm_jax.models import registry
 from m3ddm_jax.models.autoencoder import PatchCodec
 from m3ddm_jax.models.e2fgvi import E2FGVI
-from m3ddm_jax.outpaint import outpaint
 from m3ddm_jax.pipelines import in2out
 from m3ddm_jax.pipelines.in2out import In2Out, _complete, average, halve, plan_inpainting_windows
 from m3ddm_jax.pipelines.work_canvas import WorkCanvas, known_box
@@ -50,11 +49,11 @@ def folder(variables, tmp_path_factory):
 
 @pytest.fixture
 def faked(folder, variables, monkeypatch):
-    """make(complete, mask, **settings): an outpainter whose network is `complete(frames, masks)`, numpy to numpy."""
+    """make(complete, **settings): an outpainter whose network is `complete(frames, masks)`, numpy to numpy."""
     monkeypatch.setattr(in2out, "load_model", lambda folder, kind: (TINY, variables))  # reading it takes a second
 
-    def make(complete, mask=None, **settings):
-        outpainter = In2Out(folder, settings={**SETTINGS, **settings}, mask=mask)
+    def make(complete, **settings):
+        outpainter = In2Out(folder, settings={**SETTINGS, **settings})
         outpainter._complete = lambda _, frames, mask, num_local: complete(frames, mask)[:num_local].astype(np.float32)
         return outpainter
 
@@ -74,8 +73,8 @@ def noise(num_frames, height=24, width=24, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (num_frames, height, width, 3), np.uint8)
 
 
-def run(outpainter, frames, canvas):
-    return np.concatenate(list(outpainter(FrameSource.from_array(frames), canvas)))
+def run(outpainter, frames, canvas, masks=None):
+    return np.concatenate(list(outpainter(FrameSource.from_array(frames), canvas, None, masks)))
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +154,7 @@ def test_the_network_sees_nothing_within_four_pixels_of_a_hole(faked):
     seen = []
     canvas = Canvas.from_pad(24, 24, 4, 0, 0, 0)
     masks = holes_of(canvas, 3)
-    run(faked(lambda frames, mask: seen.append(mask) or frames, mask=masks), noise(3), canvas)
+    run(faked(lambda frames, mask: seen.append(mask) or frames), noise(3), canvas, masks)
     rows, columns = np.mgrid[:24, :28]
     hole = masks[1, ..., 0] * (columns >= 4)
     near = [(abs(rows - row) + abs(columns - column) <= 4) for row, column in np.argwhere(hole)]
@@ -183,9 +182,9 @@ def test_what_a_mask_hides_is_not_looked_at(faked, canvas, seam):
     masks = holes_of(canvas, 9)
     first, second = noise(9, *shape), noise(9, *shape, seed=1)
     second = np.where(masks[:, *canvas.box], second, first)
-    outpainter = faked(complete, mask=masks, seam=seam)
-    made = run(outpainter, first, canvas)
-    np.testing.assert_array_equal(made, run(outpainter, second, canvas))
+    outpainter = faked(complete, seam=seam)
+    made = run(outpainter, first, canvas, masks)
+    np.testing.assert_array_equal(made, run(outpainter, second, canvas, masks))
     hidden = masks[..., 0] == 1
     assert made[hidden].std() > 1, "something is made"
     pasted = canvas.paste(made, first, masks)
@@ -196,7 +195,7 @@ def test_masks_of_the_border_alone_are_no_masks(faked):
     complete = lambda frames, mask: np.where(mask, 90, frames)  # noqa: E731
     border = np.repeat(WIDE.mask()[None], 5, axis=0)
     expected = run(faked(complete), noise(5), WIDE)
-    np.testing.assert_array_equal(run(faked(complete, mask=border), noise(5), WIDE), expected)
+    np.testing.assert_array_equal(run(faked(complete), noise(5), WIDE, border), expected)
 
 
 def test_holes_are_filled_in_the_first_pass_and_known_in_the_second(faked):
@@ -207,7 +206,7 @@ def test_holes_are_filled_in_the_first_pass_and_known_in_the_second(faked):
         return np.full(frames.shape, {46: 50, 68: 200}[mask.shape[2]])
 
     masks = holes_of(WIDE, 3)
-    made = run(faked(complete, mask=masks, seam="hard"), noise(3), WIDE)
+    made = run(faked(complete, seam="hard"), noise(3), WIDE, masks)
     holes = masks[:, *WIDE.box][..., 0] == 1
     assert (made[:, *WIDE.box][holes] == 50).all()
     (first, _), (second, mask) = seen
@@ -381,10 +380,8 @@ def test_a_checkpoint_is_converted_and_outpaints(tmp_path):
     source = FrameSource.from_array(noise(3, 30, 40))
     canvas = Canvas.from_aspect(30, 40, 16 / 9)
     masks = holes_of(canvas, 3)
-    made = make_outpainter(
-        "in2out", model=str(tmp_path / "model"), settings=parse_settings(["lines=20", "seam=hard"]), mask=masks
-    )
-    assert outpaint(source, made, canvas, tmp_path / "out", None, masks) == 3
+    made = Outpainter("in2out", tmp_path / "model", settings={"lines": 20, "seam": "hard"})
+    made(source, tmp_path / "out", aspect=16 / 9, mask=masks[..., 0])
     written = FrameSource(tmp_path / "out")[:]
     blank = np.zeros_like(written)
     np.testing.assert_array_equal(np.where(masks, 0, written), canvas.paste(blank, source[:], masks))

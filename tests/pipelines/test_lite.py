@@ -99,7 +99,7 @@ class Adapting:
         return functools.partial(lambda level, made: np.full_like(made.frame, level), 10 * len(self.shots))
 
 
-def test_every_shot_is_adapted_to_when_it_begins(source, monkeypatch, capsys):
+def test_every_shot_is_adapted_to_when_it_begins(source, monkeypatch, caplog):
     monkeypatch.setattr(lite, "Isvi", Carrying)
     monkeypatch.setattr(lite, "source_cuts", lambda source: [2])
     settings = {"lines": 24}
@@ -108,10 +108,10 @@ def test_every_shot_is_adapted_to_when_it_begins(source, monkeypatch, capsys):
     adapted = run(source, prefer="faithful", settings=settings, adapt=3, cache="folder").astype(int)
     np.testing.assert_array_equal(adapted[:2], without[:2] + 10)
     np.testing.assert_array_equal(adapted[2:], without[2:])  # a frame alone
-    assert not capsys.readouterr().err
+    assert not caplog.messages
     monkeypatch.setattr(lite, "source_cuts", lambda source: [1, 2])
     run(source, prefer="faithful", settings=settings, adapt=3, cache="folder")
-    assert "adaptation skipped: a shot of 8 frames, and a source that has 50% of" in capsys.readouterr().err
+    assert "adaptation skipped: a shot of 8 frames, and a source that has 50% of" in caplog.text
 
 
 def test_a_still_camera_one_frame_and_one_colour_are_continued():

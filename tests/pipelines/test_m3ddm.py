@@ -92,6 +92,15 @@ def outpaint(outpainter, source, canvas, seed=0):
     return np.concatenate(list(outpainter(source, canvas, jax.random.key(seed))))
 
 
+def test_a_second_video_of_the_same_size_compiles_nothing(outpainter, traced):
+    canvas = Canvas.from_aspect(20, 16, 2.0)
+    first = outpaint(outpainter, video(4), canvas)
+    assert traced
+    traced.clear()
+    np.testing.assert_array_equal(outpaint(outpainter, video(4), canvas), first)
+    assert traced == []
+
+
 @pytest.mark.parametrize("num_frames", [1, 4, 23])
 def test_every_frame_comes_once_at_the_size_of_the_canvas(outpainter, num_frames):
     canvas = Canvas.from_aspect(20, 16, 2.0)
@@ -151,7 +160,7 @@ def test_carried_pixels_are_known_and_come_back_as_they_are(folder, monkeypatch)
 
 
 def test_what_is_carried_needs_the_canvas_of_the_target(folder):
-    with pytest.raises(ValueError, match="--propagate needs canvas=target"):
+    with pytest.raises(ValueError, match="`propagate` needs canvas=target"):
         M3DDM(folder, preset="official", settings=SMALL, propagate=True)
 
 

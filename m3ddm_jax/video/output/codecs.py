@@ -114,7 +114,7 @@ def choose_encoding(suffix: str, asked: Asked, native: str | None, bits: int = 8
         lowest, highest, default = codec.quality
         quality = default if asked.quality is None else asked.quality
         if not lowest <= quality <= highest:
-            raise ValueError(f"quality must lie in {lowest}..{highest} for {name}, found {quality}")
+            raise ValueError(f"`quality` must lie in {lowest}..{highest} for {name}, found {quality}")
         options[codec.option] = str(quality)
     elif asked.quality is not None:
         raise ValueError(f"{name} has no quality to choose, found {asked.quality}")
@@ -122,7 +122,7 @@ def choose_encoding(suffix: str, asked: Asked, native: str | None, bits: int = 8
     if asked.pixel_format is not None:
         if asked.pixel_format not in formats:
             raise ValueError(
-                f"pixel_format must be one of {', '.join(formats)} for {name}, found {asked.pixel_format!r}"
+                f"`pixel_format` must be one of {', '.join(formats)} for {name}, found {asked.pixel_format!r}"
             )
         chosen, note = asked.pixel_format, None
     else:
@@ -135,12 +135,12 @@ def choose_encoding(suffix: str, asked: Asked, native: str | None, bits: int = 8
 def _choose_codec(suffix: str, asked: str | None, bits: int, alpha: bool) -> str:
     if suffix in IMAGES:
         if asked is not None:
-            raise ValueError(f"codec must not be given for an image, found {asked!r}")
+            raise ValueError(f"`codec` must not be given for an image, found {asked!r}")
         return IMAGES[suffix]
     container = CONTAINERS[suffix]
     if asked is not None:
         if asked not in container.codecs:
-            raise ValueError(f"codec must be one of {', '.join(container.codecs)} for {suffix}, found {asked!r}")
+            raise ValueError(f"`codec` must be one of {', '.join(container.codecs)} for {suffix}, found {asked!r}")
         return asked
     usual, deep, with_alpha = container.defaults
     if alpha and with_alpha is not None:
@@ -208,5 +208,5 @@ def _loss(native: str | None, chosen: str, name: str) -> str | None:
     ) * before.chroma_height(8)
     if not (fewer_bits or less_chroma):
         return None
-    keep = "; --pixel-format=rgb48be keeps all bits" if name == "png" else ""
+    keep = "; `pixel_format` rgb48be keeps all bits" if name == "png" else ""
     return f"pixels of {native} become {chosen}{keep}"

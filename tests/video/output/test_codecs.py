@@ -36,7 +36,7 @@ def test_default_codec_and_pixel_format(suffix, native, bits, alpha, codec, chos
     ("suffix", "native", "bits", "note"),
     [
         (".webm", "yuv444p10le", 10, "pixels of yuv444p10le become yuv420p10le"),
-        (".png", "yuv420p10le", 10, "pixels of yuv420p10le become rgb24; --pixel-format=rgb48be keeps all bits"),
+        (".png", "yuv420p10le", 10, "pixels of yuv420p10le become rgb24; `pixel_format` rgb48be keeps all bits"),
     ],
 )
 def test_lost_bits_and_chroma_are_reported(suffix, native, bits, note):
@@ -48,12 +48,12 @@ def test_what_is_asked():
     assert (encoding.encoder, encoding.pixel_format) == ("ffv1", "yuv422p")
     assert choose_encoding(".mp4", Asked(quality=30), "yuv420p").options["crf"] == "30"
     for suffix, asked, words in (
-        (".mp4", Asked("prores"), "codec must be one of h264, hevc, av1, vp9 for .mp4, found 'prores'"),
-        (".png", Asked("h264"), "codec must not be given for an image"),
-        (".mp4", Asked(quality=52), r"quality must lie in 0\.\.51 for h264, found 52"),
-        (".webm", Asked("av1", quality=0), r"quality must lie in 1\.\.63 for av1, found 0"),
+        (".mp4", Asked("prores"), "`codec` must be one of h264, hevc, av1, vp9 for .mp4, found 'prores'"),
+        (".png", Asked("h264"), "`codec` must not be given for an image"),
+        (".mp4", Asked(quality=52), r"`quality` must lie in 0\.\.51 for h264, found 52"),
+        (".webm", Asked("av1", quality=0), r"`quality` must lie in 1\.\.63 for av1, found 0"),
         (".mov", Asked("prores", quality=3), "prores has no quality to choose, found 3"),
-        (".webm", Asked(pixel_format="yuv410p"), "pixel_format must be one of yuv420p, .* for vp9, found 'yuv410p'"),
+        (".webm", Asked(pixel_format="yuv410p"), "`pixel_format` must be one of yuv420p, .* for vp9, found 'yuv410p'"),
     ):
         with pytest.raises(ValueError, match=words):
             choose_encoding(suffix, asked, "yuv420p")

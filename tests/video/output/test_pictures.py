@@ -102,7 +102,7 @@ def test_single_images(tmp_path, suffix, error):
 def test_all_bits_in_png(tmp_path, make_source, write_around):
     source = make_source(tmp_path / "in.mkv", "ffv1", "gbrp10le")
     sink = write_around(source, tmp_path / "eight")
-    assert sink.notes == ["eight: pixels of gbrp10le become rgb24; --pixel-format=rgb48be keeps all bits"]
+    assert sink.notes == ["eight: pixels of gbrp10le become rgb24; `pixel_format` rgb48be keeps all bits"]
     assert write_around(source, tmp_path / "all", pixel_format="rgb48be").notes == []
     made = FrameSource(tmp_path / "all")
     assert made.bits == 16

@@ -6,8 +6,8 @@ the frame comes back.
 
 import numpy as np
 
-from data.synthetic.layers import Camera, smooth_path
-from data.synthetic.worlds import WORLDS
+from m3ddm_jax.scenes.layers import Camera, smooth_path
+from m3ddm_jax.scenes.worlds import WORLDS
 
 FPS = 24
 MIN_SIDE = 16
@@ -40,7 +40,12 @@ class Scene:
         return np.clip(frame + 0.5, 0, 255).astype(np.uint8)
 
 
-def scene(seed: int, num_frames: int, height: int, width: int) -> np.ndarray:
-    """Draws the first frames of a Scene: uint8 [T,H,W,3], RGB."""
+def sample_frames(num_frames: int = 48, height: int = 512, width: int = 512, seed: int = 17) -> np.ndarray:
+    """The first frames of the scene of a seed, at FPS frames per second: uint8 [T,H,W,3], RGB.
+
+    Raises ValueError for a side under MIN_SIDE, and for no frames.
+    """
+    if num_frames < 1:
+        raise ValueError(f"`num_frames` must be at least 1, found {num_frames}")
     drawn = Scene(seed, height, width)
     return np.stack([drawn.frame(index) for index in range(num_frames)])

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.synthetic import sprites, textures
-from data.synthetic.layers import Layer, Mover, Part, Path, smooth_path
+from m3ddm_jax.scenes import sprites, textures
+from m3ddm_jax.scenes.layers import Layer, Mover, Part, Path, smooth_path
 
 
 class Light(NamedTuple):

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from data.synthetic import textures
+from m3ddm_jax.scenes import textures
 
 DETAIL = 4  # shapes are drawn this much larger, then averaged down
 

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.synthetic import sprites, textures
-from data.synthetic.layers import Floor, Layer, Mover, Part, Path, smooth_path
-from data.synthetic.outdoors import MARGIN, REACH, Outdoors, offset, paste
+from m3ddm_jax.scenes import sprites, textures
+from m3ddm_jax.scenes.layers import Floor, Layer, Mover, Part, Path, smooth_path
+from m3ddm_jax.scenes.outdoors import MARGIN, REACH, Outdoors, offset, paste
 
 
 class World(NamedTuple):

@@ -1,7 +1,10 @@
-import numpy as np
+"""Cuts between shots."""
 
-from data.shots import THUMBNAIL, find_cuts
-from m3ddm_jax.pipelines.shots import source_cuts
+import numpy as np
+import pytest
+
+from m3ddm_jax.video.shots import THUMBNAIL, find_cuts, source_cuts
+from tests.data.test_shots import textured
 
 
 class Frames:
@@ -25,6 +28,23 @@ def shots(lengths):
         colour = (40, 110, 180)[place % 3]
         scenes.append(rng.integers(colour, colour + 60, (length, *THUMBNAIL, 3), np.uint8))
     return np.concatenate(scenes)
+
+
+@pytest.mark.parametrize("lengths", [(20, 20), (5, 9, 30), (3, 3, 3)])
+def test_cuts_are_found_where_shots_meet(lengths):
+    frames = np.concatenate([textured(seed, length) for seed, length in enumerate(lengths)])
+    assert find_cuts(frames) == np.cumsum(lengths)[:-1].tolist()
+
+
+def test_motion_flashes_fades_and_short_videos_are_no_cuts():
+    assert find_cuts(textured(0, 30, speed=6)) == []
+    flash = textured(1, 30)
+    flash[15] = 255
+    assert find_cuts(flash) == []
+    fade = (textured(2, 30) * np.linspace(1, 0, 30)[:, None, None, None]).astype(np.uint8)
+    assert find_cuts(fade) == []
+    assert find_cuts(np.full((10, 32, 32, 3), 90, np.uint8)) == []
+    assert find_cuts(textured(3, 1)) == [] and find_cuts(textured(3, 2)) == []
 
 
 def test_cuts_are_those_of_the_whole_video_at_block_borders_too():

@@ -1,16 +1,14 @@
-import subprocess
-import sys
+"""Sample scenes: smooth, varied and the same for a seed."""
 
 import numpy as np
 import pytest
 
-from data import sources
-from data.synthetic import outdoors, scenes, sprites, textures, worlds
+from m3ddm_jax.scenes import outdoors, scene, sprites, textures, worlds
 
 
 def world_scene(monkeypatch, builder, seed=0, height=48, width=64):
-    monkeypatch.setattr(scenes, "WORLDS", ((builder, 1.0),))
-    return scenes.Scene(seed, height, width)
+    monkeypatch.setattr(scene, "WORLDS", ((builder, 1.0),))
+    return scene.Scene(seed, height, width)
 
 
 @pytest.mark.parametrize("builder", [builder for builder, _ in worlds.WORLDS], ids=lambda builder: builder.__name__)
@@ -39,11 +37,11 @@ def test_a_frame_is_the_same_whenever_it_is_drawn(monkeypatch):
 
 
 def test_scenes_never_end_and_differ_by_seed():
-    far = scenes.Scene(1, 32, 32).frame(10**6)
+    far = scene.Scene(1, 32, 32).frame(10**6)
     assert far.std() > 0
-    firsts = {scenes.Scene(seed, 24, 24).frame(0).tobytes() for seed in range(12)}
+    firsts = {scene.Scene(seed, 24, 24).frame(0).tobytes() for seed in range(12)}
     assert len(firsts) == 12
-    assert (scenes.scene(4, 3, 24, 32) == [scenes.Scene(4, 24, 32).frame(index) for index in range(3)]).all()
+    assert (scene.sample_frames(3, 24, 32, seed=4) == [scene.Scene(4, 24, 32).frame(index) for index in range(3)]).all()
 
 
 def test_weights_of_the_worlds_sum_to_one():
@@ -83,38 +81,4 @@ def test_a_first_house_beyond_the_edge_is_left_out():
 
 def test_scenes_too_small_are_refused():
     with pytest.raises(ValueError, match="16x16"):
-        scenes.Scene(0, 8, 64)
-
-
-def run_process(*arguments):
-    command = [sys.executable, "-m", "data.synthetic", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
-def test_the_command_writes_a_video_or_exits_with_2(tmp_path):
-    done = run_process(tmp_path / "x.avi")
-    assert done.returncode == 2 and done.stderr.startswith("data.synthetic: ") and done.stderr.count("\n") == 1
-    done = run_process(tmp_path / "scene.mp4", "--size=64x48", "--frames=5", "--seed=3")
-    assert done.returncode == 0, done.stderr
-    assert sources.describe(sources.index_video(tmp_path / "scene.mp4")) == (5, 24.0, 48, 64)
-    frames = sources.read_media(tmp_path / "scene.mp4", range(5))
-    assert np.abs(frames.astype(int) - scenes.scene(3, 5, 48, 64)).mean() < 8
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["{}/x.mp4", "--size=big"], "WIDTHxHEIGHT"),
-        (["{}/x.mp4", "--size=65x48", "--frames=1"], "even"),
-        (["{}/x.mp4", "--size=8x8"], "16x16"),
-        (["{}/x.avi"], ".mp4"),
-        ([], "OUT expected, found no argument"),
-        (["{}/x.mp4", "--frames=0"], "flag --frames=0"),
-        (["{}/missing/x.mp4", "--size=16x16", "--frames=1"], "No such file"),
-    ],
-)
-def test_a_wrong_command_exits_2_with_one_line_and_leaves_nothing(run_module, tmp_path, arguments, message):
-    done = run_module("data.synthetic", *(argument.format(tmp_path) for argument in arguments))
-    last = done.stderr.strip().splitlines()[-1]
-    assert done.returncode == 2 and last.startswith("data.synthetic: ") and message in last
-    assert "Traceback" not in done.stderr and list(tmp_path.iterdir()) == []
+        scene.Scene(0, 8, 64)
