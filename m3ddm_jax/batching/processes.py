@@ -1,13 +1,12 @@
 """Workers of a batch as processes of this machine."""
 
 import contextlib
-import itertools
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from m3ddm_jax.batching.devices import Devices
 from m3ddm_jax.batching.job import Job, Result, Runner, Settings
@@ -18,18 +17,27 @@ def run_in_processes(
     jobs: Sequence[Job], settings: Settings, methods: tuple[str, ...], count: int, devices: Devices
 ) -> Iterator[Result]:
     """As `schedule.run_jobs`, in `count` processes. GPUs, if asked for, are those of the process alone."""
-    numbers = itertools.count()
+    free = set(range(count))  # numbers of processes, which say whose GPUs they have
 
     def make_worker() -> "_Process":
-        return _Process(settings, methods, devices.environment(next(numbers) % count))
+        number = min(free)
+        free.remove(number)
+        return _Process(settings, methods, devices.environment(number), lambda: free.add(number))
 
     return run_jobs(jobs, make_worker, _wait, count)
 
 
 class _Process:
-    """A `schedule.Worker`."""
+    """A `schedule.Worker`. on_stop: called once it has ended."""
 
-    def __init__(self, settings: Settings, methods: tuple[str, ...], environment: dict[str, str]):
+    def __init__(
+        self,
+        settings: Settings,
+        methods: tuple[str, ...],
+        environment: dict[str, str],
+        on_stop: Callable[[], None],
+    ):
+        self._on_stop = on_stop
         context = multiprocessing.get_context("spawn")  # a fork of a process that runs jax may hang
         self.connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, settings, methods, environment), daemon=True)
@@ -51,6 +59,7 @@ class _Process:
         self.connection.close()
         self._process.terminate()
         self._process.join()
+        self._on_stop()
 
 
 def _wait(workers: Sequence[_Process]) -> list[_Process]:
