@@ -130,5 +130,5 @@ def test_impossible_rates_are_one_line(rate):
 
 @pytest.mark.parametrize("fps", [1e-9, 1e308, -1, 0, float("nan"), float("inf")])
 def test_rates_that_are_asked_for_are_bounded(videos, fps):
-    with pytest.raises(ValueError, match="fps must be 0.001 to 100000 frames per second"):
+    with pytest.raises(ValueError, match="`fps` must be 0.001 to 100000 frames per second"):
         FrameSource(videos["mp4"], fps)
