@@ -45,11 +45,12 @@ class FilmReader(Reader):
         threads: int,
         tolerant: bool = False,
     ):
-        self._probe, self._threads, self._tolerant = probe, threads, tolerant
+        self._probe, self._tolerant = probe, tolerant
+        self._threads = 1 if tolerant else threads  # several race for the marks of damaged frames
         self._marks: dict[int, Mark] = {}
         self._forget()
         with reraise_as(f"{probe.name} is no readable video"):
-            self._stream = _rewound(probe, threads, container, tolerant)
+            self._stream = _rewound(probe, self._threads, container, tolerant)
             frames = self._stream.frames()
             first = next(frames, None)
             if first is None:
@@ -90,8 +91,10 @@ class FilmReader(Reader):
 
     def _check_end(self) -> None:
         """Decode the last frames. Raises Damaged where one is incomplete, by which alone a cut recording is known."""
-        self.native(len(self.timestamps) - 1)
-        self.close()
+        checker = self.reopen()
+        checker._threads = 1
+        checker.native(len(self.timestamps) - 1)
+        checker.close()
 
     def _order_packets(self) -> tuple[list[int], np.ndarray]:
         """Times and durations of the frames, from the packets; notes where decoding can begin."""
