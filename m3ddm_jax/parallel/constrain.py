@@ -1,6 +1,8 @@
 """How activations lie on the mesh: what code inside a jitted function may call, models included."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec as P
@@ -76,6 +78,30 @@ def channel_parts(channels: int, features: int) -> int:
 def split_parts(x: jax.Array) -> jax.Array:
     """Parts [parts, ...], one on each device of `tensor`."""
     return _split(x, 0, "tensor")
+
+
+def attention_axes(rows: int, queries: int, heads: int, features: int) -> tuple[Any, Any, Any] | None:
+    """The mesh axes that an attention's rows, queries and heads are split over; None where its rows do not divide.
+
+    rows: clips, or their frames [clips * T]; heads of a wide level, of so many features, are split over `tensor`.
+    """
+    context, tensor = _parts("context"), _parts("tensor")
+    clips = tuple(axis for axis in BATCH_AXES if _parts(axis) > 1)
+    of_heads = "tensor" if tensor > 1 and is_wide(features) and heads % tensor == 0 else None
+    parts = math.prod(map(_parts, clips))
+    if rows % parts:
+        return None
+    if context > 1 and rows % (parts * context) == 0:
+        return (*clips, "context"), None, of_heads
+    return clips or None, "context" if context > 1 and queries % context == 0 else None, of_heads
+
+
+def on_each_device(function: Callable, in_specs: tuple[P, ...], out_specs: P) -> Callable:
+    """function run by each device on its own part of the arrays; function itself where the mesh has one device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return function
+    return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 def _split(x: jax.Array, axis: int, name: str, others: object = _ANY) -> jax.Array:

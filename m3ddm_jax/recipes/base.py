@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from data.masks import MaskSampler
 from data.pipeline import make_batches
 from m3ddm_jax.models import registry
+from m3ddm_jax.models.attention import check_attention
 from m3ddm_jax.models.remat import check_remat
 from m3ddm_jax.parallel.mesh import process_part, replicated
 from m3ddm_jax.training.checkpoint import check_fit
@@ -137,6 +138,7 @@ def build_model(section: ConfigDict, kind: str | None = None) -> nn.Module:
     if kind is not None:
         check_kind(hyper.get("kind"), [kind])
     check_remat(hyper.get("remat", "none"))
+    check_attention(hyper.get("attention", "auto"))
     if "dtype" in hyper:
         try:
             hyper["dtype"] = jnp.dtype(hyper["dtype"])
