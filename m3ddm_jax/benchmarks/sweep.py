@@ -167,6 +167,7 @@ def _trace(program: PlannedProgram) -> Traced:
         jaxpr = jax.make_jaxpr(program.recipe.step)(*program.arguments)
     state, *_ = program.arguments
     parameters = {leaf.shape for leaf in jax.tree.leaves(state.params)}
+    platform = {"gpu": "cuda"}.get(name := program.mesh.devices.flat[0].platform, name)
     sums = dict.fromkeys(("products", "wide", "context", "tensor", "host"), 0.0)
     for eqn, times in equations(jaxpr):
         for name, amount in _sums(eqn, parameters):
@@ -174,7 +175,7 @@ def _trace(program: PlannedProgram) -> Traced:
     return Traced(
         operations=sums["products"],
         wide=sums["wide"] / max(sums["products"], 1),
-        activations=peak(jaxpr, lambda aval: _kept(aval) if aval.shape not in parameters else 0.0),
+        activations=peak(jaxpr, lambda aval: _kept(aval) if aval.shape not in parameters else 0.0, platform),
         **{name: sums[name] for name in ("context", "tensor", "host")},
     )
 

@@ -30,10 +30,30 @@ def split_clips(x: jax.Array) -> jax.Array:
     Said beside every product with a weight that is split over `fsdp`: else the compiler may split the product as the
     weight is, and give every device all clips for that. x itself where clips do not divide, or frames are split too.
     """
-    parts = math.prod(map(_parts, BATCH_AXES))
-    if parts == 1 or _parts("context") > 1 or x.ndim < 2 or x.shape[0] % parts:
+    if math.prod(map(_parts, BATCH_AXES)) == 1 or x.ndim < 2 or not _clips_divide(x):
         return x
     return constrain(x, BATCH_AXES, *(_ANY,) * (x.ndim - 1))
+
+
+def summed_over_clips(function: Callable[..., jax.Array], x: jax.Array) -> Callable[..., jax.Array] | None:
+    """function (of arrays as long as x) on each device's own clips, and the sum of its results over devices, as
+    `function` has their dtype; None where clips do not divide, or frames are split too."""
+    axes = tuple(axis for axis in BATCH_AXES if _parts(axis) > 1)
+    if not _clips_divide(x):
+        return None
+    if not axes:
+        return function
+
+    def summed(*arrays: jax.Array) -> jax.Array:
+        return jax.lax.psum(function(*arrays), axes)
+
+    # Products of wide levels stay split over `tensor` as the compiler has them.
+    return jax.shard_map(summed, in_specs=P(axes), out_specs=P(), axis_names=set(axes), check_vma=False)
+
+
+def _clips_divide(x: jax.Array) -> bool:
+    """Whether each device of the axes of clips has clips of its own, as many as others, and whole ones."""
+    return _parts("context") == 1 and x.shape[0] % math.prod(map(_parts, BATCH_AXES)) == 0
 
 
 def split_frames(x: jax.Array) -> jax.Array:

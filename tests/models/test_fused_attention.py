@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from m3ddm_jax.models.attention import attention
 from m3ddm_jax.models.dense_attention import all_heads
 from m3ddm_jax.models.fused_attention import splash
+from m3ddm_jax.parallel import constrain
+from m3ddm_jax.parallel.mesh import make_mesh
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
 
@@ -60,3 +63,27 @@ def test_segments_see_themselves_alone(dtype):
     mask = segments != 2  # a segment of which no key counts
     out, *_ = check(draw(130, 130, dtype), TOLERANCE[dtype], segments=segments, key_mask=mask)
     assert not out[~mask].any() and out[mask].any()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "batch"), [({"data": 2, "fsdp": 2, "tensor": 2}, 4), ({"data": 2, "context": 4}, 2), ({"data": 8}, 8)]
+)
+def test_each_device_attends_for_its_own_part(sizes, batch, monkeypatch):
+    """Clips over data and fsdp, heads over tensor, queries over context."""
+    monkeypatch.setattr(constrain, "WIDE", 2 * 40)
+    arrays = [jnp.concatenate([x] * (batch // 2)) for x in draw(128, 256)]
+    mask = np.arange(256) < np.linspace(0, 200, batch, dtype=int)[:, None]
+    expected = all_heads(*arrays, key_mask=mask)
+    with jax.set_mesh(make_mesh(**sizes)):
+        compiled = jax.jit(functools.partial(splash, interpret=True)).lower(*arrays, key_mask=mask)
+        found = compiled.compile()(*arrays, key_mask=mask)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert "sdy.manual_computation" in compiled.as_text()
+
+
+def test_rows_that_do_not_divide_are_attended_to_at_once():
+    query, key, value = draw(256, 256)
+    with jax.set_mesh(make_mesh(data=8)):
+        with pytest.raises(ValueError, match="attention 'splash': found 2 rows: a multiple of the mesh's data x fsdp"):
+            jax.eval_shape(functools.partial(attention, form="splash"), query, key, value)
+        jax.eval_shape(attention, query, key, value)
