@@ -29,10 +29,12 @@ _LINKS = {
     "TPU v5 lite": 200e9,
     "TPU v5": 600e9,
     "TPU v6 lite": 448e9,
+    "TPU7x": 600e9,
     "NVIDIA A100-SXM4-40GB": 600e9,
     "NVIDIA A100-SXM4-80GB": 600e9,
     "NVIDIA H100 80GB HBM3": 900e9,
     "NVIDIA H200": 900e9,
+    "NVIDIA B200": 1800e9,
 }
 _HOST_LINK = 8e9
 # Devices of a kind that is not known count as these: their seconds mean nothing, their order does.

@@ -122,6 +122,11 @@ def check_mesh(sizes: Mapping[str, int], limits: Mapping[str, int]) -> None:
             raise ValueError(f"mesh.{axis} is {sizes[axis]}: for this model and its clips {accepted}")
 
 
+def check_platform(config: ConfigDict, mesh: Mesh) -> None:
+    """Raise ValueError where a mesh's devices do not have the form of attention that the config names."""
+    check_attention(config.model.get("attention", "auto"), mesh.devices.flat[0].platform)
+
+
 def check_kind(kind: str | None, accepted: Collection[str]) -> str:
     """The kind of a config's model; raises ValueError where the recipe does not train it."""
     if kind not in accepted:
