@@ -225,6 +225,7 @@ def train() -> ConfigDict:
             "sample_every": 5000,  # to show what becomes of clips that are held out, and measure it; 0: never
             "sample_batches": 4,  # of such clips
             "keep": 3,  # checkpoints
+            "profile": "",  # folder for a profiler's trace of a run's updates 11 to 13; empty: none
             "export_dtype": "float32",  # of the exported parameters; float16 halves the folder
         }
     )

@@ -118,6 +118,16 @@ def test_a_config_needs_no_files_to_be_planned():
     [
         (["--topology=nowhere"], "topology "),
         (["--topology=cpu:8", "--sweep", "--what=sample"], "--sweep is of the training step"),
+        (
+            ["--topology=cpu:8", "--sweep", "--what=sample", "--optimization-level=O2"],
+            "--sweep is of the training step",
+        ),
+        (["--topology=cpu:8", "--optimization-level=O9"], "O0|O1|O2|O3"),
+        (
+            ["--topology=cpu:8", "--config.model.attention=splash"],
+            "'splash' does not run on cpu: auto, dense, by_head do",
+        ),
+        (["--topology=cpu:8", "--config.model.attention=magic"], "attention 'magic' is unknown: one of auto, dense"),
     ],
 )
 def test_command_refuses_bad_input_with_one_line(run_module, monkeypatch, options, message):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from m3ddm_jax.models.dense_attention import all_heads, head_by_head
-from m3ddm_jax.models.fused_attention import cudnn, cudnn_needs, splash, splash_needs
+from m3ddm_jax.models.fused_attention import cudnn, cudnn_gains, cudnn_needs, splash, splash_gains, splash_needs
 from m3ddm_jax.models.layers import Dense, Dtype, GroupNorm, per_frame
 from m3ddm_jax.models.weight_gradients import add_bias, matmul
 from m3ddm_jax.parallel.constrain import is_wide, split_features
@@ -21,16 +21,20 @@ from m3ddm_jax.parallel.constrain import is_wide, split_features
 class _Form:
     """One way to compute attention.
 
-    platforms: those it is the fastest on, by jax's names. queries, scores: from which number of queries, and of scores
-    a head (queries x keys), it is; below, all heads at once are. needs: (query, key, key_mask, segments, bias) -> what
-    it accepts, where that is something else.
+    platforms: those it is for, by jax's names. gains: (query, key, key_mask, segments) -> whether it is better there
+    than all heads at once. needs: (query, key, key_mask, segments, bias) -> what it accepts, where that is something
+    else.
     """
 
     compute: Callable
     platforms: tuple[str, ...]
-    scores: int
-    queries: int = 1
-    needs: Callable[..., str | None] = lambda query, key, key_mask, segments, bias: None
+    gains: Callable[..., bool]
+    needs: Callable[..., str | None]
+
+
+def _scores_leave_the_cache(query: jax.Array, key: jax.Array, *_) -> bool:
+    # Measured crossing: between 256 x 256 and 512 x 784.
+    return query.shape[1] * key.shape[1] >= 1 << 17
 
 
 def _no_bias(query, key, key_mask, segments, bias: jax.Array | None) -> str | None:
@@ -38,10 +42,9 @@ def _no_bias(query, key, key_mask, segments, bias: jax.Array | None) -> str | No
 
 
 _FORMS = {
-    # A head's scores then stay in cache. Measured crossing: between 256 x 256 and 512 x 784.
-    "by_head": _Form(head_by_head, ("cpu",), scores=1 << 17, needs=_no_bias),
-    "splash": _Form(splash, ("tpu",), scores=1 << 16, queries=128, needs=splash_needs),
-    "cudnn": _Form(cudnn, ("cuda",), scores=1 << 16, queries=128, needs=cudnn_needs),
+    "by_head": _Form(head_by_head, ("cpu",), _scores_leave_the_cache, _no_bias),
+    "splash": _Form(splash, ("tpu",), splash_gains, splash_needs),
+    "cudnn": _Form(cudnn, ("cuda",), cudnn_gains, cudnn_needs),
 }
 ATTENTION = ("auto", "dense", *_FORMS)
 """auto: the fastest form for size and platform. dense: all heads at once. by_head: one head at a time, on CPUs. splash:
@@ -79,7 +82,11 @@ def attention(
     [B, T, heads, D] in query's dtype; 0 where no key counts. Raises ValueError where a form that is named does not fit.
     """
     check_attention(form)
-    forms = {name: one for name, one in _FORMS.items() if form in ("auto", name) and _gains(one, query, key)}
+    forms = {
+        name: one
+        for name, one in _FORMS.items()
+        if form in ("auto", name) and one.gains(query, key, key_mask, segments)
+    }
     needs = {name: one.needs(query, key, key_mask, segments, bias) for name, one in forms.items()}
     if needs.get(form):
         raise ValueError(f"attention {form!r}: {needs[form]}; auto and dense fit")
@@ -88,10 +95,6 @@ def attention(
     if not branches:
         return dense(query, key, value, key_mask, segments)
     return jax.lax.platform_dependent(query, key, value, key_mask, segments, **branches, default=dense)
-
-
-def _gains(form: _Form, query: jax.Array, key: jax.Array) -> bool:
-    return query.shape[1] >= form.queries and query.shape[1] * key.shape[1] >= form.scores
 
 
 @flax.struct.dataclass

@@ -12,6 +12,10 @@ from m3ddm_jax.parallel.constrain import attention_axes, on_each_device
 
 # Tokens that splash works at together: a multiple of a TPU's 128 lanes; more of them outgrow its fast memory.
 _LANES, _LARGEST_BLOCK = 128, 640
+# Scores a head from which splash moves fewer bytes than all heads at once, by what compilers say: 256 x 256.
+_SPLASH_SCORES = 1 << 16
+# Tokens of a row that short sequences, such as the frames of a cell, are packed into.
+_PACKED = 512
 _CUDNN_DTYPES = (jnp.dtype("bfloat16"), jnp.dtype("float16"))
 _CUDNN_WIDTH, _CUDNN_WIDTH_HOPPER = 128, 256
 # The segment of padding, and of keys that do not count.
@@ -29,8 +33,15 @@ def splash(
 ) -> jax.Array:
     """Attention by Pallas' kernel for TPUs; arguments and result as those of `models.attention.attention`.
 
-    interpret: run the kernel without a TPU, slowly. Under a mesh each device attends for its own clips and heads.
+    interpret: run the kernel without a TPU, slowly. Under a mesh each device attends for its own clips and heads. Short
+    sequences that attend to themselves are packed into rows, as segments: alone they would be padded to a tile.
     """
+    if together := _packed_together(query, key, key_mask, segments):
+        length = query.shape[1]
+        query, key, value = (rearrange(x, "(b p) t n d -> b (p t) n d", p=together) for x in (query, key, value))
+        places = jnp.broadcast_to(jnp.arange(together * length) // length, query.shape[:2])
+        out = splash(query, key, value, segments=places, interpret=interpret)
+        return rearrange(out, "b (p t) n d -> (b p) t n d", p=together)
     batch, queries, heads, width = query.shape
     query_block, key_block = (_block(length) for length in (queries, key.shape[1]))
     query_ids, key_ids = _segment_ids(query, key, key_mask, segments, key_block)
@@ -52,13 +63,39 @@ def cudnn(query: jax.Array, key: jax.Array, value: jax.Array, *_) -> jax.Array:
     return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
 
 
+def splash_gains(query: jax.Array, key: jax.Array, key_mask: jax.Array | None, segments: jax.Array | None) -> bool:
+    """Whether `splash` moves fewer bytes than all heads at once."""
+    queries, keys = query.shape[1], key.shape[1]
+    large = queries >= _LANES and queries * keys >= _SPLASH_SCORES
+    return large or _packed_together(query, key, key_mask, segments) > 0
+
+
+def cudnn_gains(query: jax.Array, key: jax.Array, *_) -> bool:
+    """Whether `cudnn` takes less memory than all heads at once."""
+    return query.shape[1] >= _LANES and query.shape[1] * key.shape[1] >= _SPLASH_SCORES
+
+
+def _packed_together(query: jax.Array, key: jax.Array, key_mask: jax.Array | None, segments: jax.Array | None) -> int:
+    """How many short sequences fill a row; 0 where they are not packed."""
+    rows, length, heads, width = query.shape
+    if key.shape[1] != length or key_mask is not None or segments is not None or 2 * length > _LANES:
+        return 0
+    for together in range(_PACKED // length, _LANES // length - 1, -1):
+        whole = together * length % _LANES == 0 and rows % together == 0
+        if whole and attention_axes(rows // together, together * length, heads, heads * width) is not None:
+            return together
+    return 0
+
+
 def splash_needs(
     query: jax.Array, key: jax.Array, key_mask: jax.Array | None, segments: jax.Array | None, bias: jax.Array | None
 ) -> str | None:
     """What `splash` accepts, where that is not what it is given; None where it is."""
-    del key, key_mask, segments
+    del key_mask, segments
     if bias is not None:
         return "no bias is accepted"
+    if query.dtype != key.dtype:
+        return f"found queries in {query.dtype} and keys in {key.dtype}: one dtype is accepted"
     batch, queries, heads, width = query.shape
     if attention_axes(batch, queries, heads, heads * width) is None:
         return f"found {batch} rows: a multiple of the mesh's data x fsdp is accepted"
@@ -69,11 +106,10 @@ def cudnn_needs(
     query: jax.Array, key: jax.Array, key_mask: jax.Array | None, segments: jax.Array | None, bias: jax.Array | None
 ) -> str | None:
     """What `cudnn` accepts, where that is not what it is given; None where it is."""
-    del key
     if key_mask is not None or segments is not None or bias is not None:
         return "neither mask, segments nor bias are accepted"
-    if query.dtype not in _CUDNN_DTYPES:
-        return f"found {query.dtype}: bfloat16 and float16 are accepted"
+    if query.dtype not in _CUDNN_DTYPES or query.dtype != key.dtype:
+        return f"found queries in {query.dtype} and keys in {key.dtype}: bfloat16 and float16 are accepted"
     widest = _CUDNN_WIDTH_HOPPER if _is_hopper() else _CUDNN_WIDTH
     if query.shape[-1] % 8 or query.shape[-1] > widest:
         return f"found heads {query.shape[-1]} wide: multiples of 8 up to {widest} are accepted"

@@ -53,7 +53,7 @@ def test_blocks_of_queries_change_nothing(monkeypatch):
 def all_large(monkeypatch):
     """Every form gains at every size."""
     for name, form in attention._FORMS.items():
-        monkeypatch.setitem(attention._FORMS, name, dataclasses.replace(form, scores=1, queries=1))
+        monkeypatch.setitem(attention._FORMS, name, dataclasses.replace(form, gains=lambda *_: True))
 
 
 @pytest.mark.usefixtures("all_large")
@@ -130,7 +130,7 @@ def lowered_for(platform, *sizes, dtype="bfloat16", **options):
 def test_tpus_get_a_kernel_where_scores_are_many():
     """Forward, gradients of queries, and of keys and values."""
     assert lowered_for("tpu", 256, 512).count("@tpu_custom_call") == 3
-    assert "@tpu_custom_call" not in lowered_for("tpu", 16, 16)
+    assert "@tpu_custom_call" not in lowered_for("tpu", 16, 16)  # two rows of 16 tokens fill no tile
     assert "@tpu_custom_call" not in lowered_for("tpu", 256, 512, form="dense")
     assert lowered_for("tpu", 256, 512, form="splash").count("@tpu_custom_call") == 3
     assert "@tpu_custom_call" not in lowered_for("cpu", 256, 512)
@@ -140,10 +140,17 @@ def test_forms_that_do_not_fit_say_what_does():
     query, key, value = (x[..., :4] for x in draw(256, 512))
     with pytest.raises(ValueError, match="attention 'magic' is unknown: one of auto, dense, by_head, splash, cudnn"):
         attention.attention(query, key, value, form="magic")
-    with pytest.raises(ValueError, match="attention 'cudnn': found float32: bfloat16 and float16 are accepted; auto"):
+    with pytest.raises(
+        ValueError, match="attention 'cudnn': found queries in float32 and keys in float32: bfloat16 and"
+    ):
         attention.attention(query, key, value, form="cudnn")
     with pytest.raises(ValueError, match="attention 'splash': no bias is accepted; auto and dense fit"):
         attention.attention(query, key, value, bias=jnp.zeros((3, 256, 512)), form="splash")
+    with pytest.raises(
+        ValueError, match="queries in bfloat16 and keys in float32: one dtype is accepted; auto and dense"
+    ):
+        attention.attention(query.astype("bfloat16"), key, value, form="splash")
+    jax.eval_shape(attention.attention, query.astype("bfloat16"), key, value)
     with pytest.raises(ValueError, match="attention 'splash' does not run on cpu: auto, dense, by_head do"):
         attention.check_attention("splash", "cpu")
     with pytest.raises(ValueError, match="attention 'by_head' does not run on gpu: auto, dense, cudnn do"):

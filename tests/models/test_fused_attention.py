@@ -6,12 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from einops import rearrange
 
+from m3ddm_jax.measure.flops import count_flops
 from m3ddm_jax.models.attention import attention
 from m3ddm_jax.models.dense_attention import all_heads
-from m3ddm_jax.models.fused_attention import splash
+from m3ddm_jax.models.fused_attention import splash, splash_gains
 from m3ddm_jax.parallel import constrain
-from m3ddm_jax.parallel.mesh import make_mesh
+from m3ddm_jax.parallel.mesh import make_mesh, replicated
+from m3ddm_jax.parallel.topology import topology_devices
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
 
@@ -47,6 +50,14 @@ def check(arrays, tolerance, **masks):
 @pytest.mark.parametrize("sizes", [(256, 128), (130, 200)])
 def test_the_kernel_equals_plain_attention(sizes, dtype):
     check(draw(*sizes, dtype=dtype), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_short_sequences_share_rows(dtype):
+    arrays = [rearrange(x, "b (p t) n d -> (b p) t n d", t=16) for x in draw(256, 256, dtype)]
+    check(arrays, TOLERANCE[dtype])
+    assert "splash_mha_fwd_segmented" in str(jax.make_jaxpr(splash)(*arrays))
+    assert splash_gains(*arrays[:2], None, None) and not splash_gains(arrays[0][:4], arrays[1][:4], None, None)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -87,3 +98,28 @@ def test_rows_that_do_not_divide_are_attended_to_at_once():
         with pytest.raises(ValueError, match="attention 'splash': found 2 rows: a multiple of the mesh's data x fsdp"):
             jax.eval_shape(functools.partial(attention, form="splash"), query, key, value)
         jax.eval_shape(attention, query, key, value)
+
+
+def test_what_a_kernel_computes_counts_as_plain_attention():
+    """Neither padding nor what the backward pass recomputes: MFU is of what the network asks for."""
+    arrays = draw(256, 200, "bfloat16")
+
+    def gradients(form):
+        return jax.grad(lambda *args: attention(*args, form=form).astype(jnp.float32).sum(), argnums=(0, 1, 2))
+
+    counts = {form: count_flops(gradients(form), *arrays) for form in ("auto", "dense", "splash")}
+    assert counts["dense"].matmul == 6 * 2 * 2 * 2 * 256 * 200 * 40
+    assert counts["auto"] == counts["splash"] == counts["dense"]
+
+
+@pytest.mark.parametrize("topology", ["v5e:2x2", "h100:1"])
+def test_a_compiler_puts_the_kernel_into_the_program(topology):
+    try:
+        device, *_ = topology_devices(topology)
+    except ValueError as error:
+        pytest.skip(str(error))
+    mesh = make_mesh(data=1, devices=[device])
+    arrays = [jax.ShapeDtypeStruct((1, 256, 1, 40), jnp.bfloat16, sharding=replicated(mesh))] * 3
+    gradients = jax.grad(lambda *args: attention(*args).astype(jnp.float32).sum(), argnums=(0, 1, 2))
+    text = jax.jit(gradients).lower(*arrays).compile().as_text()
+    assert "splash_mha_dkv" in text if device.platform == "tpu" else "__cudnn$fmhaSoftmaxBackward" in text
