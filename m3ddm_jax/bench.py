@@ -3,7 +3,8 @@
 Prints a table and, with --report, writes the same as JSON together with versions, machine and load. With --distributed
 the same command runs on several hosts, of which the first prints.
 
-forward    one float32 forward of the config's U-Net beside a 3x3 convolution of PyTorch, both on two threads
+forward    one float32 forward of the config's U-Net beside a 3x3 convolution of PyTorch, both on two threads;
+           --compare=torch: a window in the config's dtype next to the same U-Net in PyTorch, on the same CPU or GPU
 data       clips a second of the input pipeline beside bare decoding in as many threads
 outpaint   seconds and peak memory of the command from a cold start, and its peak memory for short and long videos
 train      training steps of the config, as many as --steps: p50, p90 and p99 of their seconds, clips and frames a
@@ -66,7 +67,7 @@ MEASUREMENTS = {
     "data": lambda options: throughput.measure(options.clips),
     "flops": lambda options: flops.measure(options.config),
     "flow": lambda options: flow.measure(),
-    "forward": lambda options: forward.measure(options.config),
+    "forward": lambda options: (forward.compare_with_torch if options.compare else forward.measure)(options.config),
     "generator": lambda options: generator.measure(options.config),
     "models": lambda options: models.measure(),
     "outpaint": lambda options: outpaint.measure(options.model),
@@ -154,6 +155,7 @@ def _define_flags() -> None:
     flags.DEFINE_enum("input", INPUTS[0], INPUTS, "Of train: the config's clips, or batches on the devices.")
     flags.DEFINE_string("sweep", "", "Of train: FIELD=VALUE,VALUE ... of config fields; every combination is measured.")
     flags.DEFINE_string("profile", None, "Of train and acceptance: folder for a profiler's trace of a few steps.")
+    flags.DEFINE_enum("compare", "", ("", "torch"), "Of forward: the same network in PyTorch, on the same device.")
     flags.DEFINE_string("topology", "v5e:2x2", "Of transformer: devices to compile for, as in plan.")
     flags.DEFINE_bool("distributed", False, "Measure with the other processes that the environment tells of.")
     flags.DEFINE_enum("optimization_level", compiling.DEFAULT_LEVEL, compiling.LEVELS, "Of the compiler, as in train.")

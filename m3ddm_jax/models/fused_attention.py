@@ -14,8 +14,8 @@ from m3ddm_jax.parallel.constrain import attention_axes, on_each_device
 _LANES, _LARGEST_BLOCK = 128, 640
 # Scores a head from which splash moves fewer bytes than all heads at once, by what compilers say: 256 x 256.
 _SPLASH_SCORES = 1 << 16
-# Tokens of a row that short sequences, such as the frames of a cell, are packed into.
-_PACKED = 512
+# Tokens of a row that short sequences, such as the frames of a cell, are packed into, and from how many tokens in all.
+_PACKED, _PACKED_TOKENS = 512, 4096
 _CUDNN_DTYPES = (jnp.dtype("bfloat16"), jnp.dtype("float16"))
 _CUDNN_WIDTH, _CUDNN_WIDTH_HOPPER = 128, 256
 # The segment of padding, and of keys that do not count.
@@ -78,7 +78,8 @@ def cudnn_gains(query: jax.Array, key: jax.Array, *_) -> bool:
 def _packed_together(query: jax.Array, key: jax.Array, key_mask: jax.Array | None, segments: jax.Array | None) -> int:
     """How many short sequences fill a row; 0 where they are not packed."""
     rows, length, heads, width = query.shape
-    if key.shape[1] != length or key_mask is not None or segments is not None or 2 * length > _LANES:
+    short = 2 * length <= _LANES and rows * length >= _PACKED_TOKENS
+    if not short or key.shape[1] != length or key_mask is not None or segments is not None:
         return 0
     for together in range(_PACKED // length, _LANES // length - 1, -1):
         whole = together * length % _LANES == 0 and rows % together == 0

@@ -130,7 +130,7 @@ def lowered_for(platform, *sizes, dtype="bfloat16", **options):
 def test_tpus_get_a_kernel_where_scores_are_many():
     """Forward, gradients of queries, and of keys and values."""
     assert lowered_for("tpu", 256, 512).count("@tpu_custom_call") == 3
-    assert "@tpu_custom_call" not in lowered_for("tpu", 16, 16)  # two rows of 16 tokens fill no tile
+    assert "@tpu_custom_call" not in lowered_for("tpu", 16, 16)  # 32 tokens in all fill no tile
     assert "@tpu_custom_call" not in lowered_for("tpu", 256, 512, form="dense")
     assert lowered_for("tpu", 256, 512, form="splash").count("@tpu_custom_call") == 3
     assert "@tpu_custom_call" not in lowered_for("cpu", 256, 512)
