@@ -5,7 +5,6 @@ import functools
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import PartitionSpec as P
 
 from m3ddm_jax.parallel.constrain import attention_axes, on_each_device
@@ -160,15 +159,28 @@ def _splash(
     interpret: bool,
 ) -> jax.Array:
     """`splash` on one device, of a query that is scaled."""
+    from jax.experimental.pallas.ops.tpu import splash_attention  # takes a while, and few programs have it
+
     length, heads = query.shape[1:3]
     query, key, value = (
         rearrange(_padded(x, block), "b t n d -> b n t d")
         for x, block in ((query, query_block), (key, key_block), (value, key_block))
     )
     mask = splash_attention.MultiHeadMask([splash_attention.FullMask((query.shape[2], key.shape[2]))] * heads)
-    attend = splash_attention.make_splash_mha_single_device(
-        mask, block_sizes=_block_sizes(query_block, key_block), interpret=interpret
+    # Tokens along the lanes: along them the 40 channels of a narrow head would be padded to 128.
+    tokens_last = splash_attention.QKVLayout.SEQ_MINOR
+    blocks = splash_attention.BlockSizes(
+        block_q=query_block,
+        block_kv=key_block,
+        block_q_dkv=query_block,
+        block_kv_dkv=key_block,
+        block_q_dq=query_block,
+        block_kv_dq=key_block,
+        q_layout=tokens_last,
+        k_layout=tokens_last,
+        v_layout=tokens_last,
     )
+    attend = splash_attention.make_splash_mha_single_device(mask, block_sizes=blocks, interpret=interpret)
     if query_ids is None:
         out = jax.vmap(attend)(query, key, value)
     else:
@@ -181,19 +193,3 @@ def _padded(x: jax.Array, block: int) -> jax.Array:
     """Tokens [B, T, ...] with T a multiple of a block: zeros behind them, _NOWHERE behind segments."""
     padding = [(0, 0), (0, -x.shape[1] % block)] + [(0, 0)] * (x.ndim - 2)
     return jnp.pad(x, padding, constant_values=_NOWHERE if x.ndim == 2 else 0)
-
-
-def _block_sizes(query_block: int, key_block: int) -> splash_attention.BlockSizes:
-    # Tokens along the lanes: along them the 40 channels of a narrow head would be padded to 128.
-    tokens_last = splash_attention.QKVLayout.SEQ_MINOR
-    return splash_attention.BlockSizes(
-        block_q=query_block,
-        block_kv=key_block,
-        block_q_dkv=query_block,
-        block_kv_dkv=key_block,
-        block_q_dq=query_block,
-        block_kv_dq=key_block,
-        q_layout=tokens_last,
-        k_layout=tokens_last,
-        v_layout=tokens_last,
-    )
