@@ -66,6 +66,7 @@ def m3ddm() -> ConfigDict:
     """
     config = base()
     # remat: activations kept for the backward pass: none (all of them), blocks, dots, offload (models.remat).
+    # attention: auto, or a form by name: dense, by_head, splash, cudnn (models.attention).
     config.model.update(dtype="bfloat16", remat="blocks")
     config.autoencoder = ConfigDict({"folder": "autoencoder"})
     released = PIPELINE["diffusion"]
@@ -226,6 +227,7 @@ def train() -> ConfigDict:
             "sample_every": 5000,  # to show what becomes of clips that are held out, and measure it; 0: never
             "sample_batches": 4,  # of such clips
             "keep": 3,  # checkpoints
+            "profile": "",  # folder for a profiler's trace of a run's updates 11 to 13; empty: none
             "export_dtype": "float32",  # of the exported parameters; float16 halves the folder
         }
     )

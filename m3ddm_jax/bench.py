@@ -1,19 +1,29 @@
 """Measure speed and memory: python -m m3ddm_jax.bench --what=NAME [--report=FILE].
 
-Prints a table and, with --report, writes the same as JSON together with versions, machine and load.
+Prints a table and, with --report, writes the same as JSON together with versions, machine and load. With --distributed
+the same command runs on several hosts, of which the first prints.
 
-forward    one float32 forward of the config's U-Net beside a 3x3 convolution of PyTorch, both on two threads
+forward    one float32 forward of the config's U-Net beside a 3x3 convolution of PyTorch, both on two threads;
+           --compare=torch: a window in the config's dtype next to the same U-Net in PyTorch, on the same CPU or GPU
 data       clips a second of the input pipeline beside bare decoding in as many threads
 outpaint   seconds and peak memory of the command from a cold start, and its peak memory for short and long videos
-train      a training step of the config: seconds and their spread, clips and frames a second, TFLOP/s and share of the
-           peak (MFU) of a device by what the network computes, without what rematerialisation repeats and without
-           frozen encoders; seconds waited for clips, and spent on compiling; peak memory
+train      training steps of the config, as many as --steps: p50, p90 and p99 of their seconds, clips and frames a
+           second, TFLOP/s and share of the peak (MFU) of a device by what the network computes, without what
+           rematerialisation repeats, without frozen encoders and with them; seconds of compiling; peak memory.
+           --input=pipeline: the real loop and its waiting for clips; --input=device: batches that lie on the devices,
+           and next to the time GiB moved and the least seconds that they take. --sweep measures every combination of
+           config fields, one line of JSON a point; --profile=DIR writes a profiler's trace
+transformer  one transformer of M3DDM forward and backward, compiled for --topology: memory and GiB moved by the form of
+           attention; nothing is run
 flops      operations of the config's U-Net on one window, counted and not run, beside the official schedule's; what it
            computes by matrix products, temporal convolutions among them, counts as such
 generator  E2FGVI's forward pass at 432x240, and in small beside the same arithmetic in PyTorch, both on two threads;
            memory of its deformable convolution; what a step of the config spends on the discriminator
 flow       ISVI: RAFT beside torchvision's, the Poisson solve, a clip outpainted without networks, on two threads
 attention  GlobalPaint's space-time windows beside full attention, and 64 global tokens beside M3DDM's 3,136
+acceptance  on the first GPU or TPU that comes, in eight minutes: fused attention, weight gradients and a network in
+           bfloat16 next to float32 on a CPU; MFU, seconds and peak memory of M3DDM's forward pass and training step,
+           with fused attention and without; what passed
 models     parameters, operations, memory and time a window of every method, as one Markdown table
 """
 
@@ -31,70 +41,105 @@ from ml_collections import ConfigDict, config_flags
 
 from data import throughput
 from m3ddm_jax import cli
-from m3ddm_jax.benchmarks import attention, flops, flow, forward, generator, models, outpaint, plan
+from m3ddm_jax.benchmarks import (
+    acceptance,
+    attention,
+    flops,
+    flow,
+    forward,
+    generator,
+    models,
+    outpaint,
+    plan,
+    training,
+    transformer,
+)
 from m3ddm_jax.benchmarks.report import surroundings, table
 from m3ddm_jax.files.writing import write_file
-from m3ddm_jax.measure import memory, timing
-from m3ddm_jax.measure.chips import CHIPS
+from m3ddm_jax.measure import timing
+from m3ddm_jax.parallel import compiling, processes
+from m3ddm_jax.parallel.topology import topology_devices
 from m3ddm_jax.train import train
 
 MEASUREMENTS = {
+    "acceptance": lambda options: acceptance.measure(profile=options.profile or ""),
     "attention": lambda options: attention.measure(),
     "data": lambda options: throughput.measure(options.clips),
     "flops": lambda options: flops.measure(options.config),
     "flow": lambda options: flow.measure(),
-    "forward": lambda options: forward.measure(options.config),
+    "forward": lambda options: (forward.compare_with_torch if options.compare else forward.measure)(options.config),
     "generator": lambda options: generator.measure(options.config),
     "models": lambda options: models.measure(),
     "outpaint": lambda options: outpaint.measure(options.model),
-    "train": lambda options: measure_training(options.config),
+    "train": lambda options: measure_training(options.config, options.steps, options.input, options.profile or ""),
+    "transformer": lambda options: transformer.measure(topology_devices(options.topology)),
 }
-_TRAINING_STEPS = 5
+INPUTS = ("pipeline", "device")
+_STEPS = 20
 _THREADS = 2
 # Beside PyTorch on as many threads.
 _ON_TWO_THREADS = ("flow", "forward", "generator")
 
 
-def measure_training(config: ConfigDict) -> dict[str, Any]:
-    """The real training loop with the config's data, on its first bucket: medians of steps behind two that warm it up.
+def measure_training(config: ConfigDict, steps: int, source: str = INPUTS[0], profile: str = "") -> dict[str, Any]:
+    """Training steps of a config, on batches of its first bucket, behind some that warm it up (`training.WARM_UP`).
 
-    What a step computes is counted, not measured. Compiling is that of the whole run, its beginning among it.
+    source: "pipeline", the real loop with the config's data, where compiling is that of the whole run; or "device".
+    What a step computes is counted, not measured. profile: folder for a trace; empty: none.
     """
     config = config.copy_and_resolve_references()
     config.data.buckets = config.data.buckets[:1]
-    config.train.update(steps=2 + _TRAINING_STEPS, log_every=1, save_every=1000, sample_every=0)
-    with tempfile.TemporaryDirectory() as workdir, timing.compile_seconds() as compiling:
+    if source == "device":
+        return training.measure_on_device(config, steps, profile)
+    config.train.update(steps=training.WARM_UP + steps, log_every=1, save_every=10**6, sample_every=0, profile=profile)
+    with tempfile.TemporaryDirectory() as workdir, timing.compile_seconds() as compiling_seconds:
         train(config, workdir)
-        lines = pathlib.Path(workdir, "metrics.jsonl").read_text().splitlines()[2:]
-    steps = [json.loads(line) for line in lines]
-    names = ("step_seconds", "frames_per_second", "input_wait_seconds")
-    medians = {name: statistics.median(step[name] for step in steps) for name in names}
-    step = timing.Timing(tuple(step["step_seconds"] for step in steps))
-    device = jax.devices()[0]
+        lines = pathlib.Path(workdir, "metrics.jsonl").read_text().splitlines()
+    measured = [json.loads(line) for line in lines]
+    seconds = [line["step_seconds"] for line in measured if "step_seconds" in line]  # the first has none
     counted = plan.operations(config, plan.make_program(config, jax.devices(), "train"))
-    result = {"devices": f"{jax.device_count()} x {device.device_kind}", **medians, "step_spread": step.spread}
-    result["clips_per_second"] = config.train.batch_size / step.median
-    result |= counted
-    if isinstance(counted["TFLOP"], float):
-        own = (counted["TFLOP"] - counted.get("TFLOP of frozen encoders", 0.0)) / jax.device_count()
-        result["TFLOP/s a device"] = own / step.median
-        if chip := CHIPS.get(device.device_kind):
-            result["MFU"] = own * plan.TERA / step.median / chip.flops
-    peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
-    result |= {"compile_seconds": sum(compiling), "peak MiB": (peak or memory.peak_rss()) / 2**20}
-    return result
+    result = training.summarise(config, counted, seconds[-steps:])
+    result["input_wait_seconds"] = statistics.median(line["input_wait_seconds"] for line in measured[-steps:])
+    result["warm-up seconds"] = sum(seconds[:-steps])
+    return result | {"compile_seconds": sum(compiling_seconds)}
 
 
 def main() -> None:
-    what, path = flags.FLAGS.what, flags.FLAGS.report
+    options = flags.FLAGS
+    what, path = options.what, options.report
     before = os.getloadavg()
+    compiling.set_up(options.optimization_level, options.xla_preset)
+    if options.distributed:
+        processes.start()
     if what in _ON_TWO_THREADS and hasattr(os, "sched_setaffinity"):  # XLA takes as many threads as it finds cores
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:_THREADS])
-    result = MEASUREMENTS[what](flags.FLAGS)
+    if options.sweep:
+        return _sweep(options)
+    result = MEASUREMENTS[what](options)
+    if jax.process_index() != 0:
+        return
     print(table(result))
     if path:
         about = surroundings() | {"load_before": before}
         write_file(path, json.dumps({"what": what, "result": result, **about}, indent=1) + "\n")
+
+
+def _sweep(options: Any) -> None:
+    """One line of JSON a point, on the terminal as it is measured and in the report."""
+    if options.what != "train":
+        raise ValueError(f"--sweep is of training steps: --what={options.what} is not accepted with it")
+    lines = []
+
+    def measure(config: ConfigDict) -> dict[str, Any]:
+        return measure_training(config, options.steps, options.input)
+
+    about = surroundings()
+    for row in training.sweep(options.config, options.sweep, measure):
+        lines.append(json.dumps(row | {"what": options.what, "surroundings": about}))
+        if jax.process_index() == 0:
+            print(lines[-1], flush=True)
+            if options.report:
+                write_file(options.report, "".join(f"{line}\n" for line in lines))
 
 
 def _define_flags() -> None:
@@ -106,6 +151,15 @@ def _define_flags() -> None:
     flags.DEFINE_string("clips", None, "Shards or folder of videos of data; synthetic scenes by default.")
     flags.DEFINE_string("model", None, "Model folder of outpaint; the one that comes with the project by default.")
     flags.DEFINE_string("report", None, "JSON file to write.")
+    flags.DEFINE_integer("steps", _STEPS, "Of train: steps that are measured.", lower_bound=1)
+    flags.DEFINE_enum("input", INPUTS[0], INPUTS, "Of train: the config's clips, or batches on the devices.")
+    flags.DEFINE_string("sweep", "", "Of train: FIELD=VALUE,VALUE ... of config fields; every combination is measured.")
+    flags.DEFINE_string("profile", None, "Of train and acceptance: folder for a profiler's trace of a few steps.")
+    flags.DEFINE_enum("compare", "", ("", "torch"), "Of forward: the same network in PyTorch, on the same device.")
+    flags.DEFINE_string("topology", "v5e:2x2", "Of transformer: devices to compile for, as in plan.")
+    flags.DEFINE_bool("distributed", False, "Measure with the other processes that the environment tells of.")
+    flags.DEFINE_enum("optimization_level", compiling.DEFAULT_LEVEL, compiling.LEVELS, "Of the compiler, as in train.")
+    flags.DEFINE_enum("xla_preset", "", compiling.PRESETS, "Flags of XLA for a kind of accelerator; empty: none.")
     flags.mark_flag_as_required("what")
 
 

@@ -1,7 +1,7 @@
 """Plan a run on a pod that is not there: python -m m3ddm_jax.plan --config=configs/m3ddm.py --topology=v5p:4x4x8.
 
-Compiles the config's training step (or --what=sample, the completion of a batch) ahead of time for a TPU topology, or
-for cpu:NUMBER devices, and prints memory of a device by kind against what it has, what devices exchange, operations,
+Compiles the config's training step (or --what=sample, the completion of a batch) ahead of time for TPUs, GPUs or
+cpu:NUMBER devices, and prints memory of a device by kind against what it has, what devices exchange, operations,
 and whether it fits; with --report the same as JSON. Neither weights nor clips are needed. What has been planned once is
 remembered by the hash of its program. With --sweep meshes and rematerialisation are estimated, and the best compiled.
 """
@@ -10,7 +10,6 @@ import json
 import pathlib
 from typing import Any
 
-import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
@@ -20,22 +19,28 @@ from m3ddm_jax.benchmarks.report import surroundings, table
 from m3ddm_jax.benchmarks.sweep import overridden, sweep
 from m3ddm_jax.files.opening import read_json
 from m3ddm_jax.files.writing import write_file
+from m3ddm_jax.parallel import compiling
 from m3ddm_jax.parallel.topology import topology_devices
 
-LEVELS = ("O0", "O1", "O2", "O3")
 # Of a sweep: estimates that are shown, and that are compiled.
 _SHOWN, _COMPILED = 12, 2
 
 
 def make_plan(
-    config: ConfigDict, topology: str, *, what: str = "train", slices: int = 1, level: str = "O1", cache: str = ""
+    config: ConfigDict,
+    topology: str,
+    *,
+    what: str = "train",
+    slices: int = 1,
+    level: str = compiling.DEFAULT_LEVEL,
+    cache: str = "",
 ) -> dict[str, Any]:
     """The plan of a config for a topology (`benchmarks.plan.plan`), from the folder `cache` where it is there already.
 
     Raises ValueError where something is unknown, or does not fit.
     """
     devices = topology_devices(topology, slices)
-    jax.config.update("jax_optimization_level", level)
+    compiling.set_up(level)
     program = planning.make_program(config, devices, what)
     lowered = program.lower()
     about = {"what": what, "topology": topology, "slices": slices, "optimization level": level}
@@ -84,7 +89,7 @@ def main() -> None:
         options.topology,
         what=options.what,
         slices=options.slices,
-        level=options["optimization-level"].value,
+        level=options.optimization_level,
         cache=options.cache,
     )
     if options.sweep:
@@ -107,12 +112,12 @@ def _show(overrides: str, plan: dict[str, Any]) -> None:
 
 def _define_flags() -> None:
     config_flags.DEFINE_config_file("config", None, "What is planned: a file of configs/; any field can be overridden.")
-    flags.DEFINE_string("topology", None, "Devices: v5e:4x4, v5p:4x4x8, v6e:16x16 and the like, or cpu:8.")
+    flags.DEFINE_string("topology", None, "Devices: v5e:4x4, v5p:4x4x8, v6e:16x16 and the like, h100:8 or cpu:8.")
     flags.DEFINE_integer("slices", 1, "So many of the topology, joined by a slower network.", lower_bound=1)
     flags.DEFINE_enum("what", "train", planning.WHAT, "The training step, or the sampler on a batch.")
     flags.DEFINE_bool("sweep", False, "Estimate every mesh and rematerialisation, and compile the best two.")
     flags.DEFINE_integer("depth", 0, "Plan with so many blocks a level, at full widths; 0: as the config has it.")
-    flags.DEFINE_enum("optimization-level", "O1", LEVELS, "Of the compiler; higher ones take longer.")
+    flags.DEFINE_enum("optimization_level", compiling.DEFAULT_LEVEL, compiling.LEVELS, "Of the compiler, as in train.")
     flags.DEFINE_string("cache", "~/.cache/m3ddm_jax/plans", "Folder of what has been planned; empty: plan anew.")
     flags.DEFINE_string("report", None, "JSON file to write.")
     flags.mark_flags_as_required(["config", "topology"])

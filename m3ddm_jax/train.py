@@ -29,13 +29,14 @@ from ml_collections import ConfigDict, config_flags
 from m3ddm_jax import cli
 from m3ddm_jax.files.locking import Lock
 from m3ddm_jax.files.places import check_apart
-from m3ddm_jax.parallel import processes
+from m3ddm_jax.parallel import compiling, processes
 from m3ddm_jax.parallel.mesh import check_batch_size, make_mesh, put_batch, replicated
 from m3ddm_jax.recipes import Recipe, make_recipe
-from m3ddm_jax.recipes.base import jit_step, list_sources
+from m3ddm_jax.recipes.base import check_platform, jit_step, list_sources
 from m3ddm_jax.training import loop
 from m3ddm_jax.training.checkpoint import Checkpoints, versions
 from m3ddm_jax.training.mirror import Mirror, is_remote
+from m3ddm_jax.training.profile import profiled
 from m3ddm_jax.training.state import State
 from m3ddm_jax.training.validation import completion_metrics, completion_sums, side_by_side
 from m3ddm_jax.types import Variables, VideoBatch
@@ -94,7 +95,7 @@ def train(
             print(f"{size:,} parameters on {mesh.size} device(s), from step {int(state.step)}", flush=True)
 
         # The updates.
-        step = jit_step(recipe, abstract_state, mesh)
+        step = stack.enter_context(profiled(jit_step(recipe, abstract_state, mesh), config.train.profile))
         frames_per_step = config.train.batch_size * config.data.num_frames
         log = loop.MetricsLog(folder, start_step=int(state.step), cadence=cadence, frames_per_step=frames_per_step)
         stack.callback(log.close)
@@ -135,6 +136,7 @@ def prepare(
         recipe = make_recipe(config)
         mesh = make_mesh(**config.mesh, devices=devices)
         check_batch_size(mesh, config.train.batch_size, config.train.accumulate)
+        check_platform(config, mesh)
         cadence = make_cadence(config.train)
         with jax.set_mesh(mesh):
             dataset = recipe.dataset(config.train.seed)
@@ -259,11 +261,14 @@ def _define_flags() -> None:
     flags.DEFINE_integer(
         "stall_seconds", processes.STALL_SECONDS, "After so long without an update processes end.", lower_bound=1
     )
+    flags.DEFINE_enum("optimization_level", compiling.DEFAULT_LEVEL, compiling.LEVELS, "Of the compiler, as in plan.")
+    flags.DEFINE_enum("xla_preset", "", compiling.PRESETS, "Flags of XLA for a kind of accelerator; empty: none.")
     flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main() -> None:
     options = flags.FLAGS
+    compiling.set_up(options.optimization_level, options.xla_preset)
     explicit = (options.coordinator, options.num_processes, options.process_id)
     if options.distributed or any(value is not None for value in explicit):
         processes.start(*explicit, seconds=options.start_seconds)

@@ -2,6 +2,7 @@
 outputs, and commands that run without a process of their own."""
 
 import atexit
+import contextlib
 import functools
 import gc
 import math
@@ -182,6 +183,17 @@ def quick_init():
         yield
 
 
+@contextlib.contextmanager
+def at_its_level():
+    import jax
+
+    level = jax.config.jax_optimization_level
+    try:
+        yield
+    finally:
+        jax.config.update("jax_optimization_level", level)
+
+
 @pytest.fixture
 def traced():
     """A list that grows by an event for each function that jax traces, as it does before it compiles one."""
@@ -213,8 +225,8 @@ def run_module(capfd, monkeypatch):
         monkeypatch.setattr(app, "run", run)
         monkeypatch.setattr(sys, "argv", command)
         capfd.readouterr()
-        # Flags that it defines go when it ends.
-        with flagsaver.flagsaver(), warnings.catch_warnings():
+        # Flags that it defines go when it ends, and so does the compiler's level.
+        with at_its_level(), flagsaver.flagsaver(), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             warnings.filterwarnings("ignore", "'.*' found in sys.modules", RuntimeWarning)
             with pytest.raises(SystemExit) as stop:

@@ -28,6 +28,19 @@ def test_overrides_meet_the_config_that_belongs_to_what_is_measured(run):
     assert "kind m3ddm: e2fgvi is accepted" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--what=flops", "--sweep=train.steps=1"], "--sweep is of training steps: --what=flops is not accepted"),
+        (["--what=train", "--sweep=train.nothing=1"], "sweep over 'train.nothing=1': FIELD=VALUE,VALUE"),
+        (["--what=transformer", "--topology=nowhere"], "topology "),
+    ],
+)
+def test_what_is_not_measured_is_refused_with_one_line(run, options, message):
+    done = run(*options)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_the_report_is_what_is_printed_and_where_it_was_measured(run, tmp_path):
     done = run("--what=flops", "--config=configs/m3ddm_tiny.py", f"--report={tmp_path / 'report.json'}")
     report = json.loads((tmp_path / "report.json").read_text())

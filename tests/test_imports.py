@@ -246,6 +246,7 @@ NEED_TORCH = {
     "m3ddm_jax.benchmarks.forward",
     "m3ddm_jax.benchmarks.generator",
     "m3ddm_jax.benchmarks.torch_e2fgvi",
+    "m3ddm_jax.benchmarks.torch_m3ddm",
     "m3ddm_jax.weights.torch_files",
     "m3ddm_jax.weights.i3d",
 }

@@ -22,16 +22,18 @@ from ml_collections import ConfigDict
 from m3ddm_jax.measure.chips import CHIPS, GIB
 from m3ddm_jax.measure.collectives import find_collectives, summarise
 from m3ddm_jax.measure.flops import count_flops
+from m3ddm_jax.measure.speed import TERA, roofline, speed
 from m3ddm_jax.models import registry
 from m3ddm_jax.parallel.mesh import BATCH_AXES, batch_shards, check_batch_size, make_mesh, replicated
 from m3ddm_jax.recipes import Recipe, make_recipe
-from m3ddm_jax.recipes.base import jit_step
+from m3ddm_jax.recipes.base import check_platform, jit_step
 from m3ddm_jax.training.encoding import encode_batch
 
-TERA = 10**12
 WHAT = ("train", "sample")
 # What large models reach on accelerators where all goes well: what a step might take.
 MFU = 0.4
+# How a network is run when its operations are counted.
+_PLAIN = {"remat": "none", "attention": "auto"}
 _FILES = ("shards", "videos", "latents")
 # What a TPU's compiler says of all that a program needs, or of what lives between its arguments and results alone.
 _EXCEEDED = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm")
@@ -72,6 +74,7 @@ def make_program(config: ConfigDict, devices: Sequence[jax.Device], what: str) -
     """The program of a config on devices. Raises ValueError where config, mesh and devices do not fit."""
     mesh = make_mesh(**config.mesh, devices=devices)
     check_batch_size(mesh, config.train.batch_size, config.train.accumulate)
+    check_platform(config, mesh)
     recipe = make_recipe(_standing_alone(config))
     frozen = {name: variables or _shapes_of(recipe, name) for name, variables in recipe.frozen.items()}
     batch = _batch_shapes(config, recipe, frozen)
@@ -157,6 +160,9 @@ def plan(config: ConfigDict, program: PlannedProgram, lowered: Any) -> dict[str,
         result |= {"GiB of a device": _gib(chip.memory), "fits": f"yes, {_gib(chip.memory - total):.2f} GiB are left"}
     else:
         result["fits"] = "not known: a device of this kind has no memory of its own that is known"
+    if isinstance(result["TFLOP"], float):
+        moved = (compiled.cost_analysis() or {}).get("bytes accessed")
+        result |= roofline(result["TFLOP a device"] * TERA, moved, _kind(program.mesh))
     return result | {"collectives": summarise(find_collectives(compiled.as_text()))}
 
 
@@ -181,8 +187,7 @@ def operations(config: ConfigDict, program: PlannedProgram) -> dict[str, Any]:
     """TFLOP of a run of the program without what rematerialisation repeats, counted from a trace."""
     state, batch, frozen = program.arguments
     plain = _standing_alone(config)
-    if "remat" in plain.model:
-        plain.model.remat = "none"
+    plain.model.update({name: value for name, value in _PLAIN.items() if name in plain.model})
     recipe = make_recipe(plain)
     function = recipe.step if program.what == "train" else recipe.complete
     try:
@@ -194,8 +199,17 @@ def operations(config: ConfigDict, program: PlannedProgram) -> dict[str, Any]:
         encode = functools.partial(encode_batch, recipe.encoders, unknown=config.diffusion.unknown)
         result["TFLOP of frozen encoders"] = program.count(encode, frozen, batch) / TERA
     if chip := CHIPS.get(_kind(program.mesh)):
-        result[f"seconds at {MFU:.0%} of the peak"] = total / program.mesh.size / chip.flops / MFU
+        seconds = result[f"seconds at {MFU:.0%} of the peak"] = total / program.mesh.size / chip.flops / MFU
+        result |= speed_of(result, seconds, program.mesh.size, _kind(program.mesh))
     return result
+
+
+def speed_of(counted: dict[str, Any], seconds: float, devices: int, kind: str) -> dict[str, float]:
+    """`measure.speed.speed` of what `operations` has counted; nothing where that is not known."""
+    if not isinstance(counted["TFLOP"], float):
+        return {}
+    encoders = counted.get("TFLOP of frozen encoders", 0.0)
+    return speed((counted["TFLOP"] - encoders) * TERA, encoders * TERA, seconds, devices, kind)
 
 
 def program_hash(lowered: Any, *facts: Any) -> str:

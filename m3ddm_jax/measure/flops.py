@@ -87,9 +87,10 @@ def _of_while(eqn: JaxprEqn) -> Flops:
 
 
 def _of_cond(eqn: JaxprEqn) -> Flops:
-    branches = [_count(branch) for branch in eqn.params["branches"]]
-    platforms = eqn.params.get("branches_platforms") or ()
-    return branches[platforms.index(None)] if None in platforms else max(branches, key=lambda flops: flops.total)
+    branches, platforms = eqn.params["branches"], eqn.params.get("branches_platforms") or ()
+    if None in platforms:
+        return _count(branches[platforms.index(None)])
+    return max(map(_count, branches), key=lambda flops: flops.total)
 
 
 def _of_shard_map(eqn: JaxprEqn) -> Flops:

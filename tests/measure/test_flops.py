@@ -143,6 +143,14 @@ def test_of_platforms_the_default_counts(differentiate):
     assert count_flops(jax.value_and_grad(loss) if differentiate else loss, SQUARE) == (1 + 2 * differentiate) * PRODUCT
 
 
+def test_kernels_of_other_platforms_are_not_looked_into():
+    def kernel(x_ref, out_ref):
+        out_ref[...] = x_ref[...] @ x_ref[...]
+
+    fused = pl.pallas_call(kernel, out_shape=SQUARE)
+    assert count_flops(lambda x: jax.lax.platform_dependent(x, tpu=fused, default=lambda x: x @ x), SQUARE) == PRODUCT
+
+
 def test_shards_count_together():
     mesh = jax.make_mesh((4, 2), ("rows", "other"))
     rows, all_of_it = P("rows"), P()
