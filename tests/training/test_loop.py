@@ -120,6 +120,51 @@ def test_metrics_are_means_over_the_interval(tmp_path, capsys):
     )
 
 
+def test_every_process_forgets_what_is_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    cadence = loop.Cadence(steps=1000, log_every=10, save_every=1000, sample_every=0)
+    log = loop.MetricsLog(tmp_path, start_step=0, cadence=cadence, frames_per_step=1)
+    for step in range(1, 96):
+        log.add(step, {"loss": 1.0})
+    log.close()
+    assert len(log._pending) == 5 and not list(tmp_path.iterdir())
+
+
+def test_the_longest_wait_of_all_processes_is_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(loop.multihost_utils, "process_allgather", lambda wait: np.stack([wait, 4 * wait]))
+    cadence = loop.Cadence(steps=2, log_every=2, save_every=9, sample_every=0)
+    log = loop.MetricsLog(tmp_path, start_step=0, cadence=cadence, frames_per_step=1)
+    for step, wait in ((1, 0.25), (2, 0.75)):
+        log.add(step, {"loss": 1.0, "input_wait_seconds": wait})
+    log.close()
+    assert lines(tmp_path)[0]["input_wait_seconds"] == 2.0
+
+
+def test_speed_is_that_of_the_whole_interval(tmp_path, monkeypatch):
+    """Saving and evaluating take frames per second away, and have their share of the time."""
+    now = [0.0]
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
+    recorder = Recorder(tmp_path, loop.Cadence(steps=4, log_every=4, save_every=2, sample_every=4))
+
+    def taking(function, seconds):
+        def call(*arguments):
+            now[0] += seconds
+            return function(*arguments)
+
+        return call
+
+    recorder.step, recorder.save = taking(recorder.step, 1.0), taking(recorder.save, 3.0)
+    recorder.sample = taking(recorder.sample, 2.0)
+    recorder.run()
+    (line,) = [line for line in lines(tmp_path) if "loss" in line]
+    # 4 updates, a save after the second and an evaluation after the fourth: 9 seconds.
+    assert line["frames_per_second"] == pytest.approx(4 * 16 / 9)
+    assert line["goodput"] == pytest.approx(4 / 9)
+    shares = {"waiting": 0, "saving": 3 / 9, "evaluating": 2 / 9, "compiling": 0}
+    assert {name: line[f"goodput/{name}"] for name in shares} == pytest.approx(shares)
+
+
 def test_a_stop_finishes_the_step_and_saves(tmp_path):
     recorder = Recorder(tmp_path, loop.Cadence(steps=9, log_every=1, save_every=9, sample_every=0), stop_after=3)
     assert recorder.run().step == 3
@@ -279,8 +324,10 @@ def test_parts_of_metrics_are_logged_and_not_shown(tmp_path, capsys):
     log = loop.MetricsLog(tmp_path, start_step=0, cadence=cadence, frames_per_step=1)
     log.add(1, {"grad_norm": 2.0, "grad_norm/conv_in": 1.0})
     log.close()
-    assert lines(tmp_path) == [{"step": 1, "grad_norm": 2.0, "grad_norm/conv_in": 1.0}]
-    assert capsys.readouterr().out == "step 1/1  grad_norm 2\n"
+    (line,) = lines(tmp_path)
+    assert line["grad_norm"] == 2.0 and line["grad_norm/conv_in"] == 1.0 and "goodput/saving" in line
+    said = capsys.readouterr().out
+    assert said.startswith("step 1/1  grad_norm 2  ") and "/" not in said.removeprefix("step 1/1")
 
 
 def test_damaged_lines_of_a_log_are_set_aside(tmp_path, capsys):
