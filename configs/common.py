@@ -190,7 +190,10 @@ def data() -> ConfigDict:
         {
             # kind: shards (made by data.prepare), videos (a folder of them) or synthetic; path; weight in the mixture.
             # Or all of the kind latents (made by m3ddm_jax.precompute with the rest of this section as it is here).
+            # Optional: split (data.splits), "train" where it is left out.
             "sources": ({"kind": "synthetic", "path": "", "weight": 1.0},),
+            # What is measured on: such sources, each with its split; empty: the split "validation" of those above.
+            "validation": (),
             "num_frames": 16,
             "buckets": ((256, 256),),  # height x width of a batch, drawn for each step
             "global_frames": 16,

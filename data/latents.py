@@ -18,6 +18,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from data.pipeline import bucket_of_step, check_split, record_order, stack_steps
+from data.sources import SourceSpec
 from m3ddm_jax.files.opening import read_json, read_npz
 from m3ddm_jax.files.writing import clean, new_file, write_file
 
@@ -162,14 +163,14 @@ class LatentRecords:
             raise ValueError(f"record {index} of {self._folder} cannot be read: {error}") from error
 
 
-def latent_folders(sources: Sequence[tuple[str, str, float]]) -> list[tuple[str, float]]:
-    """The (path, weight) of sources (kind, path, weight) of the kind "latents"; none where all are of video.
+def latent_folders(sources: Sequence[SourceSpec]) -> list[tuple[str, float]]:
+    """The (path, weight) of sources of the kind "latents"; none where all are of video.
 
     Raises ValueError where there are both.
     """
-    folders = [(path, weight) for kind, path, weight in sources if kind == "latents"]
+    folders = [(source.path, source.weight) for source in sources if source.kind == "latents"]
     if folders and len(folders) < len(sources):
-        kinds = ", ".join(kind for kind, _, _ in sources)
+        kinds = ", ".join(source.kind for source in sources)
         raise ValueError(f"latents and pixels cannot be mixed in one run: found sources of the kinds {kinds}")
     return folders
 

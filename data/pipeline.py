@@ -7,7 +7,7 @@ step trains on, any step is reached at once, and the state of an iterator is one
 
 import threading
 from collections.abc import Callable, Sequence, Sized
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -15,11 +15,13 @@ from absl import logging
 
 from data import clips
 from data.masks import MIN_SIDE, MaskSampler
-from data.sources import Source, open_source
+from data.sources import Source, SourceSpec, open_source
 
 PAPER_MASKS = MaskSampler()
 FOREVER = 2**62
 MAX_SUBSTITUTES = 64
+ATTEMPTS = 3  # at a video whose storage answers, before it counts as unusable
+WAITS = (1, 2, 4, 8, 15, 30, 60, 60)  # seconds between looks at a storage that does not answer
 # What a random stream is for, so that no two streams of one seed are the same; data.synthetic.motion has a further one.
 _BUCKET, _CLIP, _EXTENSION = range(3)
 
@@ -35,7 +37,7 @@ class Record(NamedTuple):
 
 
 def make_batches(
-    sources: Sequence[tuple[str, str, float]],
+    sources: Sequence[SourceSpec],
     *,
     batch_size: int,
     num_frames: int,
@@ -55,7 +57,7 @@ def make_batches(
 ) -> grain.IterDataset:
     """Makes the endless data set of this process's part of every batch.
 
-    sources: (kind, path, weight) each, kinds as data.sources.open_source; clips are drawn in proportion to the weights.
+    sources: opened by data.sources.open_source; clips are drawn in proportion to their weights.
     batch_size is global. buckets: the (height, width) a batch may have, one for all clips of a step. max_interval: the
     largest frame interval of a clip. references: further frames from anywhere in the video, after the clip's own.
     global_fit: how global frames are made squares (data.clips.fit_square). extend: what is made of each clip
@@ -66,7 +68,8 @@ def make_batches(
       that a source would have; global_frames uint8 [B,G,S,S,3], what a source would show, over the whole video;
       fps float32 [B], frames per second of the clip; clip_id str [B].
 
-    A video that cannot be read is replaced by the next of its source, counted, and named once in a warning.
+    A video that cannot be read is replaced by the next of its source, counted, and named once in a warning. A storage
+    that does not answer is waited for, so that no clip is lost; after sum(WAITS) seconds Unreachable is raised.
     Iterators have get_state() -> {"next_index": steps taken} and set_state. Raises ValueError for arguments that do not
     fit, at once; for a source whose videos are all unusable, when its first clip is due.
     """
@@ -80,8 +83,9 @@ def make_batches(
     if any(min(bucket) < MIN_SIDE for bucket in buckets):
         raise ValueError(f"buckets need sides of at least {MIN_SIDE} pixels, found {buckets}")
     lines = round(1.25 * max(max(bucket) for bucket in buckets))  # leaves room for crops
-    opened = [open_source(kind, path, lines=lines) for kind, path, _ in sources]
-    order = record_order(opened, [weight for _, _, weight in sources], seed=seed, shuffle=shuffle)
+    sources = [SourceSpec(*source) for source in sources]
+    opened = [open_source(source.kind, source.path, lines=lines, split=source.split) for source in sources]
+    order = record_order(opened, [source.weight for source in sources], seed=seed, shuffle=shuffle)
     loader = ClipLoader(
         opened,
         masks,
@@ -141,10 +145,16 @@ def record_order(sources: Sequence[Sized], weights: Sequence[float], *, seed: in
     for number, source in enumerate(sources):
         part = grain.MapDataset.range(len(source))
         if shuffle:
-            part = part.seed(int(np.random.default_rng([seed, number]).integers(2**32))).shuffle()
+            # One shuffle of grain leaves neighbours of a large source together in a batch, a second one parts them.
+            for stream in np.random.default_rng([seed, number]).integers(2**32, size=2):
+                part = part.shuffle(seed=int(stream))
         part = part.repeat()
         parts.append(part.map(lambda index, number=number: Record(number, int(index))))
     return grain.MapDataset.mix(parts, weights=list(weights))
+
+
+class Unreachable(OSError):
+    """The storage of a video does not answer."""
 
 
 class ClipLoader:
@@ -176,6 +186,7 @@ class ClipLoader:
         self._max_interval = max_interval
         self._seed = seed
         self._lock = threading.Lock()
+        self._gave_up = threading.Event()
         self.skipped: dict[str, str] = {}
 
     def load(self, record: Record, example: int, bucket: tuple[int, int]) -> dict[str, np.ndarray]:
@@ -188,10 +199,38 @@ class ClipLoader:
             if name in self.skipped:
                 continue
             try:
-                return self._load_video(source, index, example, bucket)
+                return self._load_patiently(source, index, example, bucket)
+            except Unreachable:
+                raise
             except (ValueError, OSError) as error:
                 self._skip(name, error)
         raise ValueError(f"{tries} videos in a row are unusable, the last is {name}: {self.skipped[name]}")
+
+    def _load_patiently(self, source: Source, index: int, *arguments: Any) -> dict[str, np.ndarray]:
+        """`_load_video`, again where it fails: a video is unusable only where its storage answers all the while."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return self._load_video(source, index, *arguments)
+            except (ValueError, OSError):
+                self._wait_for_storage(source, index)
+                if attempt == ATTEMPTS:
+                    raise
+
+    def _wait_for_storage(self, source: Source, index: int) -> None:
+        """Returns once the storage of a video can be read, at once where it can. Raises Unreachable after sum(WAITS)
+        seconds, or where that was raised for another video."""
+        for seconds in (*WAITS, None):
+            try:
+                return source.check_storage(index)
+            except PermissionError:
+                return  # it answers
+            except OSError as error:
+                if seconds is not None:
+                    logging.warning("video %s cannot be reached, waiting: %s", source.name(index), error)
+                if seconds is None or self._gave_up.wait(seconds):
+                    self._gave_up.set()
+                    message = f"the storage of {source.name(index)} has not answered for {sum(WAITS)} s: {error}"
+                    raise Unreachable(message) from error
 
     def _load_video(self, source: Source, index: int, example: int, bucket: tuple[int, int]) -> dict[str, np.ndarray]:
         rng = np.random.default_rng([self._seed, example, _CLIP])
@@ -204,16 +243,18 @@ class ClipLoader:
             global_frames=self._global_frames,
             max_interval=self._max_interval,
             references=self._references,
+            part=video.part,
         )
         mask, known = self._masks(rng, self._num_frames + self._references, *bucket)
         frames, global_frames = clips.cut_clip(plan, video.read, known, self._global_size, self._global_fit)
+        first = plan.indices[0] - (video.part.start if video.part else 0)
         return {
             "video": frames,
             "mask": mask,
             "known": np.array(known, np.int32),
             "global_frames": global_frames,
             "fps": np.float32(plan.fps),
-            "clip_id": np.str_(f"{video.name}@{plan.indices[0]}+{plan.interval}"),
+            "clip_id": np.str_(f"{video.name}@{first}+{plan.interval}"),
         }
 
     def _skip(self, name: str, error: Exception) -> None:

@@ -1,11 +1,14 @@
 """Prepares training data: a folder of videos or frame folders becomes ArrayRecord shards of short clips.
 
-    python -m data.prepare SOURCE OUT [--short-side=256] [--min-seconds=2] [--max-seconds=4] [--crf=18] [--threads=N]
+    python -m data.prepare SOURCE OUT [--short-side=256] [--min-seconds=2] [--max-seconds=S] [--crf=18] [--threads=N]
 
 Whatever m3ddm_jax.outpaint reads is accepted, whatever its name. Every video is split at its cuts; black bars are
 cropped away; shots in which nothing moves and shots that are too short or too small are left out, and so are files that
-cannot be read. What remains is cut to clips of equal length, scaled once and re-encoded with a key frame every 12
-frames. OUT holds a TFDS data set and `report.json`: what was made, what was skipped and why, a line for each file. It
+cannot be read. What remains is scaled once and re-encoded with a key frame every 12 frames; a shot that is longer than
+452 frames, or --max-seconds, is stored in parts of equal length. Whole videos, 2 % of them and at least one, go to the
+split `validation` (data.splits), all others to `train`.
+
+OUT holds a TFDS data set and `report.json`: what was made, what was skipped and why, a line for each file. It
 must not exist before, and appears when all is done.
 """
 
@@ -20,17 +23,17 @@ import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 from absl import app, flags, logging
 
-from data import shots, sources
+from data import shots, sources, splits
 from data.builders.clips import Clips
 from data.clips import VideoInfo
-from data.encode import SRGB_VIDEO, EncodedClip, encode_video
+from data.encode import SRGB_VIDEO, EncodedClip, encode_video, part_borders
 from data.masks import Box
 from m3ddm_jax.files.locking import Lock
 from m3ddm_jax.files.places import check_apart
@@ -42,25 +45,29 @@ from m3ddm_jax.video.images import IMAGE_SUFFIXES
 
 SMALLEST_SIDE = 64
 SAMPLES = 12
-READ_AT_ONCE = 64  # frames, as thumbnails
+READ_AT_ONCE = 64  # frames
+# The shortest part of a shot that is longer than this is half of it: 16 frames at an interval of 15.
+LONGEST_PART = 2 * (15 * 15 + 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class PrepareSettings:
     """What clips are made: lengths in seconds; short_side in pixels, at most; crf is H.264 quality, lower is better.
 
+    max_seconds: None: LONGEST_PART frames at the rate of each video.
+
     Raises ValueError for settings that contradict one another.
     """
 
     short_side: int = 256
     min_seconds: float = 2.0
-    max_seconds: float = 4.0
+    max_seconds: float | None = None
     crf: int = 18
 
     def __post_init__(self):
         if self.short_side < SMALLEST_SIDE:
             raise ValueError(f"the short side must be at least {SMALLEST_SIDE} pixels, found {self.short_side}")
-        if not 0 < 2 * self.min_seconds <= self.max_seconds:
+        if not self.min_seconds > 0 or self.max_seconds is not None and self.max_seconds < 2 * self.min_seconds:
             raise ValueError(
                 f"the longest clip must be at least twice the shortest: {self.max_seconds} s, {self.min_seconds} s"
             )
@@ -96,41 +103,98 @@ def prepare(
 def _prepare(
     source: pathlib.Path, paths: list[pathlib.Path], out: pathlib.Path, settings: PrepareSettings, num_threads: int
 ) -> dict:
-    results = _map_ordered(lambda path: prepare_video(path, source, settings), paths, num_threads)
-    skipped = _stray_images(source, paths)
-    seconds: list[float] = []
+    with tqdm.tqdm(total=len(paths), unit="video") as bar:
+        work = _Preparation(source, paths, settings, num_threads, bar)
+        made_by_split = work.by_split()
+        if not made_by_split:
+            reasons = collections.Counter(entry.reason for entry in work.skipped).most_common(3)
+            found = "; ".join(f"{reason} ({count} x)" for reason, count in reasons)
+            raise ValueError(f"nothing usable in {source}: {found}")
+        with new_folder(out, replace=False) as made:
+            builder = Clips(made_by_split, data_dir=made)
+            try:
+                builder.download_and_prepare()
+            except RuntimeError as error:  # array_record's way to say that a file cannot be written
+                raise OSError(f"cannot write {out}: {error}") from error
+            report = work.report()
+            # The data set itself is what is wanted, not the folders that TFDS puts around it.
+            for path in pathlib.Path(builder.data_dir).iterdir():
+                path.rename(made / path.name)
+            shutil.rmtree(made / builder.name)
+            (made / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    return report
 
-    def usable_clips() -> Iterator[EncodedClip]:
-        for clips, left_out in tqdm.tqdm(results, total=len(paths), unit="video"):
-            skipped.extend(left_out)
-            seconds.extend(clip.num_frames / clip.fps for clip in clips)
+
+class _Preparation:
+    """The videos of a folder, which become clips as they are asked for. skipped: what was left out so far."""
+
+    def __init__(
+        self,
+        source: pathlib.Path,
+        paths: list[pathlib.Path],
+        settings: PrepareSettings,
+        num_threads: int,
+        bar: tqdm.tqdm,
+    ):
+        self._source, self._settings, self._num_threads, self._bar = source, settings, num_threads, bar
+        self._paths = {path.relative_to(source).as_posix(): path for path in paths}
+        self._made: dict[str, list[tuple[str, int, float]]] = {}
+        self.skipped = _stray_images(source, paths)
+
+    def by_split(self) -> dict[str, Iterator[EncodedClip]]:
+        """Split -> its clips; empty where there are none at all, without validation where one video alone has any.
+
+        Validation has the first video that has clips, in the order of data.splits, and all that are held out by name.
+        """
+        order = splits.by_hash(self._paths)
+        lead = None
+        while order and lead is None:
+            lead = next(self._prepare([order.pop(0)]), None)
+        held_out = {name for name in order if splits.is_held_out(name)}
+        training = self._prepare([name for name in self._paths if name in order and name not in held_out])
+        first = next(training, None)
+        if first is None:
+            training, held_out = self._prepare(sorted(held_out)), set()
+            first = next(training, None)
+        if first is None:
+            return {splits.TRAIN: self._noted(splits.TRAIN, [lead])} if lead else {}
+        validation = itertools.chain([lead], self._prepare(sorted(held_out)))
+        return {
+            splits.TRAIN: self._noted(splits.TRAIN, itertools.chain([first], training)),
+            splits.VALIDATION: self._noted(splits.VALIDATION, validation),
+        }
+
+    def _prepare(self, names: Sequence[str]) -> Iterator[tuple[str, list[EncodedClip]]]:
+        """(name, clips) of those videos that have any."""
+        prepared = _map_ordered(
+            lambda name: prepare_video(self._paths[name], self._source, self._settings), names, self._num_threads
+        )
+        for name, (clips, left_out) in zip(names, prepared, strict=True):
+            self._bar.update()
+            self.skipped.extend(left_out)
+            if clips:
+                yield name, clips
+
+    def _noted(self, split: str, videos: Iterable[tuple[str, list[EncodedClip]]]) -> Iterator[EncodedClip]:
+        made = self._made.setdefault(split, [])
+        for name, clips in videos:
+            made.append((name, len(clips), sum(clip.num_frames / clip.fps for clip in clips)))
             yield from clips
 
-    clips = usable_clips()
-    first = next(clips, None)
-    if first is None:
-        reasons = collections.Counter(entry.reason for entry in skipped).most_common(3)
-        found = "; ".join(f"{reason} ({count} x)" for reason, count in reasons)
-        raise ValueError(f"nothing usable in {source}: {found}")
-    with new_folder(out, replace=False) as made:
-        builder = Clips(itertools.chain([first], clips), data_dir=made)
-        try:
-            builder.download_and_prepare()
-        except RuntimeError as error:  # array_record's way to say that a file cannot be written
-            raise OSError(f"cannot write {out}: {error}") from error
-        report = {
-            "videos": len(paths),
-            "clips": len(seconds),
-            "seconds": round(sum(seconds), 2),
-            "skipped": [dataclasses.asdict(entry) for entry in skipped],
-            "settings": dataclasses.asdict(settings),
+    def report(self) -> dict:
+        """What was made and left out, once all clips were taken."""
+        made = [entry for entries in self._made.values() for entry in entries]
+        return {
+            "videos": len(self._paths),
+            "clips": sum(count for _, count, _ in made),
+            "seconds": round(sum(seconds for *_, seconds in made), 2),
+            "validation": {
+                "videos": [name for name, *_ in self._made.get(splits.VALIDATION, [])],
+                "clips": sum(count for _, count, _ in self._made.get(splits.VALIDATION, [])),
+            },
+            "skipped": [dataclasses.asdict(entry) for entry in self.skipped],
+            "settings": dataclasses.asdict(self._settings),
         }
-        # The data set itself is what is wanted, not the folders that TFDS puts around it.
-        for path in pathlib.Path(builder.data_dir).iterdir():
-            path.rename(made / path.name)
-        shutil.rmtree(made / builder.name)
-        (made / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    return report
 
 
 def prepare_video(
@@ -142,9 +206,7 @@ def prepare_video(
     try:
         video = FrameSource(path, threads=1)
         info = sources.describe(video)
-        starts = range(0, len(video), READ_AT_ONCE)
-        parts = (range(start, min(start + READ_AT_ONCE, len(video))) for start in starts)
-        thumbnails = np.concatenate([video.read(part, shots.THUMBNAIL) for part in parts])
+        thumbnails = np.concatenate([video.read(block, shots.THUMBNAIL) for block in _blocks(range(len(video)))])
         kept = []
         for shot in itertools.pairwise([0, *shots.find_cuts(thumbnails), len(thumbnails)]):
             first, last = shot
@@ -167,7 +229,7 @@ def prepare_video(
 def encode_shot(
     video: FrameSource, name: str, shot: tuple[int, int], picture: Box, settings: PrepareSettings
 ) -> Iterator[EncodedClip]:
-    """Cuts the frames first..last of a video to clips of equal length without black bars; none of a tiny picture.
+    """Encodes the frames first..last of a video without black bars, in parts of equal length; none of a tiny picture.
 
     picture: what is left of upright frames with square pixels without their bars.
     """
@@ -180,12 +242,31 @@ def encode_shot(
     top, left = math.ceil(picture.top * scale), math.ceil(picture.left * scale)
     height = (min(round(picture.bottom * scale), size[0]) - top) // 2 * 2
     width = (min(round(picture.right * scale), size[1]) - left) // 2 * 2
-    count = math.ceil((last - first) / (settings.max_seconds * info.fps) - 1e-6)
-    borders = np.linspace(first, last, count + 1).round().astype(int).tolist()
-    for start, end in itertools.pairwise(borders):
-        frames = video.read(range(start, end), size)[:, top : top + height, left : left + width]
+    longest = LONGEST_PART if settings.max_seconds is None else settings.max_seconds * info.fps
+    parts = math.ceil((last - first) / longest - 1e-6)
+    for part, (start, end) in enumerate(itertools.pairwise(part_borders(last - first, parts))):
+        blocks = _blocks(range(first + start, first + end))
+        frames = (
+            frame[top : top + height, left : left + width] for block in blocks for frame in video.read(block, size)
+        )
         encoded = encode_video(frames, info.fps, crf=settings.crf, colour=_colour_of(video))
-        yield EncodedClip(encoded, f"{name}/{start}", end - start, info.fps, height, width)
+        yield EncodedClip(
+            encoded,
+            name=f"{name}/{first + start}",
+            num_frames=end - start,
+            fps=info.fps,
+            height=height,
+            width=width,
+            shot=f"{name}/{first}",
+            part=part,
+            parts=parts,
+            shot_frames=last - first,
+        )
+
+
+def _blocks(frames: range) -> Iterator[range]:
+    """The frames in blocks that are read at once."""
+    return (frames[start : start + READ_AT_ONCE] for start in range(0, len(frames), READ_AT_ONCE))
 
 
 def _find_picture(video: FrameSource, info: VideoInfo, shot: tuple[int, int]) -> Box:
@@ -243,14 +324,19 @@ def _run(source: str, out: str) -> None:
     for entry in report["skipped"]:
         frames = "" if entry["frames"] is None else f" frames {entry['frames'][0]}..{entry['frames'][1] - 1}"
         print(f"skipped {entry['video']}{frames}: {entry['reason']}")
-    print(f"{report['clips']} clips, {report['seconds']} s, of {report['videos']} videos written to {out}")
+    if not report["validation"]["clips"]:
+        print("data.prepare: one video alone has clips: none is held out for validation", file=sys.stderr)
+    held_out = f"{report['validation']['clips']} of them for validation"
+    print(f"{report['clips']} clips, {held_out}, {report['seconds']} s, of {report['videos']} videos written to {out}")
 
 
 if __name__ == "__main__":
     defaults = PrepareSettings()
     flags.DEFINE_integer("short-side", defaults.short_side, "Largest short side of a clip, in pixels.")
     flags.DEFINE_float("min-seconds", defaults.min_seconds, "Shots shorter than this are left out.")
-    flags.DEFINE_float("max-seconds", defaults.max_seconds, "Shots longer than this become several clips.")
+    flags.DEFINE_float(
+        "max-seconds", None, f"Shots longer than this are stored in parts; {LONGEST_PART} frames by default."
+    )
     flags.DEFINE_integer("crf", defaults.crf, "H.264 quality: 0 is lossless, 51 the worst.", 0, 51)
     flags.DEFINE_integer("threads", os.cpu_count() or 1, "Videos prepared at once.", lower_bound=1)
     app.run(main)

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import json
 import pathlib
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -26,18 +27,19 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
+from data.sources import SourceSpec
 from m3ddm_jax import cli
 from m3ddm_jax.files.locking import Lock
 from m3ddm_jax.files.places import check_apart
 from m3ddm_jax.parallel import processes
 from m3ddm_jax.parallel.mesh import check_batch_size, make_mesh, put_batch, replicated
 from m3ddm_jax.recipes import Recipe, make_recipe
-from m3ddm_jax.recipes.base import jit_step, list_sources
+from m3ddm_jax.recipes.base import describe_clips, jit_step, list_sources, list_validation
 from m3ddm_jax.training import loop
 from m3ddm_jax.training.checkpoint import Checkpoints, versions
 from m3ddm_jax.training.mirror import Mirror, is_remote
 from m3ddm_jax.training.state import State
-from m3ddm_jax.training.validation import completion_metrics, completion_sums, side_by_side
+from m3ddm_jax.training.validation import Completion, completion_metrics, completion_sums, side_by_side
 from m3ddm_jax.types import Variables, VideoBatch
 from m3ddm_jax.video import FrameSink
 
@@ -61,7 +63,7 @@ def train(
     """
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stopping(stall_seconds))
-        recipe, mesh, cadence, dataset = prepare(config, workdir, devices)
+        recipe, mesh, cadence, dataset, validation = prepare(config, workdir, devices)
         folder, publish = stack.enter_context(local_folder(workdir))
         with processes.agreement():
             stack.enter_context(locked(workdir))
@@ -99,10 +101,10 @@ def train(
         log = loop.MetricsLog(folder, start_step=int(state.step), cadence=cadence, frames_per_step=frames_per_step)
         stack.callback(log.close)
         sample = None
-        if cadence.sample_every:
-            held_out = iter(recipe.dataset(config.train.seed + 1))  # clips drawn anew
+        if cadence.sample_every and validation:
+            held_out = iter(recipe.dataset(config.train.seed + 1, validation))
             held_out = [put(next(held_out)) for _ in range(config.train.sample_batches)]
-            show = jax.jit(functools.partial(shown_and_summed, recipe), out_shardings=(None, replicated(mesh)))
+            show = jax.jit(functools.partial(shown_and_summed, recipe), out_shardings=replicated(mesh))
             sample = make_sample_hook(
                 lambda state: (show(state, batch, frozen) for batch in held_out), folder / "samples", log
             )
@@ -128,19 +130,26 @@ def train(
 
 def prepare(
     config: ConfigDict, workdir: str, devices: Sequence[jax.Device] | None
-) -> tuple[Recipe, Mesh, loop.Cadence, grain.IterDataset]:
-    """What is trained, where, how long and on what, alike in all processes; what fails in one fails in all."""
+) -> tuple[Recipe, Mesh, loop.Cadence, grain.IterDataset, list[SourceSpec]]:
+    """What is trained, where, how long, on what, and the sources that it is validated on, alike in all processes; what
+    fails in one fails in all."""
     with processes.agreement() as same:
-        check_apart([("workdir", workdir)], [("source", path) for _, path, _ in list_sources(config) if path])
+        check_apart([("workdir", workdir)], [("source", source.path) for source in list_sources(config) if source.path])
         recipe = make_recipe(config)
         mesh = make_mesh(**config.mesh, devices=devices)
         check_batch_size(mesh, config.train.batch_size, config.train.accumulate)
         cadence = make_cadence(config.train)
         with jax.set_mesh(mesh):
             dataset = recipe.dataset(config.train.seed)
+        validation, lacking = list_validation(config)
+        if jax.process_index() == 0:
+            if line := describe_clips(config):
+                print(line, flush=True)
+            for line in lacking if cadence.sample_every else ():
+                print(f"train: {line}: no clips of it are held out", file=sys.stderr, flush=True)
         if jax.process_count() > 1:
             same |= fingerprints(config, recipe.fixed)
-    return recipe, mesh, cadence, dataset
+    return recipe, mesh, cadence, dataset, validation
 
 
 @contextlib.contextmanager
@@ -184,7 +193,7 @@ def fingerprints(config: ConfigDict, fixed: dict[str, Any]) -> dict[str, str]:
     """
     facts = json.dumps([config.to_dict(), fixed], sort_keys=True)
     sources = (path for top in _CODE for path in sorted((_ROOT / top).rglob("*.py")))
-    paths = [path for _, path, _ in list_sources(config)] + [config.train.init_from]
+    paths = [source.path for source in list_sources(config)] + [config.train.init_from]
     return {
         "config": _hash([facts.encode()]),
         "code": _hash([json.dumps(versions()).encode(), *(path.read_bytes() for path in sources)]),
@@ -220,9 +229,11 @@ def steps_drawn(examples_seen: int, batch_size: int) -> int:
 def shown_and_summed(
     recipe: Recipe, state: State, batch: VideoBatch, frozen: Variables
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Pictures of a completed batch, uint8 [B, T, H, W', 3], and the sums that its metrics are made of."""
+    """Pictures of the first clips of a completed batch, uint8 [B', T, H, W', 3], and the sums that its metrics are made
+    of."""
     completion = recipe.complete(state, batch, frozen)
-    return side_by_side(completion), completion_sums(completion)
+    shown = Completion(*(part[:_PREVIEWED] for part in completion[:3]))
+    return side_by_side(shown), completion_sums(completion)
 
 
 def make_sample_hook(
@@ -236,11 +247,10 @@ def make_sample_hook(
     def sample(state: State, step: int) -> None:
         pictures, sums = zip(*show(state), strict=True)
         log.note(step, completion_metrics(sums))
-        shown = multihost_utils.process_allgather(pictures[0], tiled=True)
         if jax.process_index() == 0:
             folder.mkdir(exist_ok=True)
             path = folder / f"{step:06d}.gif"
-            frames = rearrange(shown[:_PREVIEWED], "b t h w c -> t (b h) w c")
+            frames = rearrange(jax.device_get(pictures[0]), "b t h w c -> t (b h) w c")
             with FrameSink(path, _PREVIEW_FPS, *frames.shape[1:3]) as sink:
                 sink.write(frames)
             log.add_gif("samples", path.read_bytes(), *frames.shape[1:3], step)

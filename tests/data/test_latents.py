@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from data import latents
+from data.sources import SourceSpec
 
 BUCKETS = ((16, 24), (16, 16))
 FACTS = {"buckets": BUCKETS, "examples": 11, "examples_per_shard": 4}
@@ -156,10 +157,11 @@ def test_a_damaged_shard_is_named(tmp_path):
 
 
 def test_latents_and_pixels_are_not_mixed():
-    assert latents.latent_folders([("synthetic", "", 1.0)]) == []
-    assert latents.latent_folders([("latents", "a", 1.0), ("latents", "b", 2.0)]) == [("a", 1.0), ("b", 2.0)]
+    scenes, a, b = SourceSpec("synthetic", "", 1.0), SourceSpec("latents", "a", 1.0), SourceSpec("latents", "b", 2.0)
+    assert latents.latent_folders([scenes]) == []
+    assert latents.latent_folders([a, b]) == [("a", 1.0), ("b", 2.0)]
     with pytest.raises(ValueError, match="cannot be mixed in one run: found sources of the kinds latents, synthetic"):
-        latents.latent_folders([("latents", "a", 1.0), ("synthetic", "", 1.0)])
+        latents.latent_folders([a, scenes])
 
 
 @pytest.mark.parametrize("examples", [10**12, 1e12, -1, "4", None, [4], True])

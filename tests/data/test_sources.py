@@ -9,7 +9,7 @@ from m3ddm_jax.video.timeline import DEFAULT_FPS
 
 
 def test_a_folder_lists_videos_and_frame_folders_by_name(video_folder, tmp_path):
-    source = sources.open_source("videos", video_folder)
+    source = sources.open_source("videos", video_folder, split="all")
     assert [source.name(index) for index in range(len(source))] == ["clip0.mp4", "clip1.mp4", "clip2.mp4", "frames"]
     nested = tmp_path / "a" / "b"
     nested.mkdir(parents=True)
@@ -17,12 +17,12 @@ def test_a_folder_lists_videos_and_frame_folders_by_name(video_folder, tmp_path)
         shutil.copy(video_folder / "clip0.mp4", nested / name)
     cv2.imwrite(str(nested / "poster.png"), np.zeros((4, 4, 3), np.uint8))  # beside videos: no frame folder
     (nested / "notes.txt").touch()
-    source = sources.open_source("videos", tmp_path)
+    source = sources.open_source("videos", tmp_path, split="all")
     assert [source.name(index) for index in range(len(source))] == ["a/b/clip2.MP4", "a/b/clip10.mp4"]
 
 
 def test_videos_and_frame_folders_read_alike(video_folder, moving_frames):
-    source = sources.open_source("videos", video_folder)
+    source = sources.open_source("videos", video_folder, split="all")
     video = source.open(1)
     assert video.info == (24, 24.0, 32, 48)
     assert np.abs(video.read([5, 2]).astype(int) - moving_frames(24, seed=1)[[5, 2]]).mean() < 4
@@ -61,7 +61,7 @@ def test_unusable_sources_are_refused(tmp_path):
     with pytest.raises(ValueError, match="unknown source kind 'tape', known: shards, videos, synthetic"):
         sources.open_source("tape", tmp_path)
     with pytest.raises(ValueError, match="holds no video"):
-        sources.open_source("videos", tmp_path)
+        sources.open_source("videos", tmp_path, split="all")
     with pytest.raises(ValueError, match="not a folder"):
         sources.open_source("videos", tmp_path / "missing")
     with pytest.raises(ValueError, match="no shards"):

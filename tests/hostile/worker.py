@@ -100,8 +100,8 @@ def make_latents(folder):
 
 
 def make_shards(folder):
-    clip = EncodedClip(encode_video(_FRAMES, 24), "a/0", 8, 24.0, 32, 48)
-    builder = Clips([clip, clip._replace(name="a/1")], data_dir=folder / "made")
+    clip = EncodedClip(encode_video(_FRAMES, 24), "a/0", 8, 24.0, 32, 48, "a/0", 0, 1, 8)
+    builder = Clips({"train": [clip, clip._replace(name="a/1", shot="a/1")]}, data_dir=folder / "made")
     with contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare()
     shutil.move(builder.data_dir, folder / "shards")
