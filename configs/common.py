@@ -155,7 +155,7 @@ def globalpaint_tiny() -> ConfigDict:
         ema_decay=0.99,
         log_every=20,
         save_every=100,
-        sample_every=100,
+        evaluate_every=100,
     )
     config.sample.update(lines=64, global_frames=4, num_frames=4, steps=4, clip=2.0)
     return config
@@ -224,9 +224,13 @@ def train() -> ConfigDict:
             "ema_decay": 0.9999,
             "log_every": 50,
             "save_every": 1000,
-            "sample_every": 5000,  # to show what becomes of clips that are held out, and measure it; 0: never
-            "sample_batches": 4,  # of such clips
-            "keep": 3,  # checkpoints
+            "evaluate_every": 5000,  # to show what becomes of clips that are held out, and measure it; 0: never
+            "evaluate_batches": 4,  # of such clips
+            # Besides PSNR and sharpness; those whose weights are not installed are left out.
+            "evaluate_metrics": ("ssim", "lpips", "fvd"),
+            "best_metric": "validation_psnr",  # of which the best checkpoint is kept besides the newest; empty: none
+            "keep": 3,  # newest checkpoints
+            "keep_period": 0,  # checkpoints of multiples of so many updates are kept for good; 0: none
             "export_dtype": "float32",  # of the exported parameters; float16 halves the folder
         }
     )
@@ -336,7 +340,7 @@ def flow() -> ConfigDict:
     )
     config.data.masks.update(isvi_masks())
     config.train = train()
-    config.train.update(steps=280_000, batch_size=4, ema_decay=0.999)
+    config.train.update(steps=280_000, batch_size=4, ema_decay=0.999, evaluate_metrics=())
     config.train.decay_every = 120_000  # updates after each of which a tenth of the learning rate is left; 0: never
     config.mesh = ConfigDict({"data": -1, "fsdp": 1})
     return config
@@ -361,7 +365,7 @@ def style() -> ConfigDict:
     config.data.update(num_frames=1, max_interval=1, global_frames=1, global_size=16)
     config.data.masks.update(isvi_masks())
     config.train = train()
-    config.train.update(steps=200_000, batch_size=8, ema_decay=0.999)
+    config.train.update(steps=200_000, batch_size=8, ema_decay=0.999, evaluate_metrics=())
     config.train.decay_every = 120_000
     config.mesh = ConfigDict({"data": -1, "fsdp": 1})
     return config

@@ -46,7 +46,7 @@ def get_config() -> ConfigDict:
         drop_local=0.0,
         log_every=20,
         save_every=250,
-        sample_every=0,
+        evaluate_every=0,
         export_dtype="float16",
     )
     config.sample.update(

@@ -78,10 +78,10 @@ def make_variants(config: ConfigDict, names: Collection[str] = ()) -> dict[str, 
     unknown = sorted(set(names) - set(sections))
     if unknown:
         raise ValueError(f"variants {', '.join(unknown)} are unknown: those of {', '.join(sections)} are accepted")
-    if not 0 < config.train.sample_every <= config.train.steps:
+    if not 0 < config.train.evaluate_every <= config.train.steps:
         raise ValueError(
-            f"train.sample_every is {config.train.sample_every}: 1 to {config.train.steps}, the steps, are accepted, "
-            "as variants are compared by what is measured then"
+            f"train.evaluate_every is {config.train.evaluate_every}: 1 to {config.train.steps}, the steps, are "
+            "accepted, as variants are compared by what is measured then"
         )
     return {name: _make_variant(config, name) for name in sections if name in names or not names}
 

@@ -62,7 +62,7 @@ def measure_training(config: ConfigDict) -> dict[str, Any]:
     """
     config = config.copy_and_resolve_references()
     config.data.buckets = config.data.buckets[:1]
-    config.train.update(steps=2 + _TRAINING_STEPS, log_every=1, save_every=1000, sample_every=0)
+    config.train.update(steps=2 + _TRAINING_STEPS, log_every=1, save_every=1000, evaluate_every=0)
     with tempfile.TemporaryDirectory() as workdir, timing.compile_seconds() as compiling:
         train(config, workdir)
         lines = pathlib.Path(workdir, "metrics.jsonl").read_text().splitlines()[2:]

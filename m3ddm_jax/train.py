@@ -21,7 +21,6 @@ from typing import Any
 import grain
 import jax
 from absl import flags
-from einops import rearrange
 from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -33,18 +32,14 @@ from m3ddm_jax.files.locking import Lock
 from m3ddm_jax.files.places import check_apart
 from m3ddm_jax.parallel import processes
 from m3ddm_jax.parallel.mesh import check_batch_size, make_mesh, put_batch, replicated
-from m3ddm_jax.recipes import Recipe, make_recipe
+from m3ddm_jax.recipes import Recipe, evaluation, make_recipe
 from m3ddm_jax.recipes.base import describe_clips, jit_step, list_sources, list_validation
 from m3ddm_jax.training import loop
 from m3ddm_jax.training.checkpoint import Checkpoints, versions
 from m3ddm_jax.training.mirror import Mirror, is_remote
 from m3ddm_jax.training.state import State
-from m3ddm_jax.training.validation import Completion, completion_metrics, completion_sums, side_by_side
-from m3ddm_jax.types import Variables, VideoBatch
-from m3ddm_jax.video import FrameSink
+from m3ddm_jax.types import Variables
 
-# Of the sample videos: clips below one another, and frames per second.
-_PREVIEWED, _PREVIEW_FPS = 4, 8.0
 # The code that a run consists of.
 _ROOT, _CODE = pathlib.Path(__file__).resolve().parents[1], ("m3ddm_jax", "data", "configs")
 
@@ -78,6 +73,8 @@ def train(
         checkpoints = Checkpoints(
             epath.Path(workdir) / "checkpoints",
             keep=config.train.keep,
+            keep_period=config.train.keep_period,
+            best=(name, name in evaluation.RISING) if (name := config.train.best_metric) else None,
             fixed=recipe.fixed,
             config=config.to_dict(),
             mesh=mesh,
@@ -100,14 +97,9 @@ def train(
         frames_per_step = config.train.batch_size * config.data.num_frames
         log = loop.MetricsLog(folder, start_step=int(state.step), cadence=cadence, frames_per_step=frames_per_step)
         stack.callback(log.close)
-        sample = None
-        if cadence.sample_every and validation:
-            held_out = iter(recipe.dataset(config.train.seed + 1, validation))
-            held_out = [put(next(held_out)) for _ in range(config.train.sample_batches)]
-            show = jax.jit(functools.partial(shown_and_summed, recipe), out_shardings=replicated(mesh))
-            sample = make_sample_hook(
-                lambda state: (show(state, batch, frozen) for batch in held_out), folder / "samples", log
-            )
+        evaluate = None
+        if cadence.evaluate_every and validation:
+            evaluate = evaluation_of(config, recipe, mesh, frozen, validation, folder / "samples", log)
         state = loop.run(
             state,
             lambda state, batch: step(state, batch, frozen),
@@ -117,10 +109,12 @@ def train(
             checkpoints=checkpoints,
             examples_seen=lambda: batches.get_state()["next_index"] * config.train.batch_size,
             log=log,
-            sample=sample,
+            evaluate=evaluate,
             stop=stop,
         )
         checkpoints.wait()
+        if jax.process_index() == 0 and (best := checkpoints.best_step()) is not None:
+            print(f"checkpoint {best} is the best of {config.train.best_metric}", flush=True)
         recipe.export(folder / "model", state)
         publish()
         if jax.process_count() > 1:
@@ -145,7 +139,7 @@ def prepare(
         if jax.process_index() == 0:
             if line := describe_clips(config):
                 print(line, flush=True)
-            for line in lacking if cadence.sample_every else ():
+            for line in lacking if cadence.evaluate_every else ():
                 print(f"train: {line}: no clips of it are held out", file=sys.stderr, flush=True)
         if jax.process_count() > 1:
             same |= fingerprints(config, recipe.fixed)
@@ -216,7 +210,7 @@ def _hash(parts: Iterable[bytes]) -> str:
 
 def make_cadence(section: ConfigDict) -> loop.Cadence:
     """How long, and how often what."""
-    return loop.Cadence(**{name: section[name] for name in ("steps", "log_every", "save_every", "sample_every")})
+    return loop.Cadence(**{name: section[name] for name in ("steps", "log_every", "save_every", "evaluate_every")})
 
 
 def steps_drawn(examples_seen: int, batch_size: int) -> int:
@@ -226,36 +220,26 @@ def steps_drawn(examples_seen: int, batch_size: int) -> int:
     return examples_seen // batch_size
 
 
-def shown_and_summed(
-    recipe: Recipe, state: State, batch: VideoBatch, frozen: Variables
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Pictures of the first clips of a completed batch, uint8 [B', T, H, W', 3], and the sums that its metrics are made
-    of."""
-    completion = recipe.complete(state, batch, frozen)
-    shown = Completion(*(part[:_PREVIEWED] for part in completion[:3]))
-    return side_by_side(shown), completion_sums(completion)
-
-
-def make_sample_hook(
-    show: Callable[[State], Iterable[tuple[jax.Array, dict[str, jax.Array]]]],
+def evaluation_of(
+    config: ConfigDict,
+    recipe: Recipe,
+    mesh: Mesh,
+    frozen: Variables,
+    validation: Sequence[SourceSpec],
     folder: pathlib.Path,
     log: loop.MetricsLog,
-) -> Callable[[State, int], None]:
-    """The loop's hook that logs the metrics of all batches that are shown (`shown_and_summed`), and writes pictures of
-    the first one to FOLDER/STEP.gif and to TensorBoard."""
-
-    def sample(state: State, step: int) -> None:
-        pictures, sums = zip(*show(state), strict=True)
-        log.note(step, completion_metrics(sums))
-        if jax.process_index() == 0:
-            folder.mkdir(exist_ok=True)
-            path = folder / f"{step:06d}.gif"
-            frames = rearrange(jax.device_get(pictures[0]), "b t h w c -> t (b h) w c")
-            with FrameSink(path, _PREVIEW_FPS, *frames.shape[1:3]) as sink:
-                sink.write(frames)
-            log.add_gif("samples", path.read_bytes(), *frames.shape[1:3], step)
-
-    return sample
+) -> Callable[[State, int], dict[str, float]]:
+    """The loop's hook that evaluates a state on held-out clips, which are drawn here. What cannot be measured is
+    reported in one line each."""
+    held_out = iter(recipe.dataset(config.train.seed + 1, validation))
+    batches = [next(held_out) for _ in range(config.train.evaluate_batches)]
+    side = min(side for bucket in config.data.buckets for side in bucket)
+    names, cache = config.train.evaluate_metrics, cli.cache_folder("metrics")
+    metrics, lacking = evaluation.find_networks(names, config.data.num_frames, side, cache)
+    for line in lacking if jax.process_index() == 0 else ():
+        print(f"train: {line}: it is not measured", file=sys.stderr, flush=True)
+    evaluator = evaluation.Evaluator(recipe, mesh, frozen, [put_batch(mesh, batch) for batch in batches], metrics)
+    return evaluation.make_evaluate(evaluator, batches[0]["clip_id"].tolist(), folder, log)
 
 
 def _define_flags() -> None:

@@ -18,10 +18,7 @@ from configs import m3ddm_tiny
 from m3ddm_jax import precompute
 from m3ddm_jax import train as trainer
 from m3ddm_jax.models import registry
-from m3ddm_jax.training import loop
 from m3ddm_jax.training.state import State
-from m3ddm_jax.training.validation import Completion, completion_metrics, completion_sums, side_by_side
-from m3ddm_jax.video import FrameSource
 from m3ddm_jax.weights import load_autoencoder, load_model, load_settings, save_model
 
 pytestmark = pytest.mark.usefixtures("quick_init")
@@ -262,6 +259,12 @@ def test_a_process_of_its_own_says_so_too(codec, tmp_path):
         (lambda c: c.data.update(global_size=36), "global_size is 36: a multiple of 8"),
         (lambda c: c.data.update(sources=({"kind": "videos", "path": "nowhere", "weight": 1.0},)), "nowhere"),
         (lambda c: c.__delitem__("sample"), "no section sample"),
+        (lambda c: c.train.update(evaluate_metrics=("niqe",)), "evaluate_metrics has niqe: of ssim, lpips, fvd any"),
+        (
+            lambda c: c.data.update(validation=({"kind": "synthetic", "path": "", "weight": 1.0, "split": "train"},)),
+            "data.validation and data.sources share videos: synthetic '', split train, and synthetic '', split train",
+        ),
+        (lambda c: c.data.update(num_frames=65), r"clips have 65 frames \(data.num_frames\), the longest video .* 64"),
         (lambda c: c.train.update(surplus=1), "has surplus that is not known"),
     ],
 )
@@ -301,22 +304,6 @@ def test_a_data_position_survives_another_batch_size():
     assert trainer.steps_drawn(24, 8) == 3
     with pytest.raises(ValueError, match="has seen 24 clips: batches of 16 do not divide"):
         trainer.steps_drawn(24, 16)
-
-
-def test_samples_are_shown_and_measured(tmp_path):
-    cadence = loop.Cadence(steps=9, log_every=1, save_every=9, sample_every=1)
-    log = loop.MetricsLog(tmp_path, start_step=0, cadence=cadence, frames_per_step=1)
-    truth = np.random.default_rng(0).integers(0, 256, (2, 3, 16, 16, 3), np.uint8)
-    unknown = np.ones((2, 3, 16, 16, 1), bool)
-    halves = [Completion(truth, truth, unknown), Completion(255 - truth, truth, unknown)]
-    hook = trainer.make_sample_hook(
-        lambda state: ((side_by_side(half), completion_sums(half)) for half in halves), tmp_path / "samples", log
-    )
-    hook(None, 7)
-    log.close()
-    [line] = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert line == {"step": 7} | completion_metrics(completion_sums(half) for half in halves)
-    assert FrameSource(tmp_path / "samples" / "000007.gif")[0:3].shape == (3, 32, 48, 3)
 
 
 def test_a_workdir_is_one_run_s(codec, tmp_path):

@@ -29,6 +29,8 @@ from m3ddm_jax.types import Array, Variables, VideoBatch
 from m3ddm_jax.weights import load_model, save_model
 
 EXPORT_DTYPES = ("float32", "float16")
+EVALUATE_METRICS = ("ssim", "lpips", "fvd")
+"""What may be measured of held-out clips besides what every recipe does (recipes.evaluation)."""
 
 
 class Recipe(Protocol):
@@ -99,6 +101,11 @@ def check_config(config: ConfigDict, expected: ConfigDict, built: Collection[str
     if config.train.export_dtype not in EXPORT_DTYPES:
         raise ValueError(
             f"export_dtype {config.train.export_dtype!r} is unknown: {' and '.join(EXPORT_DTYPES)} are accepted"
+        )
+    unknown = sorted(set(config.train.evaluate_metrics) - set(EVALUATE_METRICS))
+    if unknown:
+        raise ValueError(
+            f"evaluate_metrics has {', '.join(unknown)}: of {', '.join(EVALUATE_METRICS)} any are accepted"
         )
     if config.train.spike_patience < 1:
         raise ValueError(f"spike_patience is {config.train.spike_patience}: 1 or more is accepted")

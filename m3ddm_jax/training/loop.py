@@ -26,7 +26,7 @@ from m3ddm_jax.training.state import State, layout_of
 
 @dataclasses.dataclass(frozen=True)
 class Cadence:
-    """In updates: how many in all, and every how many to report, save and sample (0: no samples).
+    """In updates: how many in all, and every how many to report, save and evaluate (0: never).
 
     Raises ValueError for a number that is too small.
     """
@@ -34,10 +34,10 @@ class Cadence:
     steps: int
     log_every: int
     save_every: int
-    sample_every: int
+    evaluate_every: int
 
     def __post_init__(self):
-        for name, least in {"steps": 1, "log_every": 1, "save_every": 1, "sample_every": 0}.items():
+        for name, least in {"steps": 1, "log_every": 1, "save_every": 1, "evaluate_every": 0}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}: {least} or more is accepted")
 
@@ -72,8 +72,8 @@ class Stuck(FloatingPointError):
 class MetricsLog:
     """Means over each `log_every` updates: a line on the terminal, one in metrics.jsonl, scalars for TensorBoard.
 
-    Step time is the median of the interval, without saving and sampling, so that compiling does not blur it; frames per
-    second are those of the whole interval. `goodput` is the share of the interval's time that updates took,
+    Step time is the median of the interval, without saving and evaluating, so that compiling does not blur it; frames
+    per second are those of the whole interval. `goodput` is the share of the interval's time that updates took,
     `goodput/ACTIVITY` that of each of ACTIVITIES. Waiting for input is that of the process that waits longest.
 
     What is not finite, as of updates that were skipped, counts in no mean. Parts of a metric, which have its name and a
@@ -171,8 +171,8 @@ class MetricsLog:
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if "/" not in name)
         print(f"step {step}/{self._cadence.steps}  {shown}", flush=True)
 
-    def add_gif(self, name: str, encoded: bytes, height: int, width: int, step: int) -> None:
-        """A moving picture for TensorBoard; from the first process alone."""
+    def add_picture(self, name: str, encoded: bytes, height: int, width: int, step: int) -> None:
+        """A PNG or GIF file for TensorBoard; from the first process alone."""
         from tensorboardX.proto.summary_pb2 import Summary
 
         # add_video would need moviepy to encode what is encoded already.
@@ -225,13 +225,14 @@ def run(
     checkpoints: Checkpoints,
     examples_seen: Callable[[], int],
     log: MetricsLog,
-    sample: Callable[[State, int], None] | None,
+    evaluate: Callable[[State, int], Mapping[str, float]] | None,
     stop: Callable[[int], bool],
 ) -> State:
     """Train until `cadence.steps` updates are made or `stop(step)`, and save what was reached.
 
     batches: host batches, each with its `clip_id`; put: host batch -> global arrays of the rest; examples_seen: clips
-    drawn so far; sample: called with the state and its step, None where the cadence has no samples.
+    drawn so far; evaluate: called with the state and its step for metrics, which go with its checkpoint; None where
+    nothing is held out. A state that was evaluated is saved.
 
     A step may skip an update, and say when it has skipped too many in a row (`recipes.base.Recipe`): training then goes
     back to the newest checkpoint, and on from there with the clips that come next. Raises FloatingPointError where
@@ -248,7 +249,7 @@ def run(
         checkpoints=checkpoints,
         examples_seen=examples_seen,
         log=log,
-        sample=sample,
+        evaluate=evaluate,
         stop=stop,
     )
     while True:
@@ -265,7 +266,7 @@ def run(
         log.go_back(gone_back_to, reason)
 
 
-def _go_on(state: State, *, step_fn, batches, put, cadence, checkpoints, examples_seen, log, sample, stop) -> State:
+def _go_on(state: State, *, step_fn, batches, put, cadence, checkpoints, examples_seen, log, evaluate, stop) -> State:
     """`run`, which says what the arguments are, as far as it goes without going back; raises Stuck where it must."""
     start = int(state.step)
     pending = None
@@ -273,9 +274,10 @@ def _go_on(state: State, *, step_fn, batches, put, cadence, checkpoints, example
         done = step >= cadence.steps or stop(step)
         saves = done or (step > start and step % cadence.save_every == 0)
         # 1. Evaluate the state as it stands.
-        if cadence.sample_every and step > start and step % cadence.sample_every == 0:
+        found = None
+        if evaluate and cadence.evaluate_every and step > start and step % cadence.evaluate_every == 0:
             with log.spending("evaluating"):
-                sample(state, step)
+                found, saves = evaluate(state, step), True
             log.skip_time()
         # 2. Save before the next batch is drawn, so that data and state are of one moment; never save unseen metrics,
         # and what may have to be given up only at the end.
@@ -284,7 +286,7 @@ def _go_on(state: State, *, step_fn, batches, put, cadence, checkpoints, example
             pending = None
             if done or not skipped:
                 with log.spending("saving"):
-                    checkpoints.save(state, step, examples_seen())
+                    checkpoints.save(state, step, examples_seen(), found)
             log.skip_time()
         if done:
             return state

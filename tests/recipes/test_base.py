@@ -17,7 +17,7 @@ EXPECTED = ConfigDict(
     {
         "recipe": "some",
         "model": {"kind": "m3ddm"},
-        "train": {"seed": 0, "export_dtype": "float32", "spike_patience": 1},
+        "train": {"seed": 0, "export_dtype": "float32", "spike_patience": 1, "evaluate_metrics": ()},
         "mesh": {"data": 1},
     }
 )
