@@ -17,6 +17,7 @@ from m3ddm_jax.models import registry
 from m3ddm_jax.pipelines.denoiser import SampleSettings
 from m3ddm_jax.training.flow_step import FlowWeights
 from m3ddm_jax.training.gan_step import AdversarialSettings
+from m3ddm_jax.training.optim import AdamSettings
 
 
 def section(kind: type, **changes: Any) -> ConfigDict:
@@ -51,6 +52,7 @@ def base() -> ConfigDict:
         drop_local=0.1,
         drop_global=0.1,
     )
+    config.train.optimizer = section(AdamSettings)
     # Devices an axis; -1: all that the others leave. Clips are split over data and fsdp, parameters over fsdp, products
     # of wide levels over tensor, frames over context (m3ddm alone).
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "context": 1})

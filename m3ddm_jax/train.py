@@ -2,7 +2,8 @@
 
 The config's `recipe` says what is trained, on what, and how it is shown and exported (m3ddm_jax.recipes). A run goes on
 from the newest checkpoint in its workdir, on whatever mesh the config names by then. The workdir gets checkpoints/,
-metrics.jsonl, tensorboard/, samples/ and, at the end or at SIGTERM, model/: the averaged weights for outpainting.
+metrics.jsonl, starts.jsonl, tensorboard/, samples/ and, at the end or at SIGTERM, model/: the averaged weights for
+outpainting.
 
 On several hosts the same command runs on each, with --distributed where the environment says who belongs to the run
 (Cloud TPU, SLURM, Open MPI, Kubernetes), else with --coordinator=HOST:PORT --num_processes=N --process_id=I.
@@ -37,6 +38,7 @@ from m3ddm_jax.recipes.base import describe_clips, jit_step, list_sources, list_
 from m3ddm_jax.training import loop
 from m3ddm_jax.training.checkpoint import Checkpoints, versions
 from m3ddm_jax.training.mirror import Mirror, is_remote
+from m3ddm_jax.training.record import STARTS, note_start
 from m3ddm_jax.training.state import State
 from m3ddm_jax.types import Variables
 
@@ -49,9 +51,11 @@ def train(
     workdir: str,
     devices: Sequence[jax.Device] | None = None,
     stall_seconds: float = processes.STALL_SECONDS,
+    on_metrics: loop.OnMetrics | None = None,
 ) -> State:
     """Train as a config of configs/ says, on all devices or those given; returns the last state.
 
+    on_metrics: called with a step and its metrics whenever they are logged, by the first process.
     stall_seconds: where processes train together, one that makes no update for so long ends with a line.
     Raises ValueError where config, data or checkpoint do not fit, or processes do not have the same, FloatingPointError
     where training diverges.
@@ -91,11 +95,18 @@ def train(
         if jax.process_index() == 0:
             size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
             print(f"{size:,} parameters on {mesh.size} device(s), from step {int(state.step)}", flush=True)
+            note_start(folder, int(state.step), config.to_dict())
 
         # The updates.
         step = jit_step(recipe, abstract_state, mesh)
         frames_per_step = config.train.batch_size * config.data.num_frames
-        log = loop.MetricsLog(folder, start_step=int(state.step), cadence=cadence, frames_per_step=frames_per_step)
+        log = loop.MetricsLog(
+            folder,
+            start_step=int(state.step),
+            cadence=cadence,
+            frames_per_step=frames_per_step,
+            on_metrics=on_metrics,
+        )
         stack.callback(log.close)
         evaluate = None
         if cadence.evaluate_every and validation:
@@ -167,7 +178,7 @@ def local_folder(workdir: str) -> Iterator[tuple[pathlib.Path, Callable[[], None
         yield pathlib.Path(workdir), lambda: None
         return
     with tempfile.TemporaryDirectory() as folder:
-        mirror = Mirror(workdir, folder, names=("metrics.jsonl",))
+        mirror = Mirror(workdir, folder, names=("metrics.jsonl", STARTS))
         yield pathlib.Path(folder), mirror.publish if jax.process_index() == 0 else lambda: None
 
 

@@ -259,6 +259,7 @@ def test_a_process_of_its_own_says_so_too(codec, tmp_path):
         (lambda c: c.data.update(global_size=36), "global_size is 36: a multiple of 8"),
         (lambda c: c.data.update(sources=({"kind": "videos", "path": "nowhere", "weight": 1.0},)), "nowhere"),
         (lambda c: c.__delitem__("sample"), "no section sample"),
+        (lambda c: c.train.optimizer.update(schedule="square"), "train.optimizer: schedule 'square' is unknown"),
         (lambda c: c.train.update(evaluate_metrics=("niqe",)), "evaluate_metrics has niqe: of ssim, lpips, fvd any"),
         (
             lambda c: c.data.update(validation=({"kind": "synthetic", "path": "", "weight": 1.0, "split": "train"},)),

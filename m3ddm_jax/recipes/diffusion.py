@@ -46,7 +46,7 @@ from m3ddm_jax.training.encoding import (
     null_guide,
     to_unit_range,
 )
-from m3ddm_jax.training.optim import make_optimizer, scaled_to_batch, skip_spikes, staged_rate
+from m3ddm_jax.training.optim import AdamSettings, make_optimizer, scaled_to_batch, skip_spikes, staged_rate
 from m3ddm_jax.training.state import TrainState, abstract_state, init_state, load_state, shardings_of
 from m3ddm_jax.training.validation import Completion, losses_by_timestep
 from m3ddm_jax.types import Codec, Denoiser, Latents, Variables, VideoBatch
@@ -88,6 +88,8 @@ class DiffusionRecipe:
             weight_decay=train.weight_decay,
             clip_norm=train.clip_norm,
             rate=staged_rate(train.pretrained_rate, train.frozen_steps) if two_stages else None,
+            adam=make_adam(train.optimizer),
+            steps=train.steps,
         )
         self.optimizer = skip_spikes(optimizer, train.spike_factor)
         # What tells the frozen networks from others.
@@ -232,6 +234,17 @@ def with_added(there: dict[str, Any], here: dict[str, Any], path: str) -> dict[s
         return there
     logging.warning("folder of latents %s: made before data.masks had %s", path, ", ".join(added))
     return there | {"masks": there["masks"] | added}
+
+
+def make_adam(section: ConfigDict) -> AdamSettings:
+    """What a config says of its optimizer. Raises ValueError for fields and values that are not accepted."""
+    known, found = AdamSettings.__dataclass_fields__.keys(), section.to_dict()
+    if found.keys() != known:
+        raise ValueError(f"train.optimizer has {', '.join(found)}: those of {', '.join(known)} are expected")
+    try:
+        return AdamSettings(**found)
+    except ValueError as error:
+        raise ValueError(f"train.optimizer: {error}") from None
 
 
 def build_encoders(config: ConfigDict, model: Denoiser) -> tuple[Encoders, Variables]:

@@ -23,6 +23,9 @@ from m3ddm_jax.measure.timing import compile_seconds
 from m3ddm_jax.training.checkpoint import Checkpoints
 from m3ddm_jax.training.state import State, layout_of
 
+OnMetrics = Callable[[int, Mapping[str, float]], None]
+"""(updates, metrics by name): a hook for a logger of one's own."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Cadence:
@@ -82,8 +85,17 @@ class MetricsLog:
 
     ACTIVITIES = ("waiting", "saving", "evaluating", "compiling")
 
-    def __init__(self, workdir: pathlib.Path, *, start_step: int, cadence: Cadence, frames_per_step: int):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        *,
+        start_step: int,
+        cadence: Cadence,
+        frames_per_step: int,
+        on_metrics: OnMetrics | None = None,
+    ):
         self._workdir = workdir
+        self._on_metrics = on_metrics
         self._cadence = cadence
         self._frames_per_step = frames_per_step
         self._speaks = jax.process_index() == 0
@@ -168,6 +180,8 @@ class MetricsLog:
         self._file.flush()
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
+        if self._on_metrics:
+            self._on_metrics(step, values)
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if "/" not in name)
         print(f"step {step}/{self._cadence.steps}  {shown}", flush=True)
 

@@ -186,7 +186,13 @@ def test_without_global_guidance_there_is_no_image_encoder():
         like = recipe.abstract_state(jax.random.key(0), mesh)
         batch = put_batch(mesh, next(iter(recipe.dataset(0))))
         _, metrics = jax.eval_shape(recipe.step, like, batch, recipe.frozen)
-    assert {name for name in metrics if "/" not in name} == {"loss", "grad_norm"}
+    assert {name for name in metrics if "/" not in name} == {
+        "loss",
+        "grad_norm",
+        "update_norm",
+        "param_norm",
+        "learning_rate",
+    }
     assert not any("global" in name for name in metrics)
 
 

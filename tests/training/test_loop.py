@@ -136,6 +136,18 @@ def test_metrics_are_means_over_the_interval(tmp_path, capsys):
     )
 
 
+def test_a_logger_of_ones_own_is_told_all_that_is_logged(tmp_path):
+    told = []
+    cadence = loop.Cadence(steps=2, log_every=1, save_every=2, evaluate_every=0)
+    log = loop.MetricsLog(
+        tmp_path, start_step=0, cadence=cadence, frames_per_step=1, on_metrics=lambda *logged: told.append(logged)
+    )
+    log.add(1, {"loss": 2.0})
+    log.note(1, {"validation_psnr": 20.0})
+    log.close()
+    assert [{"step": step, **metrics} for step, metrics in told] == lines(tmp_path)
+
+
 def test_every_process_forgets_what_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     cadence = loop.Cadence(steps=1000, log_every=10, save_every=1000, evaluate_every=0)
