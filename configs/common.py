@@ -190,7 +190,8 @@ def data() -> ConfigDict:
     batches = inspect.signature(make_batches).parameters
     return ConfigDict(
         {
-            # kind: shards (made by data.prepare), videos (a folder of them) or synthetic; path; weight in the mixture.
+            # kind: shards (made by data.prepare or data.builders), webdataset (tar files), videos (a folder of them) or
+            # synthetic; path; weight in the mixture.
             # Or all of the kind latents (made by m3ddm_jax.precompute with the rest of this section as it is here).
             # Optional: split (data.splits), "train" where it is left out.
             "sources": ({"kind": "synthetic", "path": "", "weight": 1.0},),
@@ -202,7 +203,8 @@ def data() -> ConfigDict:
             "global_size": 256,
             # global_fit: "stretch", the known rectangle to a square; "pad": with its aspect, the rest is black.
             # references: further frames from anywhere in the video, after the clip's own.
-            **{name: batches[name].default for name in ("global_fit", "references", "num_threads")},
+            # num_threads: threads that load clips, in each of `workers` processes, or with 0 in the training process.
+            **{name: batches[name].default for name in ("global_fit", "references", "num_threads", "workers")},
             "max_interval": 15,  # frames between two of a clip, drawn from 1 to this
             "masks": section(MaskSampler),
         }
@@ -228,9 +230,9 @@ def train() -> ConfigDict:
             "save_every": 1000,
             "evaluate_every": 5000,  # to show what becomes of clips that are held out, and measure it; 0: never
             "evaluate_batches": 4,  # of such clips
-            # Besides PSNR and sharpness; those whose weights are not installed are left out.
+            # In addition to PSNR and sharpness; those whose weights are not installed are left out.
             "evaluate_metrics": ("ssim", "lpips", "fvd"),
-            "best_metric": "validation_psnr",  # of which the best checkpoint is kept besides the newest; empty: none
+            "best_metric": "validation_psnr",  # whose best checkpoint stays in addition to the newest; empty: none
             "keep": 3,  # newest checkpoints
             "keep_period": 0,  # checkpoints of multiples of so many updates are kept for good; 0: none
             "export_dtype": "float32",  # of the exported parameters; float16 halves the folder

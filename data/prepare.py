@@ -1,6 +1,7 @@
 """Prepares training data: a folder of videos or frame folders becomes ArrayRecord shards of short clips.
 
     python -m data.prepare SOURCE OUT [--short-side=256] [--min-seconds=2] [--max-seconds=S] [--crf=18] [--threads=N]
+        [--shard=I/N]
 
 Whatever m3ddm_jax.outpaint reads is accepted, whatever its name. Every video is split at its cuts; black bars are
 cropped away; shots in which nothing moves and shots that are too short or too small are left out, and so are files that
@@ -9,7 +10,8 @@ cannot be read. What remains is scaled once and re-encoded with a key frame ever
 split `validation` (data.splits), all others to `train`.
 
 OUT holds a TFDS data set and `report.json`: what was made, what was skipped and why, a line for each file. It
-must not exist before, and appears when all is done.
+must not exist before, and appears when all is done. With --shard=I/N it is a folder in OUT for part I of N, from 0, of
+the videos: parts may be made by several machines, and a part that is there already is left as it is.
 """
 
 import collections
@@ -30,11 +32,12 @@ import tensorflow_datasets as tfds
 import tqdm
 from absl import app, flags, logging
 
-from data import shots, sources, splits
+from data import reading, shots, sources, splits
 from data.builders.clips import Clips
 from data.clips import VideoInfo
 from data.encode import SRGB_VIDEO, EncodedClip, encode_video, part_borders
 from data.masks import Box
+from data.shards import shard_name
 from m3ddm_jax.files.locking import Lock
 from m3ddm_jax.files.places import check_apart
 from m3ddm_jax.files.process import cleaning_up, without_reader
@@ -83,12 +86,17 @@ class Skipped:
 
 
 def prepare(
-    source: str | os.PathLike, out: str | os.PathLike, settings: PrepareSettings | None = None, num_threads: int = 2
+    source: str | os.PathLike,
+    out: str | os.PathLike,
+    settings: PrepareSettings | None = None,
+    num_threads: int = 2,
+    shard: tuple[int, int] | None = None,
 ) -> dict:
     """Writes the shards of all videos below `source` to the new folder `out`; returns the report.
 
-    Raises ValueError where `out` exists, lies in `source` or is being prepared already, and where nothing usable is
-    found; nothing is left behind then.
+    shard: (i, n): of part i of n of the videos alone (data.splits.part_of); where it has no clips, `out` holds the
+    report alone. Raises ValueError where `out` exists, lies in `source` or is being prepared already, and where nothing
+    usable is found; nothing is left behind then.
     """
     settings, source, out = settings or PrepareSettings(), pathlib.Path(source), resolve(out)
     check_apart([("output", out)], [("source", source)])
@@ -97,15 +105,23 @@ def prepare(
     paths = sources.find_videos(source, any_name=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     with Lock(out.with_name(f".{out.name}.lock"), f"the output {out}"):
-        return _prepare(source, paths, out, settings, num_threads)
+        return _prepare(source, paths, out, settings, num_threads, shard)
 
 
 def _prepare(
-    source: pathlib.Path, paths: list[pathlib.Path], out: pathlib.Path, settings: PrepareSettings, num_threads: int
+    source: pathlib.Path,
+    paths: list[pathlib.Path],
+    out: pathlib.Path,
+    settings: PrepareSettings,
+    num_threads: int,
+    shard: tuple[int, int] | None,
 ) -> dict:
-    with tqdm.tqdm(total=len(paths), unit="video") as bar:
-        work = _Preparation(source, paths, settings, num_threads, bar)
+    with tqdm.tqdm(unit="video") as bar:
+        work = _Preparation(source, paths, settings, num_threads, shard, bar)
         made_by_split = work.by_split()
+        if not made_by_split and shard:
+            with new_folder(out, replace=False) as made:
+                return _write_report(made, work)
         if not made_by_split:
             reasons = collections.Counter(entry.reason for entry in work.skipped).most_common(3)
             found = "; ".join(f"{reason} ({count} x)" for reason, count in reasons)
@@ -116,12 +132,16 @@ def _prepare(
                 builder.download_and_prepare()
             except RuntimeError as error:  # array_record's way to say that a file cannot be written
                 raise OSError(f"cannot write {out}: {error}") from error
-            report = work.report()
             # The data set itself is what is wanted, not the folders that TFDS puts around it.
             for path in pathlib.Path(builder.data_dir).iterdir():
                 path.rename(made / path.name)
             shutil.rmtree(made / builder.name)
-            (made / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+            return _write_report(made, work)
+
+
+def _write_report(folder: pathlib.Path, work: "_Preparation") -> dict:
+    report = work.report()
+    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     return report
 
 
@@ -134,24 +154,32 @@ class _Preparation:
         paths: list[pathlib.Path],
         settings: PrepareSettings,
         num_threads: int,
+        shard: tuple[int, int] | None,
         bar: tqdm.tqdm,
     ):
         self._source, self._settings, self._num_threads, self._bar = source, settings, num_threads, bar
-        self._paths = {path.relative_to(source).as_posix(): path for path in paths}
+        named = {path.relative_to(source).as_posix(): path for path in paths}
+        self._whole = shard is None
+        number, count = shard or (0, 1)
+        self._paths = {name: path for name, path in named.items() if splits.part_of(name, count) == number}
+        bar.total = len(self._paths)
         self._made: dict[str, list[tuple[str, int, float]]] = {}
-        self.skipped = _stray_images(source, paths)
+        self.skipped = _stray_images(source, paths) if number == 0 else []
 
     def by_split(self) -> dict[str, Iterator[EncodedClip]]:
         """Split -> its clips; empty where there are none at all, without validation where one video alone has any.
 
-        Validation has the first video that has clips, in the order of data.splits, and all that are held out by name.
+        Validation has the first video that has clips, in the order of data.splits, and all that are held out by name;
+        of a part of the videos those that are held out by name alone.
         """
+        if not self._whole:
+            return self._by_name()
         order = splits.by_hash(self._paths)
         lead = None
         while order and lead is None:
             lead = next(self._prepare([order.pop(0)]), None)
-        held_out = {name for name in order if splits.is_held_out(name)}
-        training = self._prepare([name for name in self._paths if name in order and name not in held_out])
+        held_out, left = {name for name in order if splits.is_held_out(name)}, set(order)
+        training = self._prepare([name for name in self._paths if name in left and name not in held_out])
         first = next(training, None)
         if first is None:
             training, held_out = self._prepare(sorted(held_out)), set()
@@ -163,6 +191,15 @@ class _Preparation:
             splits.TRAIN: self._noted(splits.TRAIN, itertools.chain([first], training)),
             splits.VALIDATION: self._noted(splits.VALIDATION, validation),
         }
+
+    def _by_name(self) -> dict[str, Iterator[EncodedClip]]:
+        found = {}
+        for split in (splits.TRAIN, splits.VALIDATION):
+            names = [name for name in self._paths if splits.is_held_out(name) == (split == splits.VALIDATION)]
+            videos = self._prepare(names)
+            if (first := next(videos, None)) is not None:
+                found[split] = self._noted(split, itertools.chain([first], videos))
+        return found
 
     def _prepare(self, names: Sequence[str]) -> Iterator[tuple[str, list[EncodedClip]]]:
         """(name, clips) of those videos that have any."""
@@ -205,7 +242,7 @@ def prepare_video(
     clips, skipped = [], []
     try:
         video = FrameSource(path, threads=1)
-        info = sources.describe(video)
+        info = reading.describe(video)
         thumbnails = np.concatenate([video.read(block, shots.THUMBNAIL) for block in _blocks(range(len(video)))])
         kept = []
         for shot in itertools.pairwise([0, *shots.find_cuts(thumbnails), len(thumbnails)]):
@@ -233,7 +270,7 @@ def encode_shot(
 
     picture: what is left of upright frames with square pixels without their bars.
     """
-    info, (first, last) = sources.describe(video), shot
+    info, (first, last) = reading.describe(video), shot
     shortest = min(picture.bottom - picture.top, picture.right - picture.left)
     if shortest < SMALLEST_SIDE:
         return
@@ -302,6 +339,14 @@ def _map_ordered(function: Callable, items: Iterable, num_threads: int) -> Itera
             yield waiting.popleft().result()
 
 
+def parse_shard(text: str) -> tuple[int, int]:
+    """(i, n) of "I/N". Raises ValueError where it is no part of a whole."""
+    number, slash, count = text.partition("/")
+    if not slash or not (number.isdecimal() and count.isdecimal()) or not int(number) < int(count) <= 99999:
+        raise ValueError(f"--shard must be I/N with I from 0 to N - 1, such as 0/8, found {text!r}")
+    return int(number), int(count)
+
+
 def main(arguments: list[str]) -> None:
     """Runs `prepare` for the command line; exits 2 with one line where it cannot."""
     logging.set_verbosity(logging.WARNING)
@@ -319,12 +364,18 @@ def main(arguments: list[str]) -> None:
 def _run(source: str, out: str) -> None:
     options = flags.FLAGS
     settings = PrepareSettings(*(options[name].value for name in ("short-side", "min-seconds", "max-seconds", "crf")))
+    shard = options.shard and parse_shard(options.shard)
+    if shard:
+        out = os.path.join(out, shard_name(*shard))
+        if os.path.exists(out):
+            print(f"{out} is there already")
+            return
     with contextlib.redirect_stdout(None):  # tfds speaks of downloads there
-        report = prepare(source, out, settings, options.threads)
+        report = prepare(source, out, settings, options.threads, shard)
     for entry in report["skipped"]:
         frames = "" if entry["frames"] is None else f" frames {entry['frames'][0]}..{entry['frames'][1] - 1}"
         print(f"skipped {entry['video']}{frames}: {entry['reason']}")
-    if not report["validation"]["clips"]:
+    if not shard and not report["validation"]["clips"]:
         print("data.prepare: one video alone has clips: none is held out for validation", file=sys.stderr)
     held_out = f"{report['validation']['clips']} of them for validation"
     print(f"{report['clips']} clips, {held_out}, {report['seconds']} s, of {report['videos']} videos written to {out}")
@@ -338,5 +389,6 @@ if __name__ == "__main__":
         "max-seconds", None, f"Shots longer than this are stored in parts; {LONGEST_PART} frames by default."
     )
     flags.DEFINE_integer("crf", defaults.crf, "H.264 quality: 0 is lossless, 51 the worst.", 0, 51)
+    flags.DEFINE_string("shard", None, "I/N: part I of N of the videos, from 0, to a folder of OUT.")
     flags.DEFINE_integer("threads", os.cpu_count() or 1, "Videos prepared at once.", lower_bound=1)
     app.run(main)

@@ -1,6 +1,5 @@
-"""Sources of training video: shards of `data.prepare`, a folder of videos or frame folders, synthetic scenes."""
+"""Sources of training video, by kind: large files of videos, folders of videos or of images, synthetic scenes."""
 
-import collections
 import functools
 import os
 import pathlib
@@ -8,19 +7,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from data import splits
-from data.builders.clips import LENGTHS
 from data.clips import VideoInfo
-from data.encode import part_borders
 from data.images import resize
+from data.reading import NoSuchSplit, Video, describe, read_frames, read_through
+from data.shards import TarSource, open_shards
 from data.synthetic import scenes, toy_scenes
 from m3ddm_jax.video import FrameSource
 from m3ddm_jax.video.container import Media
 from m3ddm_jax.video.images import IMAGE_SUFFIXES, natural_key
 
-KINDS = ("shards", "videos", "synthetic")
+KINDS = ("shards", "webdataset", "videos", "synthetic")
 # of files that are videos, most of which libav reads; `data.prepare` tries files of any other name too
 VIDEO_SUFFIXES = frozenset(
     {
@@ -67,19 +65,6 @@ SYNTHETIC_SCENES = 1_000_000
 HELD_OUT_SCENES = 20_000
 SYNTHETIC_FRAMES = 64
 TOY_SCENES = "visits"
-_READ_AT_ONCE = 1 << 24  # bytes
-
-
-class Video(NamedTuple):
-    """One opened video: read(indices, size=None) -> uint8 [n,h,w,3], the frames at `indices` scaled to size (h, w).
-
-    part: the frames at which a clip of this record may begin, where other records have the rest of the video.
-    """
-
-    name: str
-    info: VideoInfo
-    read: Callable[..., np.ndarray]
-    part: range | None = None
 
 
 class Source(Protocol):
@@ -101,7 +86,7 @@ class Source(Protocol):
 
 
 class SourceSpec(NamedTuple):
-    """What a config says of a source: its kind, path, weight in the mixture, and the split of its videos."""
+    """A source as a config describes it: its kind, path, weight in the mixture, and the split of its videos."""
 
     kind: str
     path: str
@@ -109,24 +94,23 @@ class SourceSpec(NamedTuple):
     split: str = splits.TRAIN
 
 
-class NoSuchSplit(ValueError):
-    """A source has no video of a split."""
-
-
 def open_source(kind: str, path: str | os.PathLike = "", *, lines: int = 256, split: str = splits.TRAIN) -> Source:
     """Opens a source by its kind.
 
-    shards: a folder written by `data.prepare`. videos: a folder searched, in all its depth, for video files and for
-    folders of images. synthetic: scenes drawn on the spot; `lines` pixels on their short side where path is
-    empty, those of data.synthetic.toy_scenes where it is "visits".
-    split: whose videos (data.splits); shards have those that `data.prepare` made.
+    shards: a folder written by `data.prepare`, as a whole or in parts, or a data set of data.builders. webdataset: a
+    folder searched for tar files of videos. videos: a folder searched, in all its depth, for video files and for
+    folders of images. synthetic: scenes drawn on the spot; `lines` pixels on their short side where path is empty,
+    those of data.synthetic.toy_scenes where it is "visits". split: whose videos (data.splits); shards have splits of
+    their own.
 
     Raises ValueError for an unknown kind or split and for a path that holds no video, or names no scenes; NoSuchSplit
     where the source has no video of the split.
     """
     splits.check_split_name(split)
     if kind == "shards":
-        return ShardSource(path, split)
+        return open_shards(path, split)
+    if kind == "webdataset":
+        return TarSource(path, split, VIDEO_SUFFIXES)
     if kind == "videos":
         return FolderSource(path, split)
     if kind == "synthetic":
@@ -164,88 +148,6 @@ class FolderSource:
 
     def lengths(self) -> None:
         return None
-
-
-class ShardSource:
-    """Records of a TFDS data set in ArrayRecord files whose feature `video` holds encoded bytes.
-
-    The video of a record is the whole shot that it is a part of: the parts of a shot follow one another. Data sets of
-    earlier versions have no parts.
-    """
-
-    def __init__(self, path: str | os.PathLike, split: str = splits.TRAIN):
-        try:
-            builder = tfds.builder_from_directory(os.fspath(path))
-            names = [name for name in builder.info.splits if split in (name, splits.ALL)]
-            if names:
-                self._open_records = functools.partial(builder.as_data_source, split="+".join(names))
-                self._records = self._open_records()
-                self._splits = [builder.info.splits[name] for name in names]
-                self._lengths = _add_up((builder.info.metadata or {}).get(LENGTHS, {}), names)
-        except Exception as error:  # the library raises many kinds, all of which mean the same here
-            raise ValueError(f"{path} holds no shards written by data.prepare") from error
-        if not names:
-            raise NoSuchSplit(f"{path} has no split {split}: it is of an earlier version, or was prepared of one video")
-        self._name = builder.info.name
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def name(self, index: int) -> str:
-        return f"{self._name}/{index}"
-
-    def open(self, index: int) -> Video:
-        record = self._record(index)
-        name, parts = record["name"].decode(), record.get("parts", 1)
-        info = VideoInfo(record["num_frames"], record["fps"], record["height"], record["width"])
-        if parts == 1:
-            return Video(name, info, functools.partial(read_media, record["video"]))
-        borders = part_borders(record["shot_frames"], parts)
-        number = record["part"]
-        read = functools.partial(self._read_shot, record, index, borders)
-        info = info._replace(num_frames=record["shot_frames"])
-        return Video(name, info, read, range(borders[number], borders[number + 1]))
-
-    def _read_shot(
-        self, record: dict, index: int, borders: list[int], indices: Sequence[int], size: tuple[int, int] | None = None
-    ) -> np.ndarray:
-        """`read_media` of the whole shot that a record is a part of."""
-        indices = np.asarray(indices)
-        owners = np.searchsorted(borders, indices, side="right") - 1
-        frames = np.empty((len(indices), *(size or (record["height"], record["width"])), 3), np.uint8)
-        for number in np.unique(owners):
-            sibling = record if number == record["part"] else self._record(index - record["part"] + int(number))
-            if (sibling["shot"], sibling["part"]) != (record["shot"], number):
-                raise ValueError(f"part {number} of the shot {record['shot'].decode()} is not where it belongs")
-            own = owners == number
-            frames[own] = read_media(sibling["video"], (indices[own] - borders[number]).tolist(), size)
-        return frames
-
-    def _record(self, index: int) -> dict:
-        records = self._records
-        try:
-            return records[index]
-        except RuntimeError as error:  # array_record's way to say that a file is damaged, or was not reached
-            self._records = self._open_records()  # a reader that has failed once goes on failing
-            raise ValueError(f"the record cannot be read: {error}") from error
-
-    def check_storage(self, index: int) -> None:
-        ends = np.cumsum([length for split in self._splits for length in split.shard_lengths])
-        files = [file for split in self._splits for file in split.filepaths]
-        read_through(files[int(np.searchsorted(ends, index, side="right"))])
-
-    def lengths(self) -> Mapping[int, int] | None:
-        return self._lengths
-
-
-def _add_up(lengths: Mapping[str, Mapping[str, int]], names: Sequence[str]) -> dict[int, int] | None:
-    """The counts of the splits together; None where one has none."""
-    if any(name not in lengths for name in names):
-        return None
-    total: collections.Counter[int] = collections.Counter()
-    for name in names:
-        total.update({int(frames): count for frames, count in lengths[name].items()})
-    return dict(total)
 
 
 def _scenes_of_split(split: str) -> range:
@@ -342,42 +244,8 @@ def visible_files(root: pathlib.Path) -> list[pathlib.Path]:
     return [path for path in paths if not any(part.startswith(".") for part in path.relative_to(root).parts)]
 
 
-def read_through(path: str | os.PathLike) -> None:
-    """Reads a file to its end; raises OSError where that fails."""
-    with open(path, "rb") as file:
-        while file.read(_READ_AT_ONCE):
-            pass
-
-
 def index_video(media: Media) -> FrameSource:
     """Opens a video to be read on one thread, and lets go of it: what is kept is where its frames are."""
     source = FrameSource(media, threads=1)
     source.close()
     return source
-
-
-def describe(source: FrameSource) -> VideoInfo:
-    """Returns what is known of an opened video."""
-    return VideoInfo(len(source), source.fps, source.height, max(1, round(source.width * float(source.pixel_aspect))))
-
-
-def read_frames(source: FrameSource, indices: Sequence[int], size: tuple[int, int] | None = None) -> np.ndarray:
-    """Reads frames of an indexed video, which stays as it is, in the order asked and with repeats.
-
-    Returns uint8 [n,h,w,3], RGB, scaled to size (h, w), or else to square pixels. Raises ValueError for an index
-    outside the video and for a frame that cannot be decoded.
-    """
-    info = describe(source)
-    if not len(indices) or min(indices) < 0 or max(indices) >= info.num_frames:
-        found = f"{min(indices)}..{max(indices)}" if len(indices) else "none"
-        raise ValueError(f"frames {found} asked of a video of {info.num_frames} frames")
-    reader = source.reopen()
-    try:
-        return reader.read(indices, size or (info.height, info.width))
-    finally:
-        reader.close()
-
-
-def read_media(media: Media, indices: Sequence[int], size: tuple[int, int] | None = None) -> np.ndarray:
-    """Reads frames of a video file, or of the bytes of one, as `read_frames` does."""
-    return read_frames(FrameSource(media, threads=1), indices, size)

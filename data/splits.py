@@ -28,6 +28,11 @@ def names_of_split(names: Sequence[str], split: str) -> list[str]:
     return [name for name in names if split == ALL or (name in held_out) == (split == VALIDATION)]
 
 
+def part_of(name: str, parts: int) -> int:
+    """Returns which of `parts` parts of a folder a video belongs to; independent of its split."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[8:16]) % parts
+
+
 def check_split_name(split: str) -> None:
     """Raises ValueError for an unknown split."""
     if split not in SPLITS:

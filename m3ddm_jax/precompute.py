@@ -8,7 +8,6 @@ same command goes on where it was stopped; a shard that was begun is begun anew.
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +19,7 @@ from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 from data import latents
-from data.pipeline import make_batches
+from data.pipeline import StepDataset, make_batches
 from data.splits import TRAIN
 from m3ddm_jax import cli
 from m3ddm_jax.files.places import check_apart
@@ -113,7 +112,7 @@ def begin_folder(out: str, config: ConfigDict, recipe: DiffusionRecipe, examples
         check_fit(f"folder {out}", flatten_dict(with_added(begun, facts, out), sep="."), flatten_dict(facts, sep="."))
 
 
-def make_clips(config: ConfigDict, bucket: tuple[int, int], batch_size: int) -> grain.IterDataset:
+def make_clips(config: ConfigDict, bucket: tuple[int, int], batch_size: int) -> StepDataset:
     """Batches of the config's clips, all of one size; the clip at place i of step k is number k * batch_size + i."""
     settings = clip_settings(config) | {"buckets": (bucket,)}
     return make_batches(batch_size=batch_size, seed=config.train.seed, **settings)

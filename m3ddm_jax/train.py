@@ -19,7 +19,6 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import grain
 import jax
 from absl import flags
 from etils import epath
@@ -27,6 +26,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
+from data.pipeline import StepDataset
 from data.sources import SourceSpec
 from m3ddm_jax import cli
 from m3ddm_jax.files.locking import Lock
@@ -60,6 +60,8 @@ def train(
     Raises ValueError where config, data or checkpoint do not fit, or processes do not have the same, FloatingPointError
     where training diverges.
     """
+    if config.data.get("workers") and not flags.FLAGS.is_parsed():  # grain reads its own; a caller from Python has none
+        flags.FLAGS.mark_as_parsed()
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stopping(stall_seconds))
         recipe, mesh, cadence, dataset, validation = prepare(config, workdir, devices)
@@ -69,6 +71,7 @@ def train(
         put = functools.partial(put_batch, mesh)
         stack.enter_context(jax.set_mesh(mesh))
         batches = iter(dataset)
+        stack.callback(batches.close)
         frozen = jax.device_put(recipe.frozen, replicated(mesh))
 
         # The state and its place in the data: those of the newest checkpoint, else the beginning.
@@ -87,7 +90,7 @@ def train(
         stack.callback(checkpoints.close)
         with processes.agreement():
             if checkpoints.latest_step() is None:
-                state = recipe.begin(rng, abstract_state, put(next(iter(dataset))), frozen)
+                state = recipe.begin(rng, abstract_state, put(batches.peek()), frozen)
             else:
                 state, examples_seen = checkpoints.restore(abstract_state)
                 batches.set_state({"next_index": steps_drawn(examples_seen, config.train.batch_size)})
@@ -135,7 +138,7 @@ def train(
 
 def prepare(
     config: ConfigDict, workdir: str, devices: Sequence[jax.Device] | None
-) -> tuple[Recipe, Mesh, loop.Cadence, grain.IterDataset, list[SourceSpec]]:
+) -> tuple[Recipe, Mesh, loop.Cadence, StepDataset, list[SourceSpec]]:
     """What is trained, where, how long, on what, and the sources that it is validated on, alike in all processes; what
     fails in one fails in all."""
     with processes.agreement() as same:
@@ -198,7 +201,8 @@ def fingerprints(config: ConfigDict, fixed: dict[str, Any]) -> dict[str, str]:
     """
     facts = json.dumps([config.to_dict(), fixed], sort_keys=True)
     sources = (path for top in _CODE for path in sorted((_ROOT / top).rglob("*.py")))
-    paths = [source.path for source in list_sources(config)] + [config.train.init_from]
+    named = [*list_sources(config), *(SourceSpec(**source) for source in config.data.to_dict()["validation"])]
+    paths = [source.path for source in named] + [config.train.init_from]
     return {
         "config": _hash([facts.encode()]),
         "code": _hash([json.dumps(versions()).encode(), *(path.read_bytes() for path in sources)]),
@@ -244,6 +248,7 @@ def evaluation_of(
     reported in one line each."""
     held_out = iter(recipe.dataset(config.train.seed + 1, validation))
     batches = [next(held_out) for _ in range(config.train.evaluate_batches)]
+    held_out.close()
     side = min(side for bucket in config.data.buckets for side in bucket)
     names, cache = config.train.evaluate_metrics, cli.cache_folder("metrics")
     metrics, lacking = evaluation.find_networks(names, config.data.num_frames, side, cache)

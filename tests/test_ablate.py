@@ -124,6 +124,11 @@ def test_variants_of_in2out_are_those_of_the_adversarial_goal():
         (lambda c: None, ["plain", "huge"], "variants huge are unknown: those of plain, small are accepted"),
         (lambda c: c.train.update(evaluate_every=0), [], "evaluate_every is 0: 1 to 2, the steps"),
         (lambda c: c.train.update(evaluate_every=3), [], "evaluate_every is 3: 1 to 2, the steps"),
+        (
+            lambda c: c.data.update(sources=({"kind": "synthetic", "path": "", "weight": 1.0, "split": "all"},)),
+            [],
+            "variant plain: no source holds clips out to compare variants by",
+        ),
         (lambda c: c.variants.plain.update({"model": {"depht": 3}}), [], "variant plain: .*depht"),
         (lambda c: c.variants.plain.update({"train": {"steps": "many"}}), [], "variant plain: .*many"),
         (lambda c: c.variants.small.update({"data": {"buckets": ((36, 36),)}}), [], "variant small: bucket"),

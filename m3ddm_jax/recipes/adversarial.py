@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import flax.linen as nn
-import grain
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from configs import common
+from data.pipeline import StepDataset
 from data.sources import SourceSpec
 from m3ddm_jax.losses.outpainting import OutpaintingWeights
 from m3ddm_jax.models import registry
@@ -146,7 +146,7 @@ class AdversarialRecipe:
             spike_patience=config.train.spike_patience,
         )
 
-    def dataset(self, seed: int, sources: Sequence[SourceSpec] | None = None) -> grain.IterDataset:
+    def dataset(self, seed: int, sources: Sequence[SourceSpec] | None = None) -> StepDataset:
         """This process's part of every batch of clips."""
         return base.make_clips(self._config, seed, sources)
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import flax.linen as nn
-import grain
 import jax
 import jax.numpy as jnp
 from jax.experimental import multihost_utils
@@ -17,8 +16,9 @@ from data import splits
 from data.intervals import serving_share
 from data.latents import read_facts
 from data.masks import MaskSampler
-from data.pipeline import make_batches
-from data.sources import KINDS, NoSuchSplit, SourceSpec, open_source
+from data.pipeline import StepDataset, make_batches
+from data.reading import NoSuchSplit
+from data.sources import KINDS, SourceSpec, open_source
 from m3ddm_jax.models import registry
 from m3ddm_jax.models.remat import check_remat
 from m3ddm_jax.parallel.mesh import process_part, replicated
@@ -30,7 +30,7 @@ from m3ddm_jax.weights import load_model, save_model
 
 EXPORT_DTYPES = ("float32", "float16")
 EVALUATE_METRICS = ("ssim", "lpips", "fvd")
-"""What may be measured of held-out clips besides what every recipe does (recipes.evaluation)."""
+"""What may be measured of held-out clips in addition to what every recipe measures (recipes.evaluation)."""
 
 
 class Recipe(Protocol):
@@ -47,10 +47,9 @@ class Recipe(Protocol):
     frozen: Variables
     fixed: dict[str, Any]
 
-    def dataset(self, seed: int, sources: Sequence[SourceSpec] | None = None) -> grain.IterDataset:
-        """This process's part of every batch, without end, each with a `clip_id`; iterators count steps as those of
-        `data.pipeline.make_batches`. sources: in place of the training ones, of held-out clips. Raises ValueError where
-        sources do not fit the config."""
+    def dataset(self, seed: int, sources: Sequence[SourceSpec] | None = None) -> StepDataset:
+        """This process's part of every batch, without end, each with a `clip_id`. sources: of held-out clips, in place
+        of the training ones. Raises ValueError where sources do not fit the config."""
 
     def abstract_state(self, rng: jax.Array, mesh: Mesh) -> State:
         """Shape, dtype and sharding of every array of the state."""
@@ -256,9 +255,12 @@ def _encoded_from(spec: SourceSpec) -> list[SourceSpec]:
 
 
 def clip_settings(config: ConfigDict, sources: Sequence[SourceSpec] | None = None) -> dict[str, Any]:
-    """The data section as `data.pipeline.make_batches` takes it; sources: in place of the training ones."""
+    """The data section as `data.pipeline.make_batches` takes it; sources: in place of the training ones, of which few
+    clips are wanted, so that no processes are started."""
     data = config.data.to_dict()
     del data["validation"]
+    if sources:
+        data["workers"] = 0
     return data | {"sources": sources or list_sources(config), "masks": MaskSampler(**data["masks"])}
 
 
@@ -286,7 +288,7 @@ def batch_part(config: ConfigDict, seed: int) -> dict[str, int]:
     return {"process_index": index, "process_count": count, "batch_size": config.train.batch_size, "seed": seed}
 
 
-def make_clips(config: ConfigDict, seed: int, sources: Sequence[SourceSpec] | None = None) -> grain.IterDataset:
+def make_clips(config: ConfigDict, seed: int, sources: Sequence[SourceSpec] | None = None) -> StepDataset:
     """This process's part of every batch of a config's clips; sources: in place of the training ones."""
     return make_batches(**clip_settings(config, sources), **batch_part(config, seed))
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
-import grain
 import jax
 import jax.numpy as jnp
 from absl import logging
@@ -17,6 +16,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 from data.latents import LatentFolder, latent_folders, make_latent_batches
+from data.pipeline import StepDataset
 from data.sources import SourceSpec
 from m3ddm_jax.flow.region_fill import hide
 from m3ddm_jax.models import registry
@@ -133,7 +133,7 @@ class DiffusionRecipe:
     def _mesh_limits(self) -> Mapping[str, int]:
         return self.model.mesh_limits(latent_frames(self.encoders.autoencoder, self._config.data.num_frames))
 
-    def dataset(self, seed: int, sources: Sequence[SourceSpec] | None = None) -> grain.IterDataset:
+    def dataset(self, seed: int, sources: Sequence[SourceSpec] | None = None) -> StepDataset:
         """This process's part of every batch: of latents, or of pixels. Raises ValueError where folders of latents were
         not made as the config says, or by another autoencoder."""
         folders = latent_folders(sources or base.list_sources(self._config))
@@ -145,12 +145,17 @@ class DiffusionRecipe:
             there = {name: there[name] for name in here if name in there}
             check_fit(f"folder of latents {path}", flatten_dict(there, sep="."), flatten_dict(here, sep="."))
         data, part = self._config.data, base.batch_part(self._config, seed)
-        return make_latent_batches(folders, buckets=data.buckets, num_threads=data.num_threads, **part)
+        loading = {"num_threads": data.num_threads, "workers": 0 if sources else data.workers}
+        return make_latent_batches(folders, buckets=data.buckets, **loading, **part)
 
     def latent_facts(self) -> dict[str, Any]:
         """What latents depend on besides chance and the videos, as plain values."""
         data = self._config.data.to_dict()
-        facts = {name: value for name, value in data.items() if name not in ("sources", "validation", "num_threads")}
+        facts = {
+            name: value
+            for name, value in data.items()
+            if name not in ("sources", "validation", "num_threads", "workers")
+        }
         facts |= {**self._identities, "unknown": self._config.diffusion.unknown}
         return json.loads(json.dumps(facts))
 
@@ -228,7 +233,7 @@ class DiffusionRecipe:
 
 
 def with_added(there: dict[str, Any], here: dict[str, Any], path: str) -> dict[str, Any]:
-    """The facts of a folder of latents, which may be of a version whose masks had fewer fields, as of this one."""
+    """The facts of a folder of latents, with the fields of masks that an earlier version did not have."""
     added = {name: value for name, value in here["masks"].items() if name not in there.get("masks", {})}
     if not added or "masks" not in there:
         return there
@@ -237,7 +242,7 @@ def with_added(there: dict[str, Any], here: dict[str, Any], path: str) -> dict[s
 
 
 def make_adam(section: ConfigDict) -> AdamSettings:
-    """What a config says of its optimizer. Raises ValueError for fields and values that are not accepted."""
+    """The settings of a config's optimizer. Raises ValueError for fields and values that are not accepted."""
     known, found = AdamSettings.__dataclass_fields__.keys(), section.to_dict()
     if found.keys() != known:
         raise ValueError(f"train.optimizer has {', '.join(found)}: those of {', '.join(known)} are expected")

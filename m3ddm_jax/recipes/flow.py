@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
-import grain
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -14,6 +13,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 from data.masks import MaskSampler
+from data.pipeline import StepDataset
 from data.sources import SourceSpec
 from data.synthetic.motion import make_motion_batches
 from m3ddm_jax.models.raft import RAFT
@@ -69,13 +69,14 @@ class FlowRecipe:
             iterations=config.flow.iterations,
         )
 
-    def dataset(self, seed: int, sources: Sequence[SourceSpec] | None = None) -> grain.IterDataset:
+    def dataset(self, seed: int, sources: Sequence[SourceSpec] | None = None) -> StepDataset:
         """This process's part of every batch of clips; scenes with exact flow are others for each seed."""
         if self._estimator is not None:
             return base.make_clips(self._config, seed, sources)
         data = self._config.data.to_dict()
         return make_motion_batches(
             **{name: data[name] for name in ("num_frames", "buckets", "num_threads")},
+            workers=0 if sources else data["workers"],
             interval=self.model.interval,
             masks=MaskSampler(**data["masks"]),
             **base.batch_part(self._config, seed),

@@ -4,7 +4,6 @@ import functools
 import os
 from collections.abc import Sequence
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from configs import common
-from data.pipeline import make_batches
+from data.pipeline import StepDataset, make_batches
 from data.sources import SourceSpec
 from data.style_augmentation import lend_gradients
 from m3ddm_jax.models import registry
@@ -55,7 +54,7 @@ class StyleRecipe:
             spike_patience=train.spike_patience,
         )
 
-    def dataset(self, seed: int, sources: Sequence[SourceSpec] | None = None) -> grain.IterDataset:
+    def dataset(self, seed: int, sources: Sequence[SourceSpec] | None = None) -> StepDataset:
         """This process's part of every batch of single frames, with what is lent to them."""
         settings = base.clip_settings(self._config, sources) | base.batch_part(self._config, seed)
         return make_batches(**settings, extend=_lend)

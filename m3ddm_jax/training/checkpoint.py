@@ -70,7 +70,7 @@ class Checkpoints:
         _drop_empty(folder)
         self._best = best and best[0]
         goodness = best and functools.partial(_goodness, name=best[0], rises=best[1])
-        self._quiet = _RaisedAgain()
+        self._quiet = _Quiet()
         absl_logging.get_absl_handler().addFilter(self._quiet)
         self._manager = ocp.CheckpointManager(
             folder if is_remote(folder) else os.path.abspath(folder),
@@ -217,11 +217,12 @@ def _goodness(metrics: Mapping[str, float], *, name: str, rises: bool) -> float:
     return -math.inf if math.isnan(value) else value if rises else -value
 
 
-class _RaisedAgain(logging.Filter):
-    """Leaves out the traces that Orbax's threads log of an error, which is raised where they are waited for."""
+class _Quiet(logging.Filter):
+    """Leaves out the traces that Orbax's threads log of an error, which is raised where they are waited for, and that a
+    checkpoint has no metrics, as between evaluations."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not (record.exc_info and "orbax" in record.pathname)
+        return "orbax" not in record.pathname or not (record.exc_info or "did not provide metrics" in str(record.msg))
 
 
 def _drop_empty(folder: str | os.PathLike) -> None:

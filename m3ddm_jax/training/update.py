@@ -34,7 +34,7 @@ def apply_update(
     it nothing changes. rate: factor of the updates. more: further fields, replaced unless the optimizer skips.
     spike_patience: updates in a row that the optimizer may skip (optim.skip_spikes).
     Metrics, float32: grad_norm, before clipping, update_norm, and param_norm before the update; those of each part at
-    the top of the parameters, NORM/PART; learning_rate, of an optimizer that tells it, times the factor of the updates;
+    the top of the parameters, NORM/PART; learning_rate, of a Scheduled optimizer, times the factor of the updates;
     of an optimizer that skips updates `skipped`, 1 where it has skipped
     this one, and `stuck`, 1 where it has skipped as many in a row as `spike_patience`.
     """

@@ -1,4 +1,5 @@
 import collections
+import io
 import itertools
 import json
 import os
@@ -172,3 +173,41 @@ def test_facts_of_impossible_shards_are_refused_at_once(tmp_path, examples):
     with pytest.raises(ValueError, match="does not describe its shards"):
         latents.LatentFolder(tmp_path)
     assert time.perf_counter() - start < 1
+
+
+def make_example(rng):
+    return {
+        "mean": rng.normal(size=(2, 3, 4)).astype(np.float16),
+        "mask": np.ones((2, 3, 1), np.uint8),
+        "observed": np.array([True, False]),
+        "fps": np.float32(2.5),
+        "clip_id": np.str_("clip @ é"),
+    }
+
+
+def test_a_record_comes_back_as_it_was_and_so_does_one_of_an_earlier_version():
+    example = make_example(np.random.default_rng(0))
+    former = io.BytesIO()
+    np.savez(former, **example)
+    for record in (latents._pack(example), former.getvalue()):
+        found = latents._unpack(record)
+        assert found.keys() == example.keys()
+        for name, value in example.items():
+            assert found[name].dtype == value.dtype and found[name].shape == value.shape
+            np.testing.assert_array_equal(found[name], value)
+
+
+def test_a_damaged_record_is_refused():
+    record = latents._pack(make_example(np.random.default_rng(0)))
+    rng = np.random.default_rng(1)
+    damaged = [record[:-1], record + b"\0", record.replace(b"<f2", b"|O8"), record.replace(b"[2, 3, 4]", b"[2,-3, 4]")]
+    for bad in damaged:
+        with pytest.raises(ValueError, match="a record of latents is damaged"):
+            latents._unpack(bad)
+    for _ in range(300):  # whatever is changed: the same shapes, or one line
+        bad = bytearray(record)
+        bad[rng.integers(13, 200)] = rng.integers(256)
+        try:
+            latents._unpack(bytes(bad))
+        except ValueError as error:
+            assert "\n" not in str(error) or "damaged" in str(error)

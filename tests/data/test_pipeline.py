@@ -1,9 +1,12 @@
 import collections
 import logging
 import shutil
+import threading
+import time
 
 import numpy as np
 import pytest
+from absl import flags
 
 from data import clips, masks, pipeline
 from data import sources as sources_module
@@ -95,6 +98,36 @@ def test_an_iterator_resumes_at_the_step_it_is_given(sources, whole):
     assert same(batches(sources, 1, start=1)[0], whole[1])
     far = batches(sources, 1, start=10**9)[0]
     assert far["video"].shape[0] == 4
+
+
+@pytest.fixture
+def parsed_flags():
+    """Grain reads its flags where there are workers."""
+    flags.FLAGS.mark_as_parsed()
+    yield
+    flags.FLAGS.unparse_flags()
+
+
+@pytest.mark.usefixtures("parsed_flags")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_order_is_the_same_with_worker_processes(sources, whole, workers):
+    found = batches(sources, 2, start=1, workers=workers, num_threads=1)
+    assert same(found[0], whole[1]) and same(found[1], whole[2])
+
+
+@pytest.mark.usefixtures("parsed_flags")
+def test_what_a_worker_raises_is_raised_here(tmp_path):
+    (tmp_path / "text.mp4").write_text("no video")
+    with pytest.raises(ValueError, match=r"unusable, the last is text\.mp4"):
+        batches([("videos", str(tmp_path), 1.0)], 1, workers=1)
+
+
+def test_the_next_batch_can_be_looked_at(sources, whole):
+    iterator = iter(pipeline.make_batches(sources, **SETTINGS))
+    assert same(iterator.peek(), whole[0]) and same(iterator.peek(), whole[0])
+    assert iterator.get_state() == {"next_index": 0}
+    assert same(next(iterator), whole[0]) and same(next(iterator), whole[1])
+    iterator.close()
 
 
 def test_the_seed_changes_the_clips(sources, whole):
@@ -196,6 +229,22 @@ def test_a_video_that_vanishes_is_waited_for_and_not_replaced(video_folder, tmp_
         next(data)
 
 
+def test_nothing_waits_for_a_storage_once_loading_has_ended(video_folder, tmp_path, caplog):
+    before = set(threading.enumerate())
+    shutil.copytree(video_folder, tmp_path / "videos")
+    data = iter(pipeline.make_batches([("videos", str(tmp_path / "videos"), 1.0, "all")], **SETTINGS))
+    next(data)
+    shutil.rmtree(tmp_path / "videos")
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        while not caplog.records:
+            time.sleep(0.01)
+        data.close()
+    threads = set(threading.enumerate()) - before
+    for thread in threads:
+        thread.join(timeout=10)
+    assert not any(thread.is_alive() for thread in threads)
+
+
 def test_neighbours_of_a_large_source_do_not_meet_in_a_batch_more_often_than_by_chance():
     total, batch, reach = 10_700_000, 256, 50
     order = pipeline.record_order([range(total)], [1.0], seed=7, shuffle=True)
@@ -237,6 +286,7 @@ def test_mask_settings_reach_the_batch(sources):
         {"buckets": ((2, 16),)},
         {"max_interval": 0},
         {"num_threads": 0},
+        {"workers": -1},
         {"references": -1},
         {"global_fit": "crop"},
     ],

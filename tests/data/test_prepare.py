@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from data import clips, pipeline, prepare, sources, splits
+from data import clips, pipeline, prepare, reading, sources, splits
 from data.encode import encode_video
 from data.masks import Box
 from m3ddm_jax.files.locking import Lock
@@ -116,7 +116,7 @@ def test_clips_are_cut_cropped_scaled_and_decodable(prepared, raw):
         assert frames.shape == (video.info.num_frames, video.info.height, video.info.width, 3)
         assert video.info.num_frames == {"good.mp4": 40}.get(video.name.split("/")[0], len(video.part or frames))
     last = records(prepared[0])["good.mp4/20"]
-    decoded = sources.read_media(last["video"], [19])[0]
+    decoded = reading.read_media(last["video"], [19])[0]
     truths = [cv2.resize(frame, (90, 64), interpolation=cv2.INTER_AREA) for frame in shot(0, 40)]
     assert np.argmin([np.abs(decoded.astype(int) - truth).mean() for truth in truths]) == 39
     with open_container(last["video"]) as container:
@@ -221,6 +221,40 @@ def test_whole_videos_are_held_out(prepared):
     assert report["validation"]["videos"] == [held_out] and report["validation"]["clips"] >= 1
 
 
+def test_parts_are_made_one_by_one_and_read_as_one_data_set(raw, prepared, tmp_path, run_module):
+    command = ["data.prepare", raw, tmp_path / "out", "--short-side=64", "--max-seconds=4"]
+    assert run_module(*command, "--shard=0/3").returncode == 0
+    with pytest.raises(ValueError, match="out has 1 parts, of 3: data.prepare --shard=I/3 .* missing, 1, 2"):
+        sources.open_source("shards", tmp_path / "out")
+    for number in (1, 2):
+        assert run_module(*command, f"--shard={number}/3").returncode == 0
+    again = run_module(*command, "--shard=1/3")
+    assert again.returncode == 0 and "00001-of-00003 is there already" in again.stdout
+    source = sources.open_source("shards", tmp_path / "out", split="all")
+    names = [source.open(index).name for index in range(len(source))]
+    assert sorted(names) == sorted(records(prepared[0]))
+    assert len({source.name(index) for index in range(len(source))}) == 6
+    assert source.lengths() == {18: 1, 20: 1, 24: 1, 40: 2, 50: 1}
+    for index in range(len(source)):
+        source.check_storage(index)
+    reports = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("*/report.json")]
+    skipped = [entry["video"] for report in reports for entry in report["skipped"]]
+    assert len(reports) == 3 and sorted(skipped) == sorted(entry["video"] for entry in prepared[1]["skipped"])
+
+
+def test_a_part_without_clips_has_a_report_alone(tmp_path):
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "notes.txt").write_text("about videos")
+    report = prepare.prepare(tmp_path / "raw", tmp_path / "out", SETTINGS, shard=(0, 1))
+    assert report["clips"] == 0 and os.listdir(tmp_path / "out") == ["report.json"]
+
+
+@pytest.mark.parametrize("text", ["1", "2/2", "-1/2", "0/0", "a/b", "0/100000"])
+def test_parts_that_are_none_are_refused(text):
+    with pytest.raises(ValueError, match="--shard must be I/N with I from 0 to N - 1"):
+        prepare.parse_shard(text)
+
+
 def test_a_single_video_is_for_training(raw, tmp_path, run_module):
     (tmp_path / "raw").mkdir()
     for name in ("good.mp4", "still.mp4"):
@@ -228,7 +262,7 @@ def test_a_single_video_is_for_training(raw, tmp_path, run_module):
     done = run_module("data.prepare", tmp_path / "raw", tmp_path / "out", "--short-side=64")
     assert done.returncode == 0 and "one video alone has clips: none is held out for validation" in done.stderr
     assert len(sources.open_source("shards", tmp_path / "out")) == 1
-    with pytest.raises(sources.NoSuchSplit, match="has no split validation: it is of an earlier version, or was"):
+    with pytest.raises(reading.NoSuchSplit, match="has no split validation: it is of an earlier version, or was"):
         sources.open_source("shards", tmp_path / "out", split="validation")
 
 

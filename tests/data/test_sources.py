@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from data import sources
+from data import reading, sources
 from m3ddm_jax.video.timeline import DEFAULT_FPS
 
 
@@ -51,14 +51,14 @@ def test_frame_folders_that_cannot_be_used_say_why(tmp_path):
     for name, shape in (("1.png", (8, 8, 3)), ("2.png", (8, 10, 3))):
         cv2.imwrite(str(tmp_path / name), np.zeros(shape, np.uint8))
     with pytest.raises(ValueError, match="must all be 8x8"):
-        sources.read_media(tmp_path, [0, 1])
+        reading.read_media(tmp_path, [0, 1])
     (tmp_path / "1.png").write_text("no image")
     with pytest.raises(ValueError, match=r"1\.png is no readable image"):
         sources.index_video(tmp_path)
 
 
 def test_unusable_sources_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="unknown source kind 'tape', known: shards, videos, synthetic"):
+    with pytest.raises(ValueError, match="unknown source kind 'tape', known: shards, webdataset, videos, synthetic"):
         sources.open_source("tape", tmp_path)
     with pytest.raises(ValueError, match="holds no video"):
         sources.open_source("videos", tmp_path, split="all")

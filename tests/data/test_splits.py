@@ -2,7 +2,7 @@ import collections
 
 import pytest
 
-from data import sources, splits
+from data import reading, sources, splits
 
 
 def test_two_percent_of_many_names_are_held_out_by_their_hash_alone():
@@ -37,5 +37,5 @@ def test_folders_and_scenes_hold_videos_out(video_folder, tmp_path):
         assert len(opened["train"]) + len(opened["validation"]) == len(opened["all"])
     assert collections.Counter(map(len, (opened["train"], opened["validation"]))) == {1_000_000: 1, 20_000: 1}
     (tmp_path / "one.mp4").touch()
-    with pytest.raises(sources.NoSuchSplit, match="holds one video: none is of the split validation"):
+    with pytest.raises(reading.NoSuchSplit, match="holds one video: none is of the split validation"):
         sources.open_source("videos", tmp_path, split="validation")

@@ -20,9 +20,10 @@ import numpy as np
 import optax
 from absl import flags
 
-from data import latents, sources
+from data import latents
 from data.builders.clips import Clips
 from data.encode import EncodedClip, encode_video
+from data.shards import ShardSource
 from eval.features import Features
 from eval.score_cache import ScoreCache
 from eval.scores import ClipScores
@@ -193,7 +194,7 @@ def read_latents(folder):
 
 
 def read_shards(folder):
-    source = sources.ShardSource(folder / "shards")
+    source = ShardSource(folder / "shards")
     for index in range(min(len(source), 4)):
         video = source.open(index)
         video.read([0], None)
