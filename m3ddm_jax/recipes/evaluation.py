@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from einops import rearrange
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from eval.frechet import frechet_distance
@@ -36,6 +36,7 @@ RISING = ("validation_psnr", "validation_ssim")
 _NETWORKS = {"lpips": "lpips", "fvd": "i3d"}
 # Clips below one another, and frames per second, of pictures.
 _SHOWN, _FPS = 4, 8.0
+_PAGE_LINES = 128  # of a frame on a page, at least
 # All frames of a clip, as the metric's preset sees them.
 _DISTANCE = VideoDistance("fvd", "logits", None, "first", "torch_resize", lowest=-1.0, bn_epsilon=1e-3)
 
@@ -90,6 +91,8 @@ class Evaluator:
         metrics: Mapping[str, Network | None],
     ):
         self._frozen, self._batches, self._metrics = frozen, batches, metrics
+        # The networks of metrics are on this process's devices, whatever the mesh in force.
+        self._own = Mesh(np.array(jax.local_devices()), ("clips",), axis_types=(AxisType.Auto,))
         by_clip, whole = NamedSharding(mesh, P(BATCH_AXES)), replicated(mesh)
         self._complete = jax.jit(functools.partial(complete, recipe), out_shardings=(by_clip, whole, whole))
         self._lpips = FrameLPIPS(metrics["lpips"].module, metrics["lpips"].variables) if "lpips" in metrics else None
@@ -103,7 +106,8 @@ class Evaluator:
             completion, batch_sums, shown = self._complete(state, batch, self._frozen)
             sums.append(batch_sums)
             pictures = jax.device_get(shown) if pictures is None else pictures
-            parts.append(self._measure(*map(own_clips, completion)) if self._metrics else {})
+            with jax.set_mesh(self._own):
+                parts.append(self._measure(*map(own_clips, completion)) if self._metrics else {})
         return Evaluation(completion_metrics(sums) | self._joined(parts), pictures)
 
     def _measure(
@@ -181,7 +185,9 @@ def make_evaluate(
             with FrameSink(path, _FPS, *frames.shape[1:3]) as sink:
                 sink.write(frames)
             log.add_picture("samples", path.read_bytes(), *frames.shape[1:3], step)
-            page = draw_page(names[: len(pictures)], list(pictures[:, pictures.shape[1] // 2]))
+            middle = pictures[:, pictures.shape[1] // 2]
+            scale = -(-_PAGE_LINES // middle.shape[1])  # names need room
+            page = draw_page(names[: len(middle)], list(middle.repeat(scale, axis=1).repeat(scale, axis=2)))
             write_file(path.with_suffix(".png"), encode_png(page))
             log.add_picture("page", path.with_suffix(".png").read_bytes(), *page.shape[:2], step)
         return metrics
