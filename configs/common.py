@@ -17,6 +17,7 @@ from m3ddm_jax.models import registry
 from m3ddm_jax.pipelines.denoiser import SampleSettings
 from m3ddm_jax.training.flow_step import FlowWeights
 from m3ddm_jax.training.gan_step import AdversarialSettings
+from m3ddm_jax.training.optim import AdamSettings
 from m3ddm_jax.weights.m3ddm import PIPELINE
 
 
@@ -52,6 +53,7 @@ def base() -> ConfigDict:
         drop_local=0.1,
         drop_global=0.1,
     )
+    config.train.optimizer = section(AdamSettings)
     # Devices an axis; -1: all that the others leave. Clips are split over data and fsdp, parameters over fsdp, products
     # of wide levels over tensor, frames over context (m3ddm alone).
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "context": 1})
@@ -158,7 +160,7 @@ def globalpaint_tiny() -> ConfigDict:
         ema_decay=0.99,
         log_every=20,
         save_every=100,
-        sample_every=100,
+        evaluate_every=100,
     )
     config.sample.update(lines=64, global_frames=4, num_frames=4, steps=4, clip=2.0)
     return config
@@ -191,16 +193,21 @@ def data() -> ConfigDict:
     batches = inspect.signature(make_batches).parameters
     return ConfigDict(
         {
-            # kind: shards (made by data.prepare), videos (a folder of them) or synthetic; path; weight in the mixture.
+            # kind: shards (made by data.prepare or data.builders), webdataset (tar files), videos (a folder of them) or
+            # synthetic; path; weight in the mixture.
             # Or all of the kind latents (made by m3ddm_jax.precompute with the rest of this section as it is here).
+            # Optional: split (data.splits), "train" where it is left out.
             "sources": ({"kind": "synthetic", "path": "", "weight": 1.0},),
+            # What is measured on: such sources, each with its split; empty: the split "validation" of those above.
+            "validation": (),
             "num_frames": 16,
             "buckets": ((256, 256),),  # height x width of a batch, drawn for each step
             "global_frames": 16,
             "global_size": 256,
             # global_fit: "stretch", the known rectangle to a square; "pad": with its aspect, the rest is black.
             # references: further frames from anywhere in the video, after the clip's own.
-            **{name: batches[name].default for name in ("global_fit", "references", "num_threads")},
+            # num_threads: threads that load clips, in each of `workers` processes, or with 0 in the training process.
+            **{name: batches[name].default for name in ("global_fit", "references", "num_threads", "workers")},
             "max_interval": 15,  # frames between two of a clip, drawn from 1 to this
             "masks": section(MaskSampler),
         }
@@ -224,9 +231,13 @@ def train() -> ConfigDict:
             "ema_decay": 0.9999,
             "log_every": 50,
             "save_every": 1000,
-            "sample_every": 5000,  # to show what becomes of clips that are held out, and measure it; 0: never
-            "sample_batches": 4,  # of such clips
-            "keep": 3,  # checkpoints
+            "evaluate_every": 5000,  # to show what becomes of clips that are held out, and measure it; 0: never
+            "evaluate_batches": 4,  # of such clips
+            # In addition to PSNR and sharpness; those whose weights are not installed are left out.
+            "evaluate_metrics": ("ssim", "lpips", "fvd"),
+            "best_metric": "validation_psnr",  # whose best checkpoint stays in addition to the newest; empty: none
+            "keep": 3,  # newest checkpoints
+            "keep_period": 0,  # checkpoints of multiples of so many updates are kept for good; 0: none
             "profile": "",  # folder for a profiler's trace of a run's updates 11 to 13; empty: none
             "export_dtype": "float32",  # of the exported parameters; float16 halves the folder
         }
@@ -314,7 +325,7 @@ def flow() -> ConfigDict:
     )
     config.data.masks.update(isvi_masks())
     config.train = train()
-    config.train.update(steps=280_000, batch_size=4, ema_decay=0.999)
+    config.train.update(steps=280_000, batch_size=4, ema_decay=0.999, evaluate_metrics=())
     config.train.decay_every = 120_000  # updates after each of which a tenth of the learning rate is left; 0: never
     config.mesh = ConfigDict({"data": -1, "fsdp": 1})
     return config
@@ -339,7 +350,7 @@ def style() -> ConfigDict:
     config.data.update(num_frames=1, max_interval=1, global_frames=1, global_size=16)
     config.data.masks.update(isvi_masks())
     config.train = train()
-    config.train.update(steps=200_000, batch_size=8, ema_decay=0.999)
+    config.train.update(steps=200_000, batch_size=8, ema_decay=0.999, evaluate_metrics=())
     config.train.decay_every = 120_000
     config.mesh = ConfigDict({"data": -1, "fsdp": 1})
     return config

@@ -36,8 +36,8 @@ def get_config() -> ConfigDict:
         drop_global=0.0,
         log_every=100,
         save_every=450,
-        sample_every=150,
-        sample_batches=6,
+        evaluate_every=150,
+        evaluate_batches=6,
     )
     config.sample.update(lines=32, global_frames=8, steps=1, guidance_global=1.0, guidance_interval=(0.0, 1.0))
     config.variants = ConfigDict(

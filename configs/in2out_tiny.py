@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
         ema_decay=0.99,
         log_every=20,
         save_every=100,
-        sample_every=100,
+        evaluate_every=100,
     )
     config.variants = variants()
     return config

@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
         decay_every=3200,
         ema_decay=0.99,
         log_every=100,
-        sample_every=500,
-        sample_batches=8,
+        evaluate_every=500,
+        evaluate_batches=8,
     )
     return config

@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
         decay_every=0,
         ema_decay=0.99,
         save_every=500,
-        sample_every=250,
-        sample_batches=8,
+        evaluate_every=250,
+        evaluate_batches=8,
     )
     return config

@@ -35,7 +35,8 @@ def get_config() -> ConfigDict:
         max_interval=6,
         num_threads=2,
     )
-    config.data.masks.update(all=0.1)  # no guidance: the null conditions need not be learnt well
+    # No guidance: the null conditions need not be learnt well.
+    config.data.masks.update(all=0.1, all_keeps_frames=True)
     config.train.update(
         steps=771,
         batch_size=4,
@@ -45,7 +46,7 @@ def get_config() -> ConfigDict:
         drop_local=0.0,
         log_every=20,
         save_every=250,
-        sample_every=0,
+        evaluate_every=0,
         export_dtype="float16",
     )
     config.sample.update(

@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
         num_frames=4, buckets=((32, 32),), global_frames=4, global_size=32, max_interval=4, num_threads=1
     )
     config.train.update(
-        steps=300, batch_size=8, learning_rate=1e-3, warmup_steps=20, ema_decay=0.98, log_every=20, sample_every=0
+        steps=300, batch_size=8, learning_rate=1e-3, warmup_steps=20, ema_decay=0.98, log_every=20, evaluate_every=0
     )
     config.sample.update(
         lines=64, num_frames=4, global_frames=4, global_size=32, solver="euler", steps=8, guidance_global=1.0

@@ -54,18 +54,21 @@ def plan_clip(
     global_frames: int,
     max_interval: int,
     references: int = 0,
+    part: range | None = None,
 ) -> ClipPlan:
     """Draws a clip of num_frames frames of bucket = (height, width) pixels.
 
-    The frame interval is uniform in 1..max_interval, as far as the video is long enough. The crop has the bucket's
+    The frame interval is uniform in 1..max_interval, as far as the video is long enough (`longest_interval`). The clip
+    begins in `part`, by default anywhere, or earlier where it would not end in the video. The crop has the bucket's
     aspect; its side, relative to the largest that fits, is uniform between 1 and SMALLEST_CROP (random resized crop)
     but never so small that pixels would be invented, and its place is uniform; half of the clips are mirrored.
     References are any other frames of the video.
     """
-    longest = max(1, (info.num_frames - 1) // max(1, num_frames - 1))
+    longest = max(1, longest_interval(info.num_frames, num_frames))
     interval = int(rng.integers(1, min(max_interval, longest) + 1))
-    span = (num_frames - 1) * interval + 1
-    start = int(rng.integers(0, max(0, info.num_frames - span) + 1))
+    part = part or range(info.num_frames)
+    last_start = max(0, info.num_frames - (num_frames - 1) * interval - 1)
+    start = int(rng.integers(min(part.start, last_start), min(part.stop - 1, last_start) + 1))
     fit = max(bucket[0] / info.height, bucket[1] / info.width)  # scale at which the largest crop is the bucket
     zoom = rng.uniform(min(1.0, max(SMALLEST_CROP, fit)), 1.0)
     size = tuple(
@@ -83,6 +86,11 @@ def plan_clip(
         fps=info.fps / interval,
         reference_indices=draw_references(rng, references, indices, info.num_frames),
     )
+
+
+def longest_interval(video_frames: int, num_frames: int) -> int:
+    """Returns the largest frame interval of a clip of num_frames frames of a video; 0 where it is too short for any."""
+    return (video_frames - 1) // (num_frames - 1) if num_frames > 1 else video_frames
 
 
 def clip_indices(start: int, num_frames: int, interval: int, video_frames: int) -> tuple[int, ...]:

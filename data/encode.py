@@ -15,7 +15,11 @@ SRGB_VIDEO = Colour(matrix=BT709, primaries=BT709, transfer=BT709)  # what playe
 
 
 class EncodedClip(NamedTuple):
-    """One record: the bytes of a video file, where it is from, and what a reader must know before decoding it."""
+    """One record: the bytes of a video file, where it is from, and what a reader must know before decoding it.
+
+    A long shot is stored in several parts, which have no frame in common. shot: name of its first part; part, parts:
+    number of this one, from 0, and of all; shot_frames: of all parts together.
+    """
 
     video: bytes
     name: str
@@ -23,6 +27,15 @@ class EncodedClip(NamedTuple):
     fps: float
     height: int
     width: int
+    shot: str
+    part: int
+    parts: int
+    shot_frames: int
+
+
+def part_borders(shot_frames: int, parts: int) -> list[int]:
+    """The first frame of each part of a shot, and the end of the last: parts are of equal length, but for a frame."""
+    return np.linspace(0, shot_frames, parts + 1).round().astype(int).tolist()
 
 
 def encode_video(

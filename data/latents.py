@@ -2,12 +2,14 @@
 
 A folder holds latents.json, the facts about its examples, and the shards of each bucket, named
 HEIGHTxWIDTH-NUMBER-of-COUNT.array_record. A shard appears whole or not at all: the folder is complete when all of them
-are there, and work on it goes on with those that are missing. A record is an .npz file of one example's arrays.
+are there, and work on it goes on with those that are missing. A record is one example: the names, kinds and shapes of
+its arrays as JSON, and their bytes.
 """
 
 import io
 import itertools
 import json
+import math
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,13 +19,15 @@ import grain
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from data.pipeline import bucket_of_step, check_split, record_order, stack_steps
+from data.pipeline import StepDataset, bucket_of_step, check_split, record_order, stack_steps
+from data.sources import SourceSpec
 from m3ddm_jax.files.opening import read_json, read_npz
 from m3ddm_jax.files.writing import clean, new_file, write_file
 
 EXAMPLES_PER_SHARD = 256
 MAX_SHARDS = 1 << 20
 _FACTS = "latents.json"
+_MAGIC, _LENGTH_BYTES = b"m3ddm latents\n", 4
 
 
 class Shard(NamedTuple):
@@ -162,14 +166,14 @@ class LatentRecords:
             raise ValueError(f"record {index} of {self._folder} cannot be read: {error}") from error
 
 
-def latent_folders(sources: Sequence[tuple[str, str, float]]) -> list[tuple[str, float]]:
-    """The (path, weight) of sources (kind, path, weight) of the kind "latents"; none where all are of video.
+def latent_folders(sources: Sequence[SourceSpec]) -> list[tuple[str, float]]:
+    """The (path, weight) of sources of the kind "latents"; none where all are of video.
 
     Raises ValueError where there are both.
     """
-    folders = [(path, weight) for kind, path, weight in sources if kind == "latents"]
+    folders = [(source.path, source.weight) for source in sources if source.kind == "latents"]
     if folders and len(folders) < len(sources):
-        kinds = ", ".join(kind for kind, _, _ in sources)
+        kinds = ", ".join(source.kind for source in sources)
         raise ValueError(f"latents and pixels cannot be mixed in one run: found sources of the kinds {kinds}")
     return folders
 
@@ -183,7 +187,8 @@ def make_latent_batches(
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int = 4,
-) -> grain.IterDataset:
+    workers: int = 0,
+) -> StepDataset:
     """Makes the endless data set of this process's part of every batch, as data.pipeline.make_batches does of video.
 
     sources: (folder, weight) each. Every example of a folder comes once in each epoch of its bucket, in a new order;
@@ -205,14 +210,33 @@ def make_latent_batches(
         record = orders[bucket][step // len(buckets) * batch_size + process_index * local + place]
         return records[bucket][record.source][record.index]
 
-    return stack_steps(load, local, num_threads)
+    return stack_steps(load, local, num_threads, workers)
 
 
 def _pack(example: Mapping[str, np.ndarray]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, **example)
-    return buffer.getvalue()
+    arrays = {name: np.asarray(value) for name, value in example.items()}
+    head = json.dumps({name: [array.dtype.str, array.shape] for name, array in arrays.items()}).encode()
+    parts = (array.tobytes() for array in arrays.values())
+    return b"".join([_MAGIC, len(head).to_bytes(_LENGTH_BYTES, "little"), head, *parts])
 
 
 def _unpack(record: bytes) -> dict[str, np.ndarray]:
-    return read_npz(io.BytesIO(record))
+    """The arrays of a record, read-only views of it. Records of earlier versions are .npz files."""
+    if not record.startswith(_MAGIC):
+        return read_npz(io.BytesIO(record))
+    start = len(_MAGIC) + _LENGTH_BYTES
+    end = start + int.from_bytes(record[len(_MAGIC) : start], "little")
+    example = {}
+    try:
+        for name, (code, shape) in json.loads(record[start:end]).items():
+            kind = np.dtype(code)
+            if kind.hasobject or any(type(side) is not int or side < 0 for side in shape):
+                raise ValueError(f"{name} is of the kind {code} and shape {shape}")
+            count = math.prod(shape)
+            example[name] = np.frombuffer(record, kind, count, end).reshape(shape)
+            end += count * kind.itemsize
+    except (ValueError, TypeError, AttributeError, RecursionError, MemoryError, OverflowError) as error:
+        raise ValueError(f"a record of latents is damaged: {error}") from None
+    if end != len(record):
+        raise ValueError(f"a record of latents is damaged: it has {len(record)} bytes, its head describes {end}")
+    return example

@@ -49,12 +49,14 @@ class MaskSampler:
       horizontal  left and right; `ratio` of the axis, one half at each end
       vertical    top and bottom, likewise
       random      any non-empty subset of the four sides, each with its own `ratio / 2`
-      all         the whole frame
+      all         the whole frame: no condition at all, as guidance needs it
       objects     shapes that move over the clip (data.object_masks), on every frame whatever the frame mode
     multiple: what a side gives is a multiple of so many pixels, and at least that.
     Frame modes: all_masked (the mask on every frame), ends_known (the first frame, or the first and the last, known
     whole), random_known (each frame known whole with probability 0.5), both_known (the first and the last known whole).
     At least one frame is always masked.
+    all_keeps_frames: frame modes apply to clips of the strategy `all` too, instead of hiding all of their frames; the
+    paper is not clear about it.
     per_frame draws strategy and ratios anew for every frame instead of once a clip.
 
     Raises ValueError for negative weights, a group without weight, ratios outside 0 < min <= max < 1, a multiple below
@@ -74,6 +76,7 @@ class MaskSampler:
     ends_known: float = 0.35
     random_known: float = 0.35
     both_known: float = 0.0
+    all_keeps_frames: bool = False
     per_frame: bool = False
     multiple: int = 1
 
@@ -102,12 +105,14 @@ class MaskSampler:
             raise ValueError(
                 f"a mask needs at least 1 frame of {least}x{least} pixels, found {num_frames} of {height}x{width}"
             )
-        strategies = [_choose(rng, self._strategies()) for _ in range(num_frames if self.per_frame else 1)]
+        strategies = np.array([_choose(rng, self._strategies()) for _ in range(num_frames if self.per_frame else 1)])
         if "objects" in strategies:
             return Mask(draw_objects(rng, num_frames, height, width), Box(0, height, 0, width))
         draws = [self._draw_frame(rng, strategy, height, width) for strategy in strategies]
         frames = np.stack([mask for mask, _ in draws])
         masked = draw_masked_frames(rng, num_frames, _choose(rng, self._frame_modes()))
+        if not self.all_keeps_frames:
+            masked = masked | (strategies == "all")
         return Mask(frames * masked[:, None, None, None].astype(np.uint8), draws[0][1])
 
     def _draw_frame(self, rng: np.random.Generator, strategy: str, height: int, width: int) -> tuple[np.ndarray, Box]:

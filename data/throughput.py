@@ -25,6 +25,7 @@ CLIPS = 32
 PAUSE = 0.5  # seconds, in which reads that the pipeline had begun come to an end
 MADE_CLIPS = 8
 MADE_FRAMES = 96
+WORKERS = (1, 2, 4, 8)
 
 
 def measure(path: str | os.PathLike | None = None, num_threads: int = 2) -> dict[str, float]:
@@ -33,7 +34,9 @@ def measure(path: str | os.PathLike | None = None, num_threads: int = 2) -> dict
     path: shards of data.prepare or a folder of video files; without it 256x256 videos are made from synthetic scenes.
     The pipeline makes clips of 16 frames of 256x256 with 16 global frames; what counts is the frames of the videos it
     went through. PyAV alone decodes all frames of the same videos, and either makes an RGB array of each (bare) or not
-    even that (decode_only). Rates and ratios are medians over rounds. Raises ValueError where path holds no videos.
+    even that (decode_only). Rates and ratios are medians over rounds. clips_per_second_N: of the pipeline with N
+    workers of one thread each, as many as there are cores; 0: with num_threads in this process. Raises ValueError where
+    path holds no videos.
     """
     with tempfile.TemporaryDirectory() as made:
         if not path:
@@ -54,6 +57,11 @@ def measure(path: str | os.PathLike | None = None, num_threads: int = 2) -> dict
                 start = time.perf_counter()
                 run()
                 seconds[name].append(time.perf_counter() - start)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        clips = {
+            f"clips_per_second_{workers}": _clips_per_second(kind, path, 1 if workers else num_threads, workers)
+            for workers in (0, *(count for count in WORKERS if count <= cores))
+        }
     frames = passes * sum(len(FrameSource(video)) for video in videos)
 
     def ratio(other: str) -> float:
@@ -66,12 +74,13 @@ def measure(path: str | os.PathLike | None = None, num_threads: int = 2) -> dict
         **{f"{name}_frames_per_second": frames / statistics.median(times) for name, times in seconds.items()},
         "pipeline_over_bare": ratio("bare"),
         "pipeline_over_decode_only": ratio("decode_only"),
+        **clips,
     }
 
 
 def _encoded_videos(kind: str, path: str | os.PathLike) -> list[bytes]:
     if kind == "shards":
-        records = tfds.builder_from_directory(os.fspath(path)).as_data_source(split="train")
+        records = tfds.builder_from_directory(os.fspath(path)).as_data_source(split="all")
         return [records[index]["video"] for index in range(len(records))]
     return [video.read_bytes() for video in find_videos(pathlib.Path(path)) if video.is_file()]
 
@@ -84,9 +93,29 @@ def _make_videos(folder: pathlib.Path) -> None:
 
 
 def _run_pipeline(kind: str, path: str | os.PathLike, num_threads: int, clips: int) -> None:
-    batches = iter(
+    batches = _clips(kind, path, num_threads)
+    for _ in range(clips):
+        next(batches)
+    batches.close()
+
+
+def _clips_per_second(kind: str, path: str | os.PathLike, num_threads: int, workers: int) -> float:
+    """Once all workers have begun, and what they had ready is taken."""
+    clips = _clips(kind, path, num_threads, workers)
+    for _ in range(CLIPS):
+        next(clips)
+    start = time.perf_counter()
+    for _ in range(CLIPS):
+        next(clips)
+    seconds = time.perf_counter() - start
+    clips.close()
+    return CLIPS / seconds
+
+
+def _clips(kind: str, path: str | os.PathLike, num_threads: int, workers: int = 0) -> pipeline.StepIterator:
+    return iter(
         pipeline.make_batches(
-            [(kind, path, 1.0)],
+            [(kind, path, 1.0, "all")],
             batch_size=1,
             num_frames=NUM_FRAMES,
             buckets=[BUCKET],
@@ -95,12 +124,10 @@ def _run_pipeline(kind: str, path: str | os.PathLike, num_threads: int, clips: i
             max_interval=15,
             seed=0,
             num_threads=num_threads,
+            workers=workers,
             shuffle=False,
         )
     )
-    for _ in range(clips):
-        next(batches)
-    batches.close()
 
 
 def _decode_all(videos: list[bytes], num_threads: int, as_rgb: bool) -> None:

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict, config_flags
 from m3ddm_jax import cli
 from m3ddm_jax.files.writing import write_file
 from m3ddm_jax.recipes import make_recipe
+from m3ddm_jax.recipes.base import list_validation
 from m3ddm_jax.train import train
 from m3ddm_jax.training.loop import read_metrics
 
@@ -78,10 +79,10 @@ def make_variants(config: ConfigDict, names: Collection[str] = ()) -> dict[str, 
     unknown = sorted(set(names) - set(sections))
     if unknown:
         raise ValueError(f"variants {', '.join(unknown)} are unknown: those of {', '.join(sections)} are accepted")
-    if not 0 < config.train.sample_every <= config.train.steps:
+    if not 0 < config.train.evaluate_every <= config.train.steps:
         raise ValueError(
-            f"train.sample_every is {config.train.sample_every}: 1 to {config.train.steps}, the steps, are accepted, "
-            "as variants are compared by what is measured then"
+            f"train.evaluate_every is {config.train.evaluate_every}: 1 to {config.train.steps}, the steps, are "
+            "accepted, as variants are compared by what is measured then"
         )
     return {name: _make_variant(config, name) for name in sections if name in names or not names}
 
@@ -91,6 +92,8 @@ def _make_variant(config: ConfigDict, name: str) -> ConfigDict:
     try:
         variant.update(config.variants[name])
         make_recipe(variant)  # what is wrong with the last one is said before the first is trained
+        if not list_validation(variant)[0]:
+            raise ValueError("no source holds clips out to compare variants by: name some in data.validation")
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"variant {name}: {error.args[0]}") from error
     return variant

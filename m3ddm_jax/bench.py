@@ -91,7 +91,9 @@ def measure_training(config: ConfigDict, steps: int, source: str = INPUTS[0], pr
     config.data.buckets = config.data.buckets[:1]
     if source == "device":
         return training.measure_on_device(config, steps, profile)
-    config.train.update(steps=training.WARM_UP + steps, log_every=1, save_every=10**6, sample_every=0, profile=profile)
+    config.train.update(
+        steps=training.WARM_UP + steps, log_every=1, save_every=10**6, evaluate_every=0, profile=profile
+    )
     with tempfile.TemporaryDirectory() as workdir, timing.compile_seconds() as compiling_seconds:
         train(config, workdir)
         lines = pathlib.Path(workdir, "metrics.jsonl").read_text().splitlines()

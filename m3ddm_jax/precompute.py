@@ -8,7 +8,6 @@ same command goes on where it was stopped; a shard that was begun is begun anew.
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,12 +19,13 @@ from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 from data import latents
-from data.pipeline import make_batches
+from data.pipeline import StepDataset, make_batches
+from data.splits import TRAIN
 from m3ddm_jax import cli
 from m3ddm_jax.files.places import check_apart
 from m3ddm_jax.parallel.mesh import batch_shards, make_mesh, put_batch, replicated
 from m3ddm_jax.recipes.base import clip_settings, list_sources
-from m3ddm_jax.recipes.diffusion import DiffusionRecipe
+from m3ddm_jax.recipes.diffusion import DiffusionRecipe, with_added
 from m3ddm_jax.training.checkpoint import check_fit
 from m3ddm_jax.training.encoding import encode_batch
 from m3ddm_jax.training.loop import StopRequest
@@ -64,7 +64,7 @@ def precompute(
     Raises ValueError where the config does not fit itself or what was begun in the folder, OSError where nothing can be
     written.
     """
-    check_apart([("output", out)], [("source", path) for _, path, _ in list_sources(config) if path])
+    check_apart([("output", out)], [("source", source.path) for source in list_sources(config) if source.path])
     recipe = DiffusionRecipe(config)
     if latents.latent_folders(list_sources(config)):
         raise ValueError("the config's clips are latents already: sources of video are accepted")
@@ -100,7 +100,8 @@ def begin_folder(out: str, config: ConfigDict, recipe: DiffusionRecipe, examples
     """Note what the folder is to hold; raises ValueError where it was begun for something else."""
     facts = recipe.latent_facts() | {
         "seed": config.train.seed,
-        "sources": [list(source) for source in list_sources(config)],
+        # Without the usual split, as earlier versions noted sources.
+        "sources": [list(source[:3] if source.split == TRAIN else source) for source in list_sources(config)],
         "examples": examples,
         "examples_per_shard": examples_per_shard,
     }
@@ -108,10 +109,10 @@ def begin_folder(out: str, config: ConfigDict, recipe: DiffusionRecipe, examples
     if begun is None:
         latents.write_facts(out, facts)
     else:
-        check_fit(f"folder {out}", flatten_dict(begun, sep="."), flatten_dict(facts, sep="."))
+        check_fit(f"folder {out}", flatten_dict(with_added(begun, facts, out), sep="."), flatten_dict(facts, sep="."))
 
 
-def make_clips(config: ConfigDict, bucket: tuple[int, int], batch_size: int) -> grain.IterDataset:
+def make_clips(config: ConfigDict, bucket: tuple[int, int], batch_size: int) -> StepDataset:
     """Batches of the config's clips, all of one size; the clip at place i of step k is number k * batch_size + i."""
     settings = clip_settings(config) | {"buckets": (bucket,)}
     return make_batches(batch_size=batch_size, seed=config.train.seed, **settings)

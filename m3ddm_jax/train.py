@@ -2,7 +2,8 @@
 
 The config's `recipe` says what is trained, on what, and how it is shown and exported (m3ddm_jax.recipes). A run goes on
 from the newest checkpoint in its workdir, on whatever mesh the config names by then. The workdir gets checkpoints/,
-metrics.jsonl, tensorboard/, samples/ and, at the end or at SIGTERM, model/: the averaged weights for outpainting.
+metrics.jsonl, starts.jsonl, tensorboard/, samples/ and, at the end or at SIGTERM, model/: the averaged weights for
+outpainting.
 
 On several hosts the same command runs on each, with --distributed where the environment says who belongs to the run
 (Cloud TPU, SLURM, Open MPI, Kubernetes), else with --coordinator=HOST:PORT --num_processes=N --process_id=I.
@@ -13,37 +14,35 @@ import functools
 import hashlib
 import json
 import pathlib
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import grain
 import jax
 from absl import flags
-from einops import rearrange
 from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
+from data.pipeline import StepDataset
+from data.sources import SourceSpec
 from m3ddm_jax import cli
 from m3ddm_jax.files.locking import Lock
 from m3ddm_jax.files.places import check_apart
 from m3ddm_jax.parallel import compiling, processes
 from m3ddm_jax.parallel.mesh import check_batch_size, make_mesh, put_batch, replicated
-from m3ddm_jax.recipes import Recipe, make_recipe
-from m3ddm_jax.recipes.base import check_platform, jit_step, list_sources
+from m3ddm_jax.recipes import Recipe, evaluation, make_recipe
+from m3ddm_jax.recipes.base import check_platform, describe_clips, jit_step, list_sources, list_validation
 from m3ddm_jax.training import loop
 from m3ddm_jax.training.checkpoint import Checkpoints, versions
 from m3ddm_jax.training.mirror import Mirror, is_remote
 from m3ddm_jax.training.profile import profiled
+from m3ddm_jax.training.record import STARTS, note_start
 from m3ddm_jax.training.state import State
-from m3ddm_jax.training.validation import completion_metrics, completion_sums, side_by_side
-from m3ddm_jax.types import Variables, VideoBatch
-from m3ddm_jax.video import FrameSink
+from m3ddm_jax.types import Variables
 
-# Of the sample videos: clips below one another, and frames per second.
-_PREVIEWED, _PREVIEW_FPS = 4, 8.0
 # The code that a run consists of.
 _ROOT, _CODE = pathlib.Path(__file__).resolve().parents[1], ("m3ddm_jax", "data", "configs")
 
@@ -53,22 +52,27 @@ def train(
     workdir: str,
     devices: Sequence[jax.Device] | None = None,
     stall_seconds: float = processes.STALL_SECONDS,
+    on_metrics: loop.OnMetrics | None = None,
 ) -> State:
     """Train as a config of configs/ says, on all devices or those given; returns the last state.
 
+    on_metrics: called with a step and its metrics whenever they are logged, by the first process.
     stall_seconds: where processes train together, one that makes no update for so long ends with a line.
     Raises ValueError where config, data or checkpoint do not fit, or processes do not have the same, FloatingPointError
     where training diverges.
     """
+    if config.data.get("workers") and not flags.FLAGS.is_parsed():  # grain reads its own; a caller from Python has none
+        flags.FLAGS.mark_as_parsed()
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stopping(stall_seconds))
-        recipe, mesh, cadence, dataset = prepare(config, workdir, devices)
+        recipe, mesh, cadence, dataset, validation = prepare(config, workdir, devices)
         folder, publish = stack.enter_context(local_folder(workdir))
         with processes.agreement():
             stack.enter_context(locked(workdir))
         put = functools.partial(put_batch, mesh)
         stack.enter_context(jax.set_mesh(mesh))
         batches = iter(dataset)
+        stack.callback(batches.close)
         frozen = jax.device_put(recipe.frozen, replicated(mesh))
 
         # The state and its place in the data: those of the newest checkpoint, else the beginning.
@@ -77,6 +81,8 @@ def train(
         checkpoints = Checkpoints(
             epath.Path(workdir) / "checkpoints",
             keep=config.train.keep,
+            keep_period=config.train.keep_period,
+            best=(name, name in evaluation.RISING) if (name := config.train.best_metric) else None,
             fixed=recipe.fixed,
             config=config.to_dict(),
             mesh=mesh,
@@ -85,7 +91,7 @@ def train(
         stack.callback(checkpoints.close)
         with processes.agreement():
             if checkpoints.latest_step() is None:
-                state = recipe.begin(rng, abstract_state, put(next(iter(dataset))), frozen)
+                state = recipe.begin(rng, abstract_state, put(batches.peek()), frozen)
             else:
                 state, examples_seen = checkpoints.restore(abstract_state)
                 batches.set_state({"next_index": steps_drawn(examples_seen, config.train.batch_size)})
@@ -93,20 +99,22 @@ def train(
         if jax.process_index() == 0:
             size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
             print(f"{size:,} parameters on {mesh.size} device(s), from step {int(state.step)}", flush=True)
+            note_start(folder, int(state.step), config.to_dict())
 
         # The updates.
         step = stack.enter_context(profiled(jit_step(recipe, abstract_state, mesh), config.train.profile))
         frames_per_step = config.train.batch_size * config.data.num_frames
-        log = loop.MetricsLog(folder, start_step=int(state.step), cadence=cadence, frames_per_step=frames_per_step)
+        log = loop.MetricsLog(
+            folder,
+            start_step=int(state.step),
+            cadence=cadence,
+            frames_per_step=frames_per_step,
+            on_metrics=on_metrics,
+        )
         stack.callback(log.close)
-        sample = None
-        if cadence.sample_every:
-            held_out = iter(recipe.dataset(config.train.seed + 1))  # clips drawn anew
-            held_out = [put(next(held_out)) for _ in range(config.train.sample_batches)]
-            show = jax.jit(functools.partial(shown_and_summed, recipe), out_shardings=(None, replicated(mesh)))
-            sample = make_sample_hook(
-                lambda state: (show(state, batch, frozen) for batch in held_out), folder / "samples", log
-            )
+        evaluate = None
+        if cadence.evaluate_every and validation:
+            evaluate = evaluation_of(config, recipe, mesh, frozen, validation, folder / "samples", log)
         state = loop.run(
             state,
             lambda state, batch: step(state, batch, frozen),
@@ -116,10 +124,12 @@ def train(
             checkpoints=checkpoints,
             examples_seen=lambda: batches.get_state()["next_index"] * config.train.batch_size,
             log=log,
-            sample=sample,
+            evaluate=evaluate,
             stop=stop,
         )
         checkpoints.wait()
+        if jax.process_index() == 0 and (best := checkpoints.best_step()) is not None:
+            print(f"checkpoint {best} is the best of {config.train.best_metric}", flush=True)
         recipe.export(folder / "model", state)
         publish()
         if jax.process_count() > 1:
@@ -129,10 +139,11 @@ def train(
 
 def prepare(
     config: ConfigDict, workdir: str, devices: Sequence[jax.Device] | None
-) -> tuple[Recipe, Mesh, loop.Cadence, grain.IterDataset]:
-    """What is trained, where, how long and on what, alike in all processes; what fails in one fails in all."""
+) -> tuple[Recipe, Mesh, loop.Cadence, StepDataset, list[SourceSpec]]:
+    """What is trained, where, how long, on what, and the sources that it is validated on, alike in all processes; what
+    fails in one fails in all."""
     with processes.agreement() as same:
-        check_apart([("workdir", workdir)], [("source", path) for _, path, _ in list_sources(config) if path])
+        check_apart([("workdir", workdir)], [("source", source.path) for source in list_sources(config) if source.path])
         recipe = make_recipe(config)
         mesh = make_mesh(**config.mesh, devices=devices)
         check_batch_size(mesh, config.train.batch_size, config.train.accumulate)
@@ -140,9 +151,15 @@ def prepare(
         cadence = make_cadence(config.train)
         with jax.set_mesh(mesh):
             dataset = recipe.dataset(config.train.seed)
+        validation, lacking = list_validation(config)
+        if jax.process_index() == 0:
+            if line := describe_clips(config):
+                print(line, flush=True)
+            for line in lacking if cadence.evaluate_every else ():
+                print(f"train: {line}: no clips of it are held out", file=sys.stderr, flush=True)
         if jax.process_count() > 1:
             same |= fingerprints(config, recipe.fixed)
-    return recipe, mesh, cadence, dataset
+    return recipe, mesh, cadence, dataset, validation
 
 
 @contextlib.contextmanager
@@ -166,7 +183,7 @@ def local_folder(workdir: str) -> Iterator[tuple[pathlib.Path, Callable[[], None
         yield pathlib.Path(workdir), lambda: None
         return
     with tempfile.TemporaryDirectory() as folder:
-        mirror = Mirror(workdir, folder, names=("metrics.jsonl",))
+        mirror = Mirror(workdir, folder, names=("metrics.jsonl", STARTS))
         yield pathlib.Path(folder), mirror.publish if jax.process_index() == 0 else lambda: None
 
 
@@ -186,7 +203,8 @@ def fingerprints(config: ConfigDict, fixed: dict[str, Any]) -> dict[str, str]:
     """
     facts = json.dumps([config.to_dict(), fixed], sort_keys=True)
     sources = (path for top in _CODE for path in sorted((_ROOT / top).rglob("*.py")))
-    paths = [path for _, path, _ in list_sources(config)] + [config.train.init_from]
+    named = [*list_sources(config), *(SourceSpec(**source) for source in config.data.to_dict()["validation"])]
+    paths = [source.path for source in named] + [config.train.init_from]
     return {
         "config": _hash([facts.encode()]),
         "code": _hash([json.dumps(versions()).encode(), *(path.read_bytes() for path in sources)]),
@@ -209,7 +227,7 @@ def _hash(parts: Iterable[bytes]) -> str:
 
 def make_cadence(section: ConfigDict) -> loop.Cadence:
     """How long, and how often what."""
-    return loop.Cadence(**{name: section[name] for name in ("steps", "log_every", "save_every", "sample_every")})
+    return loop.Cadence(**{name: section[name] for name in ("steps", "log_every", "save_every", "evaluate_every")})
 
 
 def steps_drawn(examples_seen: int, batch_size: int) -> int:
@@ -219,35 +237,27 @@ def steps_drawn(examples_seen: int, batch_size: int) -> int:
     return examples_seen // batch_size
 
 
-def shown_and_summed(
-    recipe: Recipe, state: State, batch: VideoBatch, frozen: Variables
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Pictures of a completed batch, uint8 [B, T, H, W', 3], and the sums that its metrics are made of."""
-    completion = recipe.complete(state, batch, frozen)
-    return side_by_side(completion), completion_sums(completion)
-
-
-def make_sample_hook(
-    show: Callable[[State], Iterable[tuple[jax.Array, dict[str, jax.Array]]]],
+def evaluation_of(
+    config: ConfigDict,
+    recipe: Recipe,
+    mesh: Mesh,
+    frozen: Variables,
+    validation: Sequence[SourceSpec],
     folder: pathlib.Path,
     log: loop.MetricsLog,
-) -> Callable[[State, int], None]:
-    """The loop's hook that logs the metrics of all batches that are shown (`shown_and_summed`), and writes pictures of
-    the first one to FOLDER/STEP.gif and to TensorBoard."""
-
-    def sample(state: State, step: int) -> None:
-        pictures, sums = zip(*show(state), strict=True)
-        log.note(step, completion_metrics(sums))
-        shown = multihost_utils.process_allgather(pictures[0], tiled=True)
-        if jax.process_index() == 0:
-            folder.mkdir(exist_ok=True)
-            path = folder / f"{step:06d}.gif"
-            frames = rearrange(shown[:_PREVIEWED], "b t h w c -> t (b h) w c")
-            with FrameSink(path, _PREVIEW_FPS, *frames.shape[1:3]) as sink:
-                sink.write(frames)
-            log.add_gif("samples", path.read_bytes(), *frames.shape[1:3], step)
-
-    return sample
+) -> Callable[[State, int], dict[str, float]]:
+    """The loop's hook that evaluates a state on held-out clips, which are drawn here. What cannot be measured is
+    reported in one line each."""
+    held_out = iter(recipe.dataset(config.train.seed + 1, validation))
+    batches = [next(held_out) for _ in range(config.train.evaluate_batches)]
+    held_out.close()
+    side = min(side for bucket in config.data.buckets for side in bucket)
+    names, cache = config.train.evaluate_metrics, cli.cache_folder("metrics")
+    metrics, lacking = evaluation.find_networks(names, config.data.num_frames, side, cache)
+    for line in lacking if jax.process_index() == 0 else ():
+        print(f"train: {line}: it is not measured", file=sys.stderr, flush=True)
+    evaluator = evaluation.Evaluator(recipe, mesh, frozen, [put_batch(mesh, batch) for batch in batches], metrics)
+    return evaluation.make_evaluate(evaluator, batches[0]["clip_id"].tolist(), folder, log)
 
 
 def _define_flags() -> None:

@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 def make_config(**train):
     config = m3ddm_tiny.get_config()
-    config.train.update(steps=2, batch_size=2, sample_every=1, sample_batches=1, **train)
+    config.train.update(steps=2, batch_size=2, evaluate_every=1, evaluate_batches=1, **train)
     small = {"block_out_channels": (8,), "attention_levels": (False,)}
     config.variants = ConfigDict({"plain": {}, "small": {"model": small}})
     return config
@@ -122,8 +122,13 @@ def test_variants_of_in2out_are_those_of_the_adversarial_goal():
     [
         (lambda c: c.__delattr__("variants"), [], "no section variants"),
         (lambda c: None, ["plain", "huge"], "variants huge are unknown: those of plain, small are accepted"),
-        (lambda c: c.train.update(sample_every=0), [], "sample_every is 0: 1 to 2, the steps"),
-        (lambda c: c.train.update(sample_every=3), [], "sample_every is 3: 1 to 2, the steps"),
+        (lambda c: c.train.update(evaluate_every=0), [], "evaluate_every is 0: 1 to 2, the steps"),
+        (lambda c: c.train.update(evaluate_every=3), [], "evaluate_every is 3: 1 to 2, the steps"),
+        (
+            lambda c: c.data.update(sources=({"kind": "synthetic", "path": "", "weight": 1.0, "split": "all"},)),
+            [],
+            "variant plain: no source holds clips out to compare variants by",
+        ),
         (lambda c: c.variants.plain.update({"model": {"depht": 3}}), [], "variant plain: .*depht"),
         (lambda c: c.variants.plain.update({"train": {"steps": "many"}}), [], "variant plain: .*many"),
         (lambda c: c.variants.small.update({"data": {"buckets": ((36, 36),)}}), [], "variant small: bucket"),

@@ -14,6 +14,7 @@ from m3ddm_jax.recipes import RECIPES, base
 from m3ddm_jax.recipes.diffusion import BUILT
 from m3ddm_jax.training.flow_step import FlowWeights
 from m3ddm_jax.training.gan_step import AdversarialSettings
+from m3ddm_jax.training.optim import AdamSettings
 
 MOVED = ("tiny",)
 PATHS = (pathlib.Path(__file__).parents[1] / "configs").glob("*.py")
@@ -84,6 +85,7 @@ def test_sections_have_the_defaults_of_the_dataclasses_that_they_fill():
         (OutpaintingWeights, adversarial.adversarial.weights),
         (FlowWeights, flow.flow.weights),
         (MaskSampler, common.data().masks),
+        (AdamSettings, common.base().train.optimizer),
     ]
     for kind, section in filled:
         fields = [field for field in dataclasses.fields(kind) if field.name != "weights"]

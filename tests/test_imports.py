@@ -77,6 +77,7 @@ ROOMS = {
         "m3ddm_jax.pipelines",
         "m3ddm_jax.video",
         "data",
+        "eval",
         "configs.common",
     },
     "m3ddm_jax.benchmarks": {

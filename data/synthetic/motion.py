@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
-import grain
 import numpy as np
 
 from data.masks import MaskSampler
-from data.pipeline import bucket_of_step, check_split, stack_steps
+from data.pipeline import StepDataset, bucket_of_step, check_split, stack_steps
 from m3ddm_jax.scenes import sprites, textures
 from m3ddm_jax.scenes.layers import blend, translation
 
@@ -128,7 +127,8 @@ def make_motion_batches(
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int = 4,
-) -> grain.IterDataset:
+    workers: int = 0,
+) -> StepDataset:
     """Makes the endless data set of this process's part of every batch of clips of such scenes, all of them different.
 
     Arguments and iterators are as those of data.pipeline.make_batches. A batch is a dict, B = batch_size /
@@ -154,4 +154,4 @@ def make_motion_batches(
             "clip_id": np.str_(f"motion/{seed}/{example}"),
         }
 
-    return stack_steps(load, local, num_threads)
+    return stack_steps(load, local, num_threads, workers)

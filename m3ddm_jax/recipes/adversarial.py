@@ -5,16 +5,18 @@ What is fine-tuned is an inpainting network (E2FGVI) or, as an extension of this
 
 import functools
 import os
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import flax.linen as nn
-import grain
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from configs import common
+from data.pipeline import StepDataset
+from data.sources import SourceSpec
 from m3ddm_jax.losses.outpainting import OutpaintingWeights
 from m3ddm_jax.models import registry
 from m3ddm_jax.parallel.mesh import replicated
@@ -144,9 +146,9 @@ class AdversarialRecipe:
             spike_patience=config.train.spike_patience,
         )
 
-    def dataset(self, seed: int) -> grain.IterDataset:
+    def dataset(self, seed: int, sources: Sequence[SourceSpec] | None = None) -> StepDataset:
         """This process's part of every batch of clips."""
-        return base.make_clips(self._config, seed)
+        return base.make_clips(self._config, seed, sources)
 
     def abstract_state(self, rng: jax.Array, mesh: Mesh) -> GanState:
         """Shape, dtype and sharding of every array of the state."""

@@ -1,19 +1,24 @@
 """What a recipe is, and what recipes share: checking a config, its clips, its networks, model folders."""
 
 import os
-from collections.abc import Callable, Collection, Mapping
+import pathlib
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import flax.linen as nn
-import grain
 import jax
 import jax.numpy as jnp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from data import splits
+from data.intervals import serving_share
+from data.latents import read_facts
 from data.masks import MaskSampler
-from data.pipeline import make_batches
+from data.pipeline import StepDataset, make_batches
+from data.reading import NoSuchSplit
+from data.sources import KINDS, SourceSpec, open_source
 from m3ddm_jax.models import registry
 from m3ddm_jax.models.attention import check_attention
 from m3ddm_jax.models.remat import check_remat
@@ -25,6 +30,8 @@ from m3ddm_jax.types import Array, Variables, VideoBatch
 from m3ddm_jax.weights import load_model, save_model
 
 EXPORT_DTYPES = ("float32", "float16")
+EVALUATE_METRICS = ("ssim", "lpips", "fvd")
+"""What may be measured of held-out clips in addition to what every recipe measures (recipes.evaluation)."""
 
 
 class Recipe(Protocol):
@@ -41,9 +48,9 @@ class Recipe(Protocol):
     frozen: Variables
     fixed: dict[str, Any]
 
-    def dataset(self, seed: int) -> grain.IterDataset:
-        """This process's part of every batch, without end, each with a `clip_id`; iterators count steps as those of
-        `data.pipeline.make_batches`. Raises ValueError where the config's sources do not fit."""
+    def dataset(self, seed: int, sources: Sequence[SourceSpec] | None = None) -> StepDataset:
+        """This process's part of every batch, without end, each with a `clip_id`. sources: of held-out clips, in place
+        of the training ones. Raises ValueError where sources do not fit the config."""
 
     def abstract_state(self, rng: jax.Array, mesh: Mesh) -> State:
         """Shape, dtype and sharding of every array of the state."""
@@ -94,6 +101,11 @@ def check_config(config: ConfigDict, expected: ConfigDict, built: Collection[str
     if config.train.export_dtype not in EXPORT_DTYPES:
         raise ValueError(
             f"export_dtype {config.train.export_dtype!r} is unknown: {' and '.join(EXPORT_DTYPES)} are accepted"
+        )
+    unknown = sorted(set(config.train.evaluate_metrics) - set(EVALUATE_METRICS))
+    if unknown:
+        raise ValueError(
+            f"evaluate_metrics has {', '.join(unknown)}: of {', '.join(EVALUATE_METRICS)} any are accepted"
         )
     if config.train.spike_patience < 1:
         raise ValueError(f"spike_patience is {config.train.spike_patience}: 1 or more is accepted")
@@ -184,15 +196,93 @@ def export_model(folder: str | os.PathLike, module: nn.Module, variables: Variab
         save_model(folder, module, variables, **more)
 
 
-def list_sources(config: ConfigDict) -> list[tuple[str, str, float]]:
-    """(kind, path, weight) of each source of clips."""
-    return [(source["kind"], source["path"], source["weight"]) for source in config.data.to_dict()["sources"]]
+def list_sources(config: ConfigDict) -> list[SourceSpec]:
+    """The sources of training clips."""
+    return [SourceSpec(**source) for source in config.data.to_dict()["sources"]]
 
 
-def clip_settings(config: ConfigDict) -> dict[str, Any]:
-    """The data section as `data.pipeline.make_batches` takes it."""
+def list_validation(config: ConfigDict) -> tuple[list[SourceSpec], list[str]]:
+    """(the sources of held-out clips, why others of data.sources have none): those of data.validation, by default what
+    the training sources hold out.
+
+    Raises ValueError where sources of data.validation lack a split, cannot be opened, or share videos with training.
+    """
+    training = list_sources(config)
+    named = config.data.to_dict()["validation"]
+    if not named:
+        held_out = [spec._replace(split=splits.VALIDATION) for spec in training if spec.split == splits.TRAIN]
+        lacks = {spec: _why_nothing_is_held_out(spec) for spec in held_out}
+        return [spec for spec in held_out if not lacks[spec]], [reason for reason in lacks.values() if reason]
+    for source in named:
+        if "split" not in source:
+            raise ValueError(f"data.validation has {source} without a split: one of {', '.join(splits.SPLITS)}")
+    validation = [SourceSpec(**source) for source in named]
+    for spec in validation:
+        for other in training:
+            if overlap(spec, other):
+                raise ValueError(
+                    f"data.validation and data.sources share videos: {spec.kind} {spec.path!r}, split {spec.split}, "
+                    f"and {other.kind} {other.path!r}, split {other.split}"
+                )
+        if spec.kind in KINDS:
+            open_source(spec.kind, spec.path, split=spec.split)
+    return validation, []
+
+
+def _why_nothing_is_held_out(spec: SourceSpec) -> str | None:
+    if spec.kind == "latents":
+        return f"{spec.path} has latents of training clips"
+    if spec.kind not in KINDS:
+        return None  # drawn anew from another seed
+    try:
+        open_source(spec.kind, spec.path, split=spec.split)
+    except NoSuchSplit as error:
+        return str(error)
+    return None
+
+
+def overlap(spec: SourceSpec, other: SourceSpec) -> bool:
+    """Whether two sources may have a video in common, as far as their paths, their splits and facts of latents tell."""
+    if "latents" in (spec.kind, other.kind):
+        return any(overlap(a, b) for a in _encoded_from(spec) for b in _encoded_from(other))
+    if not spec.path or not other.path or "synthetic" in (spec.kind, other.kind):
+        alike = (spec.kind, spec.path) == (other.kind, other.path)
+        return alike and spec.kind in KINDS and not splits.are_apart(spec.split, other.split)
+    paths = [pathlib.Path(source.path).resolve() for source in (spec, other)]
+    if paths[0] == paths[1]:
+        return not splits.are_apart(spec.split, other.split)
+    return paths[0].is_relative_to(paths[1]) or paths[1].is_relative_to(paths[0])
+
+
+def _encoded_from(spec: SourceSpec) -> list[SourceSpec]:
+    """The sources of video that a folder of latents was made of; the source itself where it is of video."""
+    if spec.kind != "latents":
+        return [spec]
+    return [SourceSpec(*source) for source in (read_facts(spec.path) or {}).get("sources", [])]
+
+
+def clip_settings(config: ConfigDict, sources: Sequence[SourceSpec] | None = None) -> dict[str, Any]:
+    """The data section as `data.pipeline.make_batches` takes it; sources: in place of the training ones, of which few
+    clips are wanted, so that no processes are started."""
     data = config.data.to_dict()
-    return data | {"sources": list_sources(config), "masks": MaskSampler(**data["masks"])}
+    del data["validation"]
+    if sources:
+        data["workers"] = 0
+    return data | {"sources": sources or list_sources(config), "masks": MaskSampler(**data["masks"])}
+
+
+def describe_clips(config: ConfigDict) -> str | None:
+    """One line: which share of clips can have data.max_interval; None where clips are not drawn from videos.
+
+    Raises ValueError where no video is long enough for a clip.
+    """
+    data, sources = config.data, list_sources(config)
+    if any(source.kind not in KINDS for source in sources):
+        return None
+    opened = [open_source(source.kind, source.path, split=source.split) for source in sources]
+    weights = [source.weight for source in sources]
+    share = serving_share(opened, weights, data.num_frames, data.max_interval)
+    return f"data: {100 * share:.1f} % of clips are of videos long enough for data.max_interval {data.max_interval}"
 
 
 def batch_part(config: ConfigDict, seed: int) -> dict[str, int]:
@@ -205,9 +295,9 @@ def batch_part(config: ConfigDict, seed: int) -> dict[str, int]:
     return {"process_index": index, "process_count": count, "batch_size": config.train.batch_size, "seed": seed}
 
 
-def make_clips(config: ConfigDict, seed: int) -> grain.IterDataset:
-    """This process's part of every batch of a config's clips."""
-    return make_batches(**clip_settings(config), **batch_part(config, seed))
+def make_clips(config: ConfigDict, seed: int, sources: Sequence[SourceSpec] | None = None) -> StepDataset:
+    """This process's part of every batch of a config's clips; sources: in place of the training ones."""
+    return make_batches(**clip_settings(config, sources), **batch_part(config, seed))
 
 
 def to_uint8(frames: Array) -> jax.Array:

@@ -3,19 +3,21 @@
 import functools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
-import grain
 import jax
 import jax.numpy as jnp
+from absl import logging
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from configs import common
 from data.latents import LatentFolder, latent_folders, make_latent_batches
+from data.pipeline import StepDataset
+from data.sources import SourceSpec
 from m3ddm_jax.flow.region_fill import hide
 from m3ddm_jax.models import registry
 from m3ddm_jax.models.autoencoder import latent_frames, pixel_mask
@@ -44,7 +46,7 @@ from m3ddm_jax.training.encoding import (
     null_guide,
     to_unit_range,
 )
-from m3ddm_jax.training.optim import make_optimizer, scaled_to_batch, skip_spikes, staged_rate
+from m3ddm_jax.training.optim import AdamSettings, make_optimizer, scaled_to_batch, skip_spikes, staged_rate
 from m3ddm_jax.training.state import TrainState, abstract_state, init_state, load_state, shardings_of
 from m3ddm_jax.training.validation import Completion, losses_by_timestep
 from m3ddm_jax.types import Codec, Denoiser, Latents, Variables, VideoBatch
@@ -86,6 +88,8 @@ class DiffusionRecipe:
             weight_decay=train.weight_decay,
             clip_norm=train.clip_norm,
             rate=staged_rate(train.pretrained_rate, train.frozen_steps) if two_stages else None,
+            adam=make_adam(train.optimizer),
+            steps=train.steps,
         )
         self.optimizer = skip_spikes(optimizer, train.spike_factor)
         # What tells the frozen networks from others.
@@ -129,24 +133,29 @@ class DiffusionRecipe:
     def _mesh_limits(self) -> Mapping[str, int]:
         return self.model.mesh_limits(latent_frames(self.encoders.autoencoder, self._config.data.num_frames))
 
-    def dataset(self, seed: int) -> grain.IterDataset:
+    def dataset(self, seed: int, sources: Sequence[SourceSpec] | None = None) -> StepDataset:
         """This process's part of every batch: of latents, or of pixels. Raises ValueError where folders of latents were
         not made as the config says, or by another autoencoder."""
-        folders = latent_folders(base.list_sources(self._config))
+        folders = latent_folders(sources or base.list_sources(self._config))
         if not folders:
-            return base.make_clips(self._config, seed)
+            return base.make_clips(self._config, seed, sources)
         here = self.latent_facts()
         for path, _ in folders:
-            there = LatentFolder(path).facts
+            there = with_added(LatentFolder(path).facts, here, path)
             there = {name: there[name] for name in here if name in there}
             check_fit(f"folder of latents {path}", flatten_dict(there, sep="."), flatten_dict(here, sep="."))
         data, part = self._config.data, base.batch_part(self._config, seed)
-        return make_latent_batches(folders, buckets=data.buckets, num_threads=data.num_threads, **part)
+        loading = {"num_threads": data.num_threads, "workers": 0 if sources else data.workers}
+        return make_latent_batches(folders, buckets=data.buckets, **loading, **part)
 
     def latent_facts(self) -> dict[str, Any]:
         """What latents depend on besides chance and the videos, as plain values."""
         data = self._config.data.to_dict()
-        facts = {name: value for name, value in data.items() if name not in ("sources", "num_threads")}
+        facts = {
+            name: value
+            for name, value in data.items()
+            if name not in ("sources", "validation", "num_threads", "workers")
+        }
         facts |= {**self._identities, "unknown": self._config.diffusion.unknown}
         return json.loads(json.dumps(facts))
 
@@ -221,6 +230,26 @@ class DiffusionRecipe:
             settings={name: self._config[name].to_dict() for name in ("diffusion", "sample")} | self._stage,
             **{name: (getattr(self.encoders, name), variables) for name, variables in self.frozen.items()},
         )
+
+
+def with_added(there: dict[str, Any], here: dict[str, Any], path: str) -> dict[str, Any]:
+    """The facts of a folder of latents, with the fields of masks that an earlier version did not have."""
+    added = {name: value for name, value in here["masks"].items() if name not in there.get("masks", {})}
+    if not added or "masks" not in there:
+        return there
+    logging.warning("folder of latents %s: made before data.masks had %s", path, ", ".join(added))
+    return there | {"masks": there["masks"] | added}
+
+
+def make_adam(section: ConfigDict) -> AdamSettings:
+    """The settings of a config's optimizer. Raises ValueError for fields and values that are not accepted."""
+    known, found = AdamSettings.__dataclass_fields__.keys(), section.to_dict()
+    if found.keys() != known:
+        raise ValueError(f"train.optimizer has {', '.join(found)}: those of {', '.join(known)} are expected")
+    try:
+        return AdamSettings(**found)
+    except ValueError as error:
+        raise ValueError(f"train.optimizer: {error}") from None
 
 
 def build_encoders(config: ConfigDict, model: Denoiser) -> tuple[Encoders, Variables]:

@@ -2,10 +2,10 @@
 
 import functools
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
-import grain
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -13,6 +13,8 @@ from ml_collections import ConfigDict
 
 from configs import common
 from data.masks import MaskSampler
+from data.pipeline import StepDataset
+from data.sources import SourceSpec
 from data.synthetic.motion import make_motion_batches
 from m3ddm_jax.models.raft import RAFT
 from m3ddm_jax.recipes import base
@@ -67,13 +69,14 @@ class FlowRecipe:
             iterations=config.flow.iterations,
         )
 
-    def dataset(self, seed: int) -> grain.IterDataset:
-        """This process's part of every batch of clips."""
+    def dataset(self, seed: int, sources: Sequence[SourceSpec] | None = None) -> StepDataset:
+        """This process's part of every batch of clips; scenes with exact flow are others for each seed."""
         if self._estimator is not None:
-            return base.make_clips(self._config, seed)
+            return base.make_clips(self._config, seed, sources)
         data = self._config.data.to_dict()
         return make_motion_batches(
             **{name: data[name] for name in ("num_frames", "buckets", "num_threads")},
+            workers=0 if sources else data["workers"],
             interval=self.model.interval,
             masks=MaskSampler(**data["masks"]),
             **base.batch_part(self._config, seed),
@@ -127,7 +130,7 @@ def load_estimator(config: ConfigDict) -> tuple[RAFT | None, Variables, dict[str
 
     Raises ValueError where clips come without and there is no such network, and where it is of another kind.
     """
-    kinds, folder = {kind for kind, *_ in base.list_sources(config)}, config.flow.raft
+    kinds, folder = {source.kind for source in base.list_sources(config)}, config.flow.raft
     if not folder:
         if kinds != {MOTION}:
             found = ", ".join(sorted(kinds - {MOTION})) or "none"

@@ -2,8 +2,8 @@
 
 import functools
 import os
+from collections.abc import Sequence
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from configs import common
-from data.pipeline import make_batches
+from data.pipeline import StepDataset, make_batches
+from data.sources import SourceSpec
 from data.style_augmentation import lend_gradients
 from m3ddm_jax.models import registry
 from m3ddm_jax.recipes import base
@@ -53,9 +54,9 @@ class StyleRecipe:
             spike_patience=train.spike_patience,
         )
 
-    def dataset(self, seed: int) -> grain.IterDataset:
+    def dataset(self, seed: int, sources: Sequence[SourceSpec] | None = None) -> StepDataset:
         """This process's part of every batch of single frames, with what is lent to them."""
-        settings = base.clip_settings(self._config) | base.batch_part(self._config, seed)
+        settings = base.clip_settings(self._config, sources) | base.batch_part(self._config, seed)
         return make_batches(**settings, extend=_lend)
 
     def abstract_state(self, rng: jax.Array, mesh: Mesh) -> GanState:

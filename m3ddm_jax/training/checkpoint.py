@@ -1,8 +1,10 @@
 """Checkpoints: state, data position and meta in one Orbax step, named by the number of updates applied."""
 
+import functools
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import pathlib
 import secrets
@@ -17,6 +19,7 @@ from absl import logging as absl_logging
 from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
+from orbax.checkpoint import checkpoint_managers as policies
 
 from m3ddm_jax.models import registry
 from m3ddm_jax.parallel.processes import gather_text
@@ -32,7 +35,8 @@ class Checkpoints:
     """The checkpoints of one run: saved in the background, restored onto any mesh.
 
     folder: made when the first checkpoint is saved; of a disk that all processes share, or of a bucket.
-    keep: how many of the latest stay.
+    keep: how many of the latest stay. keep_period: those of multiples of so many updates stay too; 0: none.
+    best: name of a metric, of which the best checkpoint stays too, and whether more of it is better; None: none.
     fixed: nested plain values that no checkpoint may differ in (what the networks are, what they learn).
     config, mesh: kept in the meta for the reader.
     on_save: called whenever a checkpoint is saved.
@@ -46,6 +50,8 @@ class Checkpoints:
         folder: str | os.PathLike,
         *,
         keep: int,
+        keep_period: int = 0,
+        best: tuple[str, bool] | None = None,
         fixed: dict[str, Any],
         config: dict[str, Any],
         mesh: Mesh,
@@ -62,12 +68,15 @@ class Checkpoints:
             "mesh": dict(mesh.shape),
         }
         _drop_empty(folder)
-        self._quiet = _RaisedAgain()
+        self._best = best and best[0]
+        goodness = best and functools.partial(_goodness, name=best[0], rises=best[1])
+        self._quiet = _Quiet()
         absl_logging.get_absl_handler().addFilter(self._quiet)
         self._manager = ocp.CheckpointManager(
             folder if is_remote(folder) else os.path.abspath(folder),
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep,
+                preservation_policy=_preserved(keep, keep_period, goodness),
+                best_fn=goodness,
                 create=True,
                 cleanup_tmp_directories=True,
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._finish),
@@ -79,11 +88,18 @@ class Checkpoints:
         """Updates applied in the newest checkpoint; None where there is none."""
         return self._manager.latest_step()
 
-    def save(self, state: State, step: int, examples_seen: int) -> None:
+    def best_step(self) -> int | None:
+        """Updates applied in the best checkpoint; None where there is none that was evaluated."""
+        return self._manager.best_step() if self._best else None
+
+    def save(self, state: State, step: int, examples_seen: int, metrics: Mapping[str, float] | None = None) -> None:
         """Save after `step` updates; returns once the state is copied, before it is written.
 
-        examples_seen: clips taken from the data, counted over all processes.
+        examples_seen: clips taken from the data, counted over all processes. metrics: of the state, where it was
+        evaluated. Raises ValueError where they lack the one whose best is kept.
         """
+        if metrics is not None and self._best and self._best not in metrics:
+            raise ValueError(f"train.best_metric {self._best!r} is not measured: {', '.join(metrics)} are")
         if step == self.latest_step():
             return
         self._manager.wait_until_finished()  # what is said of the one before would be this one's
@@ -95,6 +111,7 @@ class Checkpoints:
                 data=ocp.args.JsonSave({"examples_seen": examples_seen}),
                 meta=ocp.args.JsonSave(self._meta | {"state": _shapes(state)}),
             ),
+            metrics=self._best and metrics and {self._best: float(metrics[self._best])},
         )
         self._on_save()
 
@@ -192,11 +209,27 @@ class Checkpoints:
             absl_logging.get_absl_handler().removeFilter(self._quiet)
 
 
-class _RaisedAgain(logging.Filter):
-    """Leaves out the traces that Orbax's threads log of an error, which is raised where they are waited for."""
+def _preserved(keep: int, keep_period: int, best: Callable[[Any], float] | None) -> policies.PreservationPolicy:
+    preserved: list[policies.PreservationPolicy] = [policies.LatestN(keep)]
+    if keep_period:
+        preserved.append(policies.EveryNSteps(keep_period))
+    if best:
+        preserved.append(policies.BestN(get_metric_fn=best, n=1, keep_checkpoints_without_metrics=False))
+    return policies.AnyPreservationPolicy(preserved)
+
+
+def _goodness(metrics: Mapping[str, float], *, name: str, rises: bool) -> float:
+    """More is better. Checkpoints of a run that had another metric, or none that is a number, are worst."""
+    value = metrics.get(name, math.nan)
+    return -math.inf if math.isnan(value) else value if rises else -value
+
+
+class _Quiet(logging.Filter):
+    """Leaves out the traces that Orbax's threads log of an error, which is raised where they are waited for, and that a
+    checkpoint has no metrics, as between evaluations."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not (record.exc_info and "orbax" in record.pathname)
+        return "orbax" not in record.pathname or not (record.exc_info or "did not provide metrics" in str(record.msg))
 
 
 def _agreed(found: str | None) -> str | None:

@@ -97,8 +97,7 @@ def make_diffusion_step(
     unknown: what stands in for unknown pixels (flow.region_fill.hide). drop_local, drop_global: probabilities of the
     null conditions. accumulate: micro-batches a batch is worked off in; all chance is drawn for the whole batch before,
     so it changes rounding alone. ema_decay, spike_patience: of `training.update.apply_update`.
-    Metrics, float32: loss; grad_norm/PART of each part at the top of the parameters, before clipping; those of
-    `training.update.apply_update`.
+    Metrics, float32: loss; those of `training.update.apply_update`.
     Raises ValueError for numbers that mean nothing.
     """
     for name, probability in {"drop_local": drop_local, "drop_global": drop_global}.items():
@@ -144,9 +143,8 @@ def make_diffusion_step(
             mean_loss, grads = _mean_over_micro_batches(
                 lambda micro: loss_and_grad(state, *micro, frozen), (batch, draws), accumulate, state.params
             )
-        parts = {f"grad_norm/{name}": optax.tree.norm(part) for name, part in grads.items()}
         state, metrics = apply_update(state, grads, optimizer, spike_patience=spike_patience, ema_decay=ema_decay)
-        return state.replace(step=state.step + 1), {"loss": mean_loss, **metrics, **parts}
+        return state.replace(step=state.step + 1), {"loss": mean_loss, **metrics}
 
     return train_step
 

@@ -1,5 +1,6 @@
 """The optimizers."""
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ Rate = Callable[[str, jax.Array], jax.Array | float]
 
 # What learns from the start in GlobalPaint's pretrained layers: where tokens look, and what sees the masked input.
 _READY = re.compile(r"(^|\.)conv_in\.|\.attn[12]\.to_q\.")
+SCHEDULES, MOMENT_DTYPES = ("constant", "cosine", "rsqrt"), ("float32", "bfloat16")
 # Norms are compared with their mean once so many are in it, and it reaches back over about a hundred.
 _SETTLED, _NORM_DECAY = 100, 0.99
 
@@ -27,6 +29,48 @@ def _has_decay(params: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
+class Scheduled(NamedTuple):
+    """An optax.GradientTransformation, and its learning rate after so many updates that it applied."""
+
+    init: optax.TransformInitFn
+    update: optax.TransformUpdateFn
+    learning_rate: optax.Schedule
+
+
+def current_rate(optimizer: optax.GradientTransformation | Scheduled, opt_state: Any) -> jax.Array | None:
+    """The learning rate of the next update; None of an optimizer that does not tell."""
+    if not isinstance(optimizer, Scheduled):
+        return None
+    (_, count), *_ = optax.tree.get_all_with_path(opt_state, "count")
+    return jnp.asarray(optimizer.learning_rate(count), jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class AdamSettings:
+    """Adam, and its learning rate after the warm-up.
+
+    schedule: "constant", which depends on no number of steps to come, so that a run can be prolonged: the average of
+    the parameters takes the place of a decay; "cosine" falls to 0 at the last step; "rsqrt" falls with the root of the
+    number of updates. first_moment: dtype of the first moment.
+
+    Raises ValueError for what is not accepted.
+    """
+
+    b1: float = 0.9
+    b2: float = 0.999
+    schedule: str = "constant"
+    first_moment: str = "float32"
+
+    def __post_init__(self):
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule {self.schedule!r} is unknown: one of {', '.join(SCHEDULES)} is accepted")
+        if self.first_moment not in MOMENT_DTYPES:
+            found, accepted = self.first_moment, ", ".join(MOMENT_DTYPES)
+            raise ValueError(f"first_moment {found!r} is unknown: one of {accepted} is accepted")
+        if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1):
+            raise ValueError(f"b1 is {self.b1} and b2 {self.b2}: numbers from 0 to below 1 are accepted")
+
+
 def make_optimizer(
     learning_rate: float,
     *,
@@ -34,18 +78,36 @@ def make_optimizer(
     weight_decay: float,
     clip_norm: float,
     rate: Rate | None = None,
-) -> optax.GradientTransformation:
-    """AdamW behind clipping by the global norm; the learning rate rises linearly over `warmup_steps`, then stays.
+    adam: AdamSettings | None = None,
+    steps: int = 0,
+) -> Scheduled:
+    """AdamW behind clipping by the global norm; the learning rate rises linearly over `warmup_steps`.
 
-    It does not depend on the number of steps to come, so a run can be prolonged: the average of the parameters takes
-    the place of a decay. rate: of single parameters, decay included; their moments are kept whatever it is.
+    rate: of single parameters, decay included; their moments are kept whatever it is. steps: of the run, for the
+    cosine schedule.
     """
-    schedule = optax.linear_schedule(learning_rate / max(1, warmup_steps), learning_rate, max(1, warmup_steps - 1))
-    return optax.chain(
+    adam = adam or AdamSettings()
+    warmup = max(1, warmup_steps)
+    rising = optax.linear_schedule(learning_rate / warmup, learning_rate, max(1, warmup - 1))
+    after = {
+        "constant": rising,
+        "cosine": optax.cosine_decay_schedule(learning_rate, max(1, steps - warmup)),
+        "rsqrt": lambda count: learning_rate * (warmup / (warmup + jnp.maximum(count, 0))) ** 0.5,
+    }[adam.schedule]
+    schedule = rising if adam.schedule == "constant" else optax.join_schedules([rising, after], [warmup])
+    chained = optax.chain(
         optax.clip_by_global_norm(clip_norm),
-        optax.adamw(schedule, b1=0.9, b2=0.999, weight_decay=weight_decay, mask=_has_decay),
+        optax.adamw(
+            schedule,
+            b1=adam.b1,
+            b2=adam.b2,
+            mu_dtype=adam.first_moment,
+            weight_decay=weight_decay,
+            mask=_has_decay,
+        ),
         *([] if rate is None else [_scale_by_rate(rate)]),
     )
+    return Scheduled(*chained, schedule)
 
 
 def scaled_to_batch(
@@ -100,7 +162,7 @@ def skip_spikes(optimizer: optax.GradientTransformation, factor: float) -> optax
         updates = jax.tree.map(lambda update: jnp.where(spike, 0, update), updates)
         return updates, jax.tree.map(lambda old, new: jnp.where(spike, old, new), kept, after)
 
-    return optax.GradientTransformation(init, update)
+    return optimizer._replace(init=init, update=update)
 
 
 def skipped_in_a_row(opt_state: Any) -> jax.Array | None:
@@ -141,11 +203,13 @@ def _scale_by_rate(rate: Rate) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def make_stepped_optimizer(learning_rate: float, *, decay_every: int, clip_norm: float) -> optax.GradientTransformation:
+def make_stepped_optimizer(learning_rate: float, *, decay_every: int, clip_norm: float) -> Scheduled:
     """Adam (betas 0.9 and 0.999) behind clipping by the global norm; after every `decay_every` updates a tenth of the
     learning rate is left; 0: it stays."""
-    rate = optax.exponential_decay(learning_rate, decay_every, 0.1, staircase=True) if decay_every else learning_rate
-    return optax.chain(optax.clip_by_global_norm(clip_norm), optax.adam(rate, b1=0.9, b2=0.999))
+    constant = optax.constant_schedule(learning_rate)
+    rate = optax.exponential_decay(learning_rate, decay_every, 0.1, staircase=True) if decay_every else constant
+    adam = optax.adam(rate if decay_every else learning_rate, b1=0.9, b2=0.999)
+    return Scheduled(*optax.chain(optax.clip_by_global_norm(clip_norm), adam), rate)
 
 
 def make_gan_optimizer(
@@ -154,7 +218,7 @@ def make_gan_optimizer(
     decay_at: int = 0,
     clip_norm: float | None = None,
     factors: Mapping[str, float] = MappingProxyType({}),
-) -> optax.GradientTransformation:
+) -> Scheduled:
     """Adam as GANs for video inpainting have it: no first moment, no weight decay (betas 0 and 0.99).
 
     decay_at: updates after which a tenth of the learning rate is left; 0: never. clip_norm: gradients are clipped by
@@ -166,11 +230,11 @@ def make_gan_optimizer(
         del params
         return {name: optax.tree.scale(factors.get(name, 1.0), part) for name, part in updates.items()}
 
-    return optax.chain(
+    schedule = optax.piecewise_constant_schedule(learning_rate, {decay_at: 0.1} if decay_at else None)
+    chained = optax.chain(
         optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm),
         optax.scale_by_adam(b1=0.0, b2=0.99),
         optax.stateless(scaled),
-        optax.scale_by_learning_rate(
-            optax.piecewise_constant_schedule(learning_rate, {decay_at: 0.1} if decay_at else None)
-        ),
+        optax.scale_by_learning_rate(schedule),
     )
+    return Scheduled(*chained, schedule)

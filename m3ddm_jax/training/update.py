@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from m3ddm_jax.training.ema import update_ema
-from m3ddm_jax.training.optim import skipped_in_a_row
+from m3ddm_jax.training.optim import current_rate, skipped_in_a_row
 
 AnyState = TypeVar("AnyState")
 Metrics = dict[str, jax.Array]
@@ -33,7 +33,9 @@ def apply_update(
     ema_decay: of the average; None where the network has none. begin: value of `step` from which updates count; before
     it nothing changes. rate: factor of the updates. more: further fields, replaced unless the optimizer skips.
     spike_patience: updates in a row that the optimizer may skip (optim.skip_spikes).
-    Metrics, float32: grad_norm, before clipping; of an optimizer that skips updates `skipped`, 1 where it has skipped
+    Metrics, float32: grad_norm, before clipping, update_norm, and param_norm before the update; those of each part at
+    the top of the parameters, NORM/PART; learning_rate, of a Scheduled optimizer, times the factor of the updates;
+    of an optimizer that skips updates `skipped`, 1 where it has skipped
     this one, and `stuck`, 1 where it has skipped as many in a row as `spike_patience`.
     """
     params, old_opt_state = (getattr(state, f"{network}{name}") for name in ("params", "opt_state"))
@@ -45,7 +47,11 @@ def apply_update(
     if ema_decay is not None:
         average, count = getattr(state, f"{network}ema_params"), jnp.maximum(state.step - begin, 0)
         unless_skipped[f"{network}ema_params"] = update_ema(average, fields[f"{network}params"], count, ema_decay)
-    metrics, in_a_row = {f"{network}grad_norm": optax.tree.norm(grads)}, skipped_in_a_row(opt_state)
+    measured = {"grad_norm": grads, "update_norm": updates, "param_norm": params}
+    metrics = {f"{network}{name}": norm for kind, tree in measured.items() for name, norm in _norms(kind, tree).items()}
+    if (learning_rate := current_rate(optimizer, old_opt_state)) is not None:
+        metrics[f"{network}learning_rate"] = learning_rate if rate is None else rate * learning_rate
+    in_a_row = skipped_in_a_row(opt_state)
     if in_a_row is not None:
         unless_skipped = _where(in_a_row > 0, _of(state, unless_skipped), unless_skipped)
         metrics["skipped"] = (in_a_row > 0).astype(jnp.float32)
@@ -60,6 +66,13 @@ def joined(first: Metrics, second: Metrics) -> Metrics:
     """The metrics of two networks' updates: a step is skipped, or stuck, where one of them is."""
     shared = {name: jnp.maximum(first[name], second[name]) for name in ("skipped", "stuck") if name in first}
     return first | second | shared
+
+
+def _norms(name: str, tree: Mapping[str, Any]) -> Metrics:
+    """The norm of a tree, and of each part at its top."""
+    return {name: optax.tree.norm(tree)} | {
+        f"{name}/{part}": optax.tree.norm(of_part) for part, of_part in tree.items()
+    }
 
 
 def _of(state: Any, names: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,5 @@
 import collections
+import io
 import itertools
 import json
 import os
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from data import latents
+from data.sources import SourceSpec
 
 BUCKETS = ((16, 24), (16, 16))
 FACTS = {"buckets": BUCKETS, "examples": 11, "examples_per_shard": 4}
@@ -156,10 +158,11 @@ def test_a_damaged_shard_is_named(tmp_path):
 
 
 def test_latents_and_pixels_are_not_mixed():
-    assert latents.latent_folders([("synthetic", "", 1.0)]) == []
-    assert latents.latent_folders([("latents", "a", 1.0), ("latents", "b", 2.0)]) == [("a", 1.0), ("b", 2.0)]
+    scenes, a, b = SourceSpec("synthetic", "", 1.0), SourceSpec("latents", "a", 1.0), SourceSpec("latents", "b", 2.0)
+    assert latents.latent_folders([scenes]) == []
+    assert latents.latent_folders([a, b]) == [("a", 1.0), ("b", 2.0)]
     with pytest.raises(ValueError, match="cannot be mixed in one run: found sources of the kinds latents, synthetic"):
-        latents.latent_folders([("latents", "a", 1.0), ("synthetic", "", 1.0)])
+        latents.latent_folders([a, scenes])
 
 
 @pytest.mark.parametrize("examples", [10**12, 1e12, -1, "4", None, [4], True])
@@ -170,3 +173,41 @@ def test_facts_of_impossible_shards_are_refused_at_once(tmp_path, examples):
     with pytest.raises(ValueError, match="does not describe its shards"):
         latents.LatentFolder(tmp_path)
     assert time.perf_counter() - start < 1
+
+
+def make_example(rng):
+    return {
+        "mean": rng.normal(size=(2, 3, 4)).astype(np.float16),
+        "mask": np.ones((2, 3, 1), np.uint8),
+        "observed": np.array([True, False]),
+        "fps": np.float32(2.5),
+        "clip_id": np.str_("clip @ é"),
+    }
+
+
+def test_a_record_comes_back_as_it_was_and_so_does_one_of_an_earlier_version():
+    example = make_example(np.random.default_rng(0))
+    former = io.BytesIO()
+    np.savez(former, **example)
+    for record in (latents._pack(example), former.getvalue()):
+        found = latents._unpack(record)
+        assert found.keys() == example.keys()
+        for name, value in example.items():
+            assert found[name].dtype == value.dtype and found[name].shape == value.shape
+            np.testing.assert_array_equal(found[name], value)
+
+
+def test_a_damaged_record_is_refused():
+    record = latents._pack(make_example(np.random.default_rng(0)))
+    rng = np.random.default_rng(1)
+    damaged = [record[:-1], record + b"\0", record.replace(b"<f2", b"|O8"), record.replace(b"[2, 3, 4]", b"[2,-3, 4]")]
+    for bad in damaged:
+        with pytest.raises(ValueError, match="a record of latents is damaged"):
+            latents._unpack(bad)
+    for _ in range(300):  # whatever is changed: the same shapes, or one line
+        bad = bytearray(record)
+        bad[rng.integers(13, 200)] = rng.integers(256)
+        try:
+            latents._unpack(bytes(bad))
+        except ValueError as error:
+            assert "\n" not in str(error) or "damaged" in str(error)

@@ -116,7 +116,7 @@ def test_frame_modes(seed, num_frames):
 
 
 def test_frame_mode_frequencies():
-    sampler, rng = masks.MaskSampler(), np.random.default_rng(2)
+    sampler, rng = masks.MaskSampler(all=0.0), np.random.default_rng(2)
     counts, last_known = collections.Counter(), 0
     for _ in range(2000):
         masked = sampler(rng, 16, 8, 8).mask.any(axis=(1, 2, 3))
@@ -128,6 +128,13 @@ def test_frame_mode_frequencies():
     assert abs(last_known - half) < 3.3 * np.sqrt(half / 2)
     known = sum((~masks.draw_masked_frames(rng, 16, "random_known")).sum() for _ in range(500))
     assert abs(known - 4000) < 3.3 * np.sqrt(2000)
+
+
+@pytest.mark.parametrize(("keeps", "share"), [(False, 0.25), (True, 0.25 * (0.3 + 0.35 * 0.5**16))])
+def test_the_share_of_clips_that_are_hidden_wholly(keeps, share):
+    sampler, rng, draws = masks.MaskSampler(all_keeps_frames=keeps), np.random.default_rng(4), 2000
+    hidden = sum(sampler(rng, 16, 8, 8).mask.all() for _ in range(draws))
+    assert abs(hidden - draws * share) < 3.3 * np.sqrt(draws * share * (1 - share))
 
 
 def test_per_frame_masks_differ_between_frames():

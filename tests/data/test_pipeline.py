@@ -1,11 +1,15 @@
 import collections
 import logging
 import shutil
+import threading
+import time
 
 import numpy as np
 import pytest
+from absl import flags
 
 from data import clips, masks, pipeline
+from data import sources as sources_module
 
 SETTINGS = {
     "batch_size": 4,
@@ -34,7 +38,7 @@ def same(left, right):
 
 @pytest.fixture(scope="module")
 def sources(video_folder):
-    return [("videos", str(video_folder), 1.0), ("synthetic", "", 1.0)]
+    return [("videos", str(video_folder), 1.0, "all"), ("synthetic", "", 1.0)]
 
 
 @pytest.fixture(scope="module")
@@ -96,14 +100,44 @@ def test_an_iterator_resumes_at_the_step_it_is_given(sources, whole):
     assert far["video"].shape[0] == 4
 
 
+@pytest.fixture
+def parsed_flags():
+    """Grain reads its flags where there are workers."""
+    flags.FLAGS.mark_as_parsed()
+    yield
+    flags.FLAGS.unparse_flags()
+
+
+@pytest.mark.usefixtures("parsed_flags")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_order_is_the_same_with_worker_processes(sources, whole, workers):
+    found = batches(sources, 2, start=1, workers=workers, num_threads=1)
+    assert same(found[0], whole[1]) and same(found[1], whole[2])
+
+
+@pytest.mark.usefixtures("parsed_flags")
+def test_what_a_worker_raises_is_raised_here(tmp_path):
+    (tmp_path / "text.mp4").write_text("no video")
+    with pytest.raises(ValueError, match=r"unusable, the last is text\.mp4"):
+        batches([("videos", str(tmp_path), 1.0)], 1, workers=1)
+
+
+def test_the_next_batch_can_be_looked_at(sources, whole):
+    iterator = iter(pipeline.make_batches(sources, **SETTINGS))
+    assert same(iterator.peek(), whole[0]) and same(iterator.peek(), whole[0])
+    assert iterator.get_state() == {"next_index": 0}
+    assert same(next(iterator), whole[0]) and same(next(iterator), whole[1])
+    iterator.close()
+
+
 def test_the_seed_changes_the_clips(sources, whole):
     assert not same(batches(sources, 1, seed=8)[0], whole[0])
 
 
 def test_sources_are_mixed_by_their_weights(video_folder):
-    sources = [("videos", str(video_folder), 3.0), ("synthetic", "", 1.0)]
-    opened = [pipeline.open_source(kind, path, lines=20) for kind, path, _ in sources]
-    order = pipeline.record_order(opened, [weight for *_, weight in sources], seed=0, shuffle=True)
+    sources = [("videos", str(video_folder), 3.0, "all"), ("synthetic", "", 1.0)]
+    opened = [pipeline.open_source(kind, path, lines=20, split="all") for kind, path, *_ in sources]
+    order = pipeline.record_order(opened, [weight for _, _, weight, *_ in sources], seed=0, shuffle=True)
     records = [order[index] for index in range(400)]
     assert sum(record.source == 0 for record in records) == 300
     synthetic = [record.index for record in records if record.source == 1]
@@ -111,7 +145,7 @@ def test_sources_are_mixed_by_their_weights(video_folder):
 
 
 def test_every_epoch_holds_each_video_once_in_a_new_order(video_folder):
-    source = pipeline.open_source("videos", video_folder)
+    source = pipeline.open_source("videos", video_folder, split="all")
     order = pipeline.record_order([source], [1.0], seed=3, shuffle=True)
     epochs = [tuple(order[4 * epoch + index].index for index in range(4)) for epoch in range(12)]
     assert all(sorted(epoch) == [0, 1, 2, 3] for epoch in epochs)
@@ -122,7 +156,7 @@ def test_every_epoch_holds_each_video_once_in_a_new_order(video_folder):
 
 def test_bad_videos_are_replaced_counted_and_named_once(video_folder, tmp_path, caplog):
     shutil.copytree(video_folder, tmp_path / "mixed")
-    sources = [("videos", str(tmp_path / "mixed"), 1.0)]
+    sources = [("videos", str(tmp_path / "mixed"), 1.0, "all")]
     (tmp_path / "mixed" / "clip0.mp4").write_text("no video")
     truncated = (video_folder / "clip2.mp4").read_bytes()[:2000]
     (tmp_path / "mixed" / "clip2.mp4").write_bytes(truncated)
@@ -138,6 +172,85 @@ def test_bad_videos_are_replaced_counted_and_named_once(video_folder, tmp_path, 
     assert "2 skipped so far" in warnings[-1]
     again = batches(sources, 1, start=4)[0]
     assert same(again, found[4]), "the substitute does not depend on what was read before"
+
+
+@pytest.fixture
+def storage(monkeypatch):
+    """Function (failures of opening, failures of reading through): a storage that fails and comes back."""
+
+    assert sum(pipeline.WAITS) == 180
+    monkeypatch.setattr(pipeline, "WAITS", (0.001,) * 8)
+
+    def fail(openings, readings):
+        index_video, read_through = sources_module.index_video, sources_module.read_through
+        left = {"opening": openings, "reading": readings}
+
+        def failing(name, function):
+            def call(path):
+                if left[name] > 0:
+                    left[name] -= 1
+                    raise ConnectionResetError(104, "Connection reset by peer")
+                return function(path)
+
+            return call
+
+        monkeypatch.setattr(sources_module, "index_video", failing("opening", index_video))
+        monkeypatch.setattr(sources_module, "read_through", failing("reading", read_through))
+
+    return fail
+
+
+@pytest.mark.parametrize("readings", [0, 5])
+def test_a_storage_that_fails_for_a_while_loses_no_clip(video_folder, storage, caplog, readings):
+    folder = [("videos", str(video_folder), 1.0, "all")]
+    expected = batches(folder, 3, num_threads=1)
+    storage(2, readings)
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        found = batches(folder, 3, num_threads=1)
+    assert all(map(same, found, expected))
+    said = [record.getMessage() for record in caplog.records]
+    assert sum("cannot be reached, waiting: " in line for line in said) == readings
+    assert not any("skipped" in line for line in said)
+
+
+def test_a_storage_that_stays_away_ends_the_run_in_one_line(video_folder, storage):
+    storage(10**6, 10**6)
+    with pytest.raises(pipeline.Unreachable, match=r"storage of \w+.* has not answered for 0.* s: .*reset by peer"):
+        batches([("videos", str(video_folder), 1.0, "all")], 1, num_threads=1)
+
+
+def test_a_video_that_vanishes_is_waited_for_and_not_replaced(video_folder, tmp_path, storage):
+    shutil.copytree(video_folder, tmp_path / "videos")
+    storage(0, 0)
+    source = ("videos", str(tmp_path / "videos"), 1.0, "all")
+    data = iter(pipeline.make_batches([source], **SETTINGS))
+    shutil.rmtree(tmp_path / "videos")
+    with pytest.raises(pipeline.Unreachable, match="has not answered for .*No such file"):
+        next(data)
+
+
+def test_nothing_waits_for_a_storage_once_loading_has_ended(video_folder, tmp_path, caplog):
+    before = set(threading.enumerate())
+    shutil.copytree(video_folder, tmp_path / "videos")
+    data = iter(pipeline.make_batches([("videos", str(tmp_path / "videos"), 1.0, "all")], **SETTINGS))
+    next(data)
+    shutil.rmtree(tmp_path / "videos")
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        while not caplog.records:
+            time.sleep(0.01)
+        data.close()
+    threads = set(threading.enumerate()) - before
+    for thread in threads:
+        thread.join(timeout=10)
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def test_neighbours_of_a_large_source_do_not_meet_in_a_batch_more_often_than_by_chance():
+    total, batch, reach = 10_700_000, 256, 50
+    order = pipeline.record_order([range(total)], [1.0], seed=7, shuffle=True)
+    drawn = np.sort([[order[step * batch + place].index for place in range(batch)] for step in range(50)])
+    by_chance = drawn.size * batch * reach / total  # 15
+    assert (np.diff(drawn) < reach).sum() < 2.5 * by_chance
 
 
 def test_a_source_without_a_usable_video_raises(tmp_path):
@@ -173,6 +286,7 @@ def test_mask_settings_reach_the_batch(sources):
         {"buckets": ((2, 16),)},
         {"max_interval": 0},
         {"num_threads": 0},
+        {"workers": -1},
         {"references": -1},
         {"global_fit": "crop"},
     ],

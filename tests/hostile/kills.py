@@ -19,7 +19,7 @@ import numpy as np
 from data import latents
 from data.encode import encode_video
 from data.prepare import PrepareSettings, prepare
-from data.sources import ShardSource
+from data.shards import ShardSource
 from m3ddm_jax.files.writing import recover
 from m3ddm_jax.models import registry
 from m3ddm_jax.models.residual_unet import ResidualUNet

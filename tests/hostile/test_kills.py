@@ -58,6 +58,6 @@ def test_a_kill_while_training_loses_nothing(tmp_path):
 
 def train(workdir, steps):
     command = [sys.executable, "-m", "m3ddm_jax.train", "--config=configs/m3ddm_tiny.py", f"--workdir={workdir}"]
-    command += [f"--config.train.{name}" for name in (f"steps={steps}", "save_every=2", "sample_every=0")]
+    command += [f"--config.train.{name}" for name in (f"steps={steps}", "save_every=2", "evaluate_every=0")]
     command += ["--config.model.block_out_channels=(16,)", "--config.model.attention_levels=(False,)"]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

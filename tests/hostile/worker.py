@@ -21,9 +21,10 @@ import numpy as np
 import optax
 from absl import flags
 
-from data import latents, sources
+from data import latents
 from data.builders.clips import Clips
 from data.encode import EncodedClip, encode_video
+from data.shards import ShardSource
 from eval.features import Features
 from eval.score_cache import ScoreCache
 from eval.scores import ClipScores
@@ -102,8 +103,8 @@ def make_latents(folder):
 
 
 def make_shards(folder):
-    clip = EncodedClip(encode_video(_FRAMES, 24), "a/0", 8, 24.0, 32, 48)
-    builder = Clips([clip, clip._replace(name="a/1")], data_dir=folder / "made")
+    clip = EncodedClip(encode_video(_FRAMES, 24), "a/0", 8, 24.0, 32, 48, "a/0", 0, 1, 8)
+    builder = Clips({"train": [clip, clip._replace(name="a/1", shot="a/1")]}, data_dir=folder / "made")
     with contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare()
     shutil.move(builder.data_dir, folder / "shards")
@@ -195,7 +196,7 @@ def read_latents(folder):
 
 
 def read_shards(folder):
-    source = sources.ShardSource(folder / "shards")
+    source = ShardSource(folder / "shards")
     for index in range(min(len(source), 4)):
         video = source.open(index)
         video.read([0], None)

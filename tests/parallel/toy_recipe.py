@@ -25,8 +25,8 @@ class ToyRecipe:
         self._config = config
         self._optimizer = optax.adam(config.train.learning_rate)
 
-    def dataset(self, seed):
-        return base.make_clips(self._config, seed)
+    def dataset(self, seed, sources=None):
+        return base.make_clips(self._config, seed, sources)
 
     def _init(self, key):
         first, second = jax.random.split(key)

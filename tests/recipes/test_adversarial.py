@@ -31,7 +31,7 @@ def make_config(change=lambda config: None):
     config.discriminator.update(width=2)
     config.adversarial.update(plain_tubes=1, zoomed_tubes=0, discriminator_warmup=1, ramp_steps=2)
     config.data.update(num_frames=2, references=1, buckets=((24, 24),))
-    config.train.update(steps=4, batch_size=2, log_every=1, save_every=2, sample_every=0)
+    config.train.update(steps=4, batch_size=2, log_every=1, save_every=2, evaluate_every=0)
     config.mesh.update(data=1)
     change(config)
     return config

@@ -1,3 +1,5 @@
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import common, m3ddm_tiny
+from data import latents
 from m3ddm_jax.models import registry
 from m3ddm_jax.parallel.mesh import make_mesh
 from m3ddm_jax.recipes import RECIPES, base, make_recipe
@@ -14,7 +17,7 @@ EXPECTED = ConfigDict(
     {
         "recipe": "some",
         "model": {"kind": "m3ddm"},
-        "train": {"seed": 0, "export_dtype": "float32", "spike_patience": 1},
+        "train": {"seed": 0, "export_dtype": "float32", "spike_patience": 1, "evaluate_metrics": ()},
         "mesh": {"data": 1},
     }
 )
@@ -87,8 +90,73 @@ def test_clips_are_those_of_the_data_section():
     again, other = (next(iter(base.make_clips(config, seed)))["video"] for seed in (3, 4))
     np.testing.assert_array_equal(batch["video"], again)
     assert np.any(batch["video"] != other)
-    assert base.list_sources(config) == [("synthetic", "", 1.0)]
-    assert set(base.clip_settings(config)) == set(common.data())
+    assert base.list_sources(config) == [("synthetic", "", 1.0, "train")]
+    assert set(base.clip_settings(config)) == set(common.data()) - {"validation"}
+
+
+def data_config(sources, validation=()):
+    return ConfigDict({"data": {"sources": tuple(sources), "validation": tuple(validation)}})
+
+
+def named(kind, path="", **more):
+    return {"kind": kind, "path": str(path), "weight": 1.0, **more}
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """A folder of three files with names of videos."""
+    folder = tmp_path_factory.mktemp("videos")
+    for number in range(3):
+        (folder / f"{number}.mp4").touch()
+    return folder
+
+
+def test_what_sources_hold_out_is_validated_on(videos, tmp_path):
+    (tmp_path / "one.mp4").touch()
+    config = data_config(
+        [named("videos", videos), named("synthetic"), named("videos", tmp_path), named("latents", "z")]
+    )
+    validation, lacking = base.list_validation(config)
+    assert validation == [("videos", str(videos), 1.0, "validation"), ("synthetic", "", 1.0, "validation")]
+    assert lacking == [
+        f"{tmp_path} holds one video: none is of the split validation",
+        "z has latents of training clips",
+    ]
+    assert base.list_validation(data_config([named("synthetic", split="all")])) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("training", "validation"),
+    [
+        (lambda v: named("videos", v), lambda v: named("videos", v, split="train")),
+        (lambda v: named("videos", v), lambda v: named("videos", v, split="all")),
+        (lambda v: named("videos", v, split="all"), lambda v: named("videos", v, split="validation")),
+        (lambda v: named("videos", v.parent), lambda v: named("videos", v, split="validation")),
+        (lambda v: named("videos", v), lambda v: named("videos", v / ".." / v.name, split="train")),
+        (lambda v: named("synthetic"), lambda v: named("synthetic", split="all")),
+        (lambda v: named("latents", v.parent / "encoded"), lambda v: named("videos", v, split="train")),
+    ],
+)
+def test_sources_that_share_videos_are_refused(videos, training, validation):
+    latents.write_facts(videos.parent / "encoded", {"sources": [["videos", str(videos), 1.0]]})
+    config = data_config([training(videos)], [validation(videos)])
+    try:
+        with pytest.raises(ValueError, match="data.validation and data.sources share videos: "):
+            base.list_validation(config)
+    finally:
+        shutil.rmtree(videos.parent / "encoded")
+
+
+def test_named_validation_sources_have_a_split_that_is_there(videos, tmp_path):
+    (tmp_path / "one.mp4").touch()
+    found, lacking = base.list_validation(
+        data_config([named("videos", videos)], [named("videos", tmp_path, split="all")])
+    )
+    assert [spec.path for spec in found] == [str(tmp_path)] and not lacking
+    with pytest.raises(ValueError, match="without a split: one of train, validation, all"):
+        base.list_validation(data_config([named("videos", videos)], [named("videos", tmp_path)]))
+    with pytest.raises(ValueError, match="none is of the split validation"):
+        base.list_validation(data_config([named("synthetic")], [named("videos", tmp_path, split="validation")]))
 
 
 def test_frames_of_any_size_become_bytes():

@@ -22,7 +22,7 @@ def make_config(change=lambda config: None):
     config = isvi_flow_tiny.get_config()
     config.model.update(width=4, interval=1)
     config.data.update(num_frames=4, buckets=((16, 16),))
-    config.train.update(steps=4, batch_size=2, log_every=1, save_every=2, sample_every=4, sample_batches=1)
+    config.train.update(steps=4, batch_size=2, log_every=1, save_every=2, evaluate_every=2, evaluate_batches=1)
     config.mesh.update(data=1)
     change(config)
     return config

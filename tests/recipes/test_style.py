@@ -25,7 +25,7 @@ def make_config(change=lambda config: None):
     config.model.update(width=4)
     config.discriminator.update(width=2)
     config.data.update(buckets=((16, 16),))
-    config.train.update(steps=4, batch_size=2, log_every=1, save_every=2, sample_every=4, sample_batches=1)
+    config.train.update(steps=4, batch_size=2, log_every=1, save_every=2, evaluate_every=2, evaluate_batches=1)
     config.mesh.update(data=1)
     change(config)
     return config

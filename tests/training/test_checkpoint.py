@@ -38,8 +38,8 @@ def fresh(optimizer, mesh):
     return init_state(init, optimizer, rng, abstract)
 
 
-def opened(folder, mesh, fixed=FIXED, keep=2, on_save=lambda: None):
-    return Checkpoints(folder, keep=keep, fixed=fixed, config=CONFIG, mesh=mesh, on_save=on_save)
+def opened(folder, mesh, fixed=FIXED, keep=2, on_save=lambda: None, **more):
+    return Checkpoints(folder, keep=keep, fixed=fixed, config=CONFIG, mesh=mesh, on_save=on_save, **more)
 
 
 def assert_same(a, b):
@@ -60,6 +60,30 @@ def test_what_eight_devices_saved_comes_back_on_another_mesh(tmp_path, optimizer
     assert examples_seen == 24
     assert_same(restored, state)
     assert jax.tree.map(lambda x: x.sharding, restored) == jax.tree.map(lambda x: x.sharding, abstract)
+
+
+@pytest.mark.parametrize(("rises", "best"), [(True, 3), (False, 2)])
+def test_the_best_and_the_newest_stay_and_those_of_a_period(tmp_path, optimizer, rises, best):
+    mesh = make_mesh(devices=jax.devices()[:1])
+    state = fresh(optimizer, mesh)
+    options = {"keep": 1, "keep_period": 4, "best": ("psnr", rises)}
+    checkpoints = opened(tmp_path, mesh, **options)
+    for step, metric in ((1, np.nan), (2, 10.0), (3, 30.0), (4, None), (5, 15.0)):
+        checkpoints.save(state, step, 8 * step, metric and {"psnr": metric, "ssim": 1.0})
+        assert step < 5 or checkpoints.best_step() == best
+    checkpoints.close()
+    again = opened(tmp_path, mesh, **options)
+    again.save(state, 6, 48)
+    assert again.best_step() == best and again.latest_step() == 6
+    again.wait()
+    with pytest.raises(ValueError, match="train.best_metric 'psnr' is not measured: fvd are"):
+        again.save(state, 7, 56, {"fvd": 1.0})
+    again.close()
+    assert sorted(int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()) == sorted({best, 4, 6})
+    other = opened(tmp_path, mesh, keep=1, best=("fvd", False))
+    other.save(state, 7, 56, {"fvd": 3.0})
+    assert other.best_step() == 7
+    other.close()
 
 
 def test_hyper_parameters_that_are_gone_do_not_keep_a_run_from_going_on(tmp_path, optimizer):

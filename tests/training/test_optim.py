@@ -5,6 +5,7 @@ import optax
 import pytest
 
 from m3ddm_jax.training.optim import (
+    AdamSettings,
     make_gan_optimizer,
     make_optimizer,
     scaled_to_batch,
@@ -166,3 +167,40 @@ def test_rate_and_warm_up_grow_with_the_root_of_the_batch():
     assert scaled_to_batch(1e-4, 1000, 16, 64) == (5e-5, 500)
     with pytest.raises(ValueError, match="base_batch_size is -1: 0 or more"):
         scaled_to_batch(1e-4, 1000, 16, -1)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", {0: 0.025, 3: 0.1, 20: 0.1, 103: 0.1}),
+        ("cosine", {0: 0.025, 3: 0.1, 4: 0.1, 54: 0.05, 104: 0.0}),
+        ("rsqrt", {0: 0.025, 3: 0.1, 4: 0.1, 12: 0.1 * (4 / 12) ** 0.5, 100: 0.02}),
+    ],
+)
+def test_schedules_follow_the_warmup(schedule, expected):
+    adam = AdamSettings(schedule=schedule)
+    optimizer = make_optimizer(0.1, warmup_steps=4, weight_decay=0.0, clip_norm=1.0, adam=adam, steps=104)
+    assert {count: float(optimizer.learning_rate(count)) for count in expected} == pytest.approx(expected, abs=1e-6)
+
+
+def test_betas_and_the_dtype_of_the_first_moment_are_chosen():
+    adam = AdamSettings(b1=0.5, b2=0.75, first_moment="bfloat16")
+    optimizer = make_optimizer(0.1, warmup_steps=0, weight_decay=0.0, clip_norm=1e9, adam=adam)
+    params = {"w": jnp.ones((2, 2))}
+    _, state = optimizer.update({"w": jnp.full((2, 2), 4.0)}, optimizer.init(params), params)
+    first, second = (optax.tree.get(state, name)["w"] for name in ("mu", "nu"))
+    assert (first.dtype, second.dtype) == (jnp.bfloat16, jnp.float32)
+    assert (first == 2).all() and (second == 4).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schedule": "square"}, "schedule 'square' is unknown: one of constant, cosine, rsqrt"),
+        ({"first_moment": "int8"}, "first_moment 'int8' is unknown: one of float32, bfloat16"),
+        ({"b2": 1.0}, "b1 is 0.9 and b2 1.0: numbers from 0 to below 1"),
+    ],
+)
+def test_settings_of_adam_that_are_not_accepted(change, message):
+    with pytest.raises(ValueError, match=message):
+        AdamSettings(**change)

@@ -3,7 +3,7 @@ import numpy as np
 import optax
 import pytest
 
-from m3ddm_jax.training.optim import skip_spikes
+from m3ddm_jax.training.optim import make_optimizer, skip_spikes
 from m3ddm_jax.training.state import TrainState
 from m3ddm_jax.training.update import apply_update, joined
 
@@ -26,8 +26,20 @@ def test_parameters_and_average_move_and_the_step_stays():
     np.testing.assert_allclose(state.params["w"], 0.5)
     keep = 20 / 30  # the average warms up
     np.testing.assert_allclose(state.ema_params["w"], (1 - keep) * 0.5, rtol=1e-6)
-    assert int(state.step) == 20 and metrics.keys() == {"grad_norm"}
-    assert metrics["grad_norm"] == pytest.approx(3**0.5)
+    assert int(state.step) == 20
+    norms = {"grad_norm": 3**0.5, "update_norm": RATE * 3**0.5, "param_norm": 3**0.5}
+    assert metrics == pytest.approx(norms | {f"{name}/w": norm for name, norm in norms.items()})
+
+
+def test_the_learning_rate_is_that_of_the_update():
+    optimizer = skip_spikes(make_optimizer(0.1, warmup_steps=4, weight_decay=0.0, clip_norm=1.0), 5.0)
+    state, rates = make_state(optimizer), []
+    for grad in (1.0, np.nan, 1.0, 1.0):
+        state, metrics = update(state, optimizer, grad)
+        rates.append(float(metrics["learning_rate"]))
+    assert rates == pytest.approx([0.025, 0.05, 0.05, 0.075]), "a skipped update moves no schedule"
+    _, metrics = update(state, optimizer, network="", rate=jnp.float32(0.5))
+    assert metrics["learning_rate"] == pytest.approx(0.05)
 
 
 def test_nothing_moves_before_the_beginning():

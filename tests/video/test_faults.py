@@ -6,7 +6,7 @@ import av
 import numpy as np
 import pytest
 
-from data import sources
+from data import reading
 from m3ddm_jax.video import FrameSource
 from tests.video.ffmpeg import ffmpeg_frames, native_frames
 
@@ -59,7 +59,7 @@ def test_frames_are_those_of_ffmpeg(fault, name):
 @pytest.mark.parametrize("name", [*NAMES, "al.webm", "crop.mkv"])
 def test_training_sees_what_outpainting_sees(fault, name):
     frames = FrameSource(fault(name))[:]
-    read = sources.read_media(fault(name), range(len(frames)), frames.shape[1:3])
+    read = reading.read_media(fault(name), range(len(frames)), frames.shape[1:3])
     assert np.abs(read.astype(int) - frames).max() <= 1
 
 

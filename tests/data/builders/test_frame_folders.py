@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from data import sources, splits
 from data.builders import davis, youtube_vos
 
 
@@ -45,6 +46,21 @@ def test_davis_keeps_the_files_as_they_are(davis_root, tmp_path):
         assert frame == (davis_root / f"JPEGImages/480p/bear/{place:05d}.jpg").read_bytes()
         assert mask == (davis_root / f"Annotations/480p/bear/{place:05d}.png").read_bytes()
     assert len(val["judo"]["frames"]) == 4 and len(val["judo"]["masks"]) == 0
+
+
+def test_data_sets_of_frames_are_sources_of_training(davis_root, tmp_path):
+    built(davis.Davis(davis_root, data_dir=tmp_path / "made"))
+    folder = next((tmp_path / "made").glob("davis/*"))
+    names = {
+        split: {source.open(index).name for index in range(len(source))}
+        for split in splits.SPLITS
+        for source in [sources.open_source("shards", folder, split=split)]
+    }
+    assert names == {"train": {"bear", "camel"}, "validation": {"judo"}, "all": {"bear", "camel", "judo"}}
+    video = sources.open_source("shards", folder, split="validation").open(0)
+    assert video.info == (4, 24.0, 6, 10) and video.part is None
+    assert [frame.mean().round() for frame in video.read([3, 1])] == [3, 1]
+    assert video.read([2], (12, 20)).shape == (1, 12, 20, 3)
 
 
 def test_davis_lists_what_a_folder_lacks(davis_root, tmp_path):

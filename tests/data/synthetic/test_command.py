@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from data import sources
+from data import reading, sources
 from m3ddm_jax.scenes.scene import sample_frames
 
 
@@ -20,8 +20,8 @@ def test_the_command_writes_a_video_or_exits_with_2(tmp_path):
     assert done.returncode == 2 and done.stderr.startswith("data.synthetic: ") and done.stderr.count("\n") == 1
     done = run_process(tmp_path / "scene.mp4", "--size=64x48", "--frames=5", "--seed=3")
     assert done.returncode == 0, done.stderr
-    assert sources.describe(sources.index_video(tmp_path / "scene.mp4")) == (5, 24.0, 48, 64)
-    frames = sources.read_media(tmp_path / "scene.mp4", range(5))
+    assert reading.describe(sources.index_video(tmp_path / "scene.mp4")) == (5, 24.0, 48, 64)
+    frames = reading.read_media(tmp_path / "scene.mp4", range(5))
     assert np.abs(frames.astype(int) - sample_frames(5, 48, 64, seed=3)).mean() < 8
 
 

@@ -67,7 +67,7 @@ def test_batches_hold_whole_scenes_most_of_which_are_visited_at_another_time():
         drawn = np.stack([scene.frame(index) for index in indices])
         assert (video == drawn).all() or (video == drawn[:, :, ::-1]).all(), "mirrored at most"
         unvisited.append(all(scene.nearness(index) == 0 for index in indices))
-    assert 0.5 < np.mean(unvisited) < 0.9
+    assert 0.4 < np.mean(unvisited) < 0.9
 
 
 def test_visits_are_a_source_of_videos():
