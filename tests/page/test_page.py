@@ -35,7 +35,7 @@ _ARGUMENTS = (
 
 
 class Tab:
-    """The page in a browser. folder: where downloads go."""
+    """The page in a browser. folder: for its profile."""
 
     def __init__(self, address: str, folder: Path):
         options = webdriver.ChromeOptions()
@@ -43,7 +43,6 @@ class Tab:
             options.add_argument(f"--{argument}")
         options.binary_location = shutil.which("chromium")
         options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
-        options.add_experimental_option("prefs", {"download.default_directory": str(folder)})
         self.driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
         self.driver.get(address)
         self.wait("#sample")
@@ -161,8 +160,7 @@ def test_the_picture_follows_the_controls_and_a_drag(page, clips):
     drag.move_by_offset(0, -200).release().perform()
     tab.wait("#picture", "adds 150 bottom")
     tab.click("#choice input[value='Pixels']")
-    until(lambda: tab.find("#width input")[0].get_attribute("value") == "342")
-    field = tab.find("#width input")[0]
+    field = until(lambda: next((e for e in tab.find("#width input") if e.get_attribute("value") == "342"), None))
     field.send_keys("\ue009a\ue000100\ue007")
     tab.wait("#picture", "the canvas only grows")
     assert not tab.find("#start")[0].is_enabled()
@@ -200,7 +198,7 @@ def test_play_and_download(page, clips, tmp_path):
     )
     until(lambda: tab.videos("Math.abs(v.currentTime - 0.5) < 0.05") == [True, True])
     tab.driver.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
-    tab.find(".download")[0].click()
+    tab.find("#player .download")[0].click()
     until(lambda: (tmp_path / "short_16x9.mp4").is_file())
     made = FrameSource(tmp_path / "short_16x9.mp4")
     assert (made.width, made.height, len(made)) == (342, 192, 24)
