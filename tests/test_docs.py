@@ -56,13 +56,15 @@ def read_commands() -> list[Command]:
 
 COMMANDS_FOUND = read_commands()
 OURS = {" ".join(command.words): command for command in COMMANDS_FOUND if command.words}
-# The small model takes long to compile; tests/pipelines/test_m3ddm.py runs it.
+# The small model and large canvases take long; tests/pipelines/test_m3ddm.py and tests/outpaint run them on less.
 RUN_HERE = [
     text
     for text, command in OURS.items()
-    if command.words[0] == "m3ddm_jax.outpaint" and not command.needs and not re.search("--m(ethod=m3ddm|odel=)", text)
+    if command.words[0] == "m3ddm_jax.outpaint"
+    and not command.needs
+    and not re.search("--(method=m3ddm|model=|size=)", text)
 ]
-SLOW = ("--size=1920x1080", "9:16", "--pad=", "--mask=")  # other canvases, for which programs are compiled
+SLOW = ("9:16", "--pad=", "--mask=")  # other canvases, for which programs are compiled
 
 # Commands that take long or need data: the tests that run them on less.
 RUN_BY = {
@@ -110,16 +112,16 @@ def test_each_command_is_run_by_a_test(module):
 def inputs(tmp_path_factory):
     """A folder with the files that the commands name."""
     folder = tmp_path_factory.mktemp("inputs")
-    frames = sample_frames(3, height=48, width=64)
+    frames = sample_frames(6, height=64, width=64)
     for name, asked in (("IN", NOTHING_ASKED), ("HDR", Asked("hevc", None, "yuv420p10le"))):
-        with FrameSink(folder / f"{name}.mp4", 24, 48, 64, asked=asked) as sink:
+        with FrameSink(folder / f"{name}.mp4", 24, 64, 64, asked=asked) as sink:
             sink.write(frames)
     for name in ("IN", "scene.mp4"):
         shutil.copy(folder / "IN.mp4", folder / name)
     (folder / "frames").mkdir()
     for path in ("IN.jpg", "frames/0.png", "frames/1.png"):
         cv2.imwrite(str(folder / path), frames[0])
-    mask = np.zeros((48, 64), np.uint8)
+    mask = np.zeros((64, 64), np.uint8)
     mask[16:32, 24:40] = 255
     cv2.imwrite(str(folder / "MASK.png"), mask)
     return folder
@@ -148,7 +150,11 @@ def test_the_examples_of_the_api_run(inputs, tmp_path, monkeypatch):
     values = {}
     for block in re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/api.md").read_text(), flags=re.M | re.S):
         exec(block, values)
-    assert values["frames"].shape == (16, 96, 96, 3) and Path("OUT.mp4").is_file()
+    assert (
+        values["frames"].shape == (6, 64, 64, 3)
+        and values["wide"].shape == (6, 64, 114, 3)
+        and Path("OUT.mp4").is_file()
+    )
 
 
 def test_other_commands_install_what_exists():

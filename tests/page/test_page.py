@@ -35,7 +35,7 @@ _ARGUMENTS = (
 
 
 class Tab:
-    """The page in a browser. folder: where downloads go."""
+    """The page in a browser. folder: for its profile."""
 
     def __init__(self, address: str, folder: Path):
         options = webdriver.ChromeOptions()
@@ -43,7 +43,6 @@ class Tab:
             options.add_argument(f"--{argument}")
         options.binary_location = shutil.which("chromium")
         options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
-        options.add_experimental_option("prefs", {"download.default_directory": str(folder)})
         self.driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
         self.driver.get(address)
         self.wait("#sample")
@@ -62,6 +61,11 @@ class Tab:
         """Click the element once it is enabled; also where a message floats above it."""
         found = until(lambda: next((e for e in self.find(selector) if e.is_enabled()), None))
         self.driver.execute_script("arguments[0].click()", found)
+
+    def enter(self, field, value: float) -> None:
+        """Enter a number in a field."""
+        script = "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input', {bubbles: true}))"
+        self.driver.execute_script(script, field, value)
 
     def upload(self, path: Path) -> None:
         if self.find("#video button[aria-label=Clear]"):
@@ -161,9 +165,8 @@ def test_the_picture_follows_the_controls_and_a_drag(page, clips):
     drag.move_by_offset(0, -200).release().perform()
     tab.wait("#picture", "adds 150 bottom")
     tab.click("#choice input[value='Pixels']")
-    until(lambda: tab.find("#width input")[0].get_attribute("value") == "342")
-    field = tab.find("#width input")[0]
-    field.send_keys("\ue009a\ue000100\ue007")
+    field = until(lambda: next((e for e in tab.find("#width input") if e.get_attribute("value") == "342"), None))
+    tab.enter(field, 100)
     tab.wait("#picture", "the canvas only grows")
     assert not tab.find("#start")[0].is_enabled()
     tab.click("#choice input[value='16:9']")
@@ -194,13 +197,10 @@ def test_play_and_download(page, clips, tmp_path):
     assert abs(source - result) < 0.1
     tab.find(".play")[0].click()
     assert tab.videos("v.paused") == [True, True]
-    tab.driver.execute_script(
-        "const bar = document.querySelector('.seek'); bar.value = 0.5;"
-        "bar.dispatchEvent(new Event('input', {bubbles: true}))"
-    )
+    tab.enter(tab.find(".seek")[0], 0.5)
     until(lambda: tab.videos("Math.abs(v.currentTime - 0.5) < 0.05") == [True, True])
     tab.driver.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
-    tab.find(".download")[0].click()
+    tab.find("#player .download")[0].click()
     until(lambda: (tmp_path / "short_16x9.mp4").is_file())
     made = FrameSource(tmp_path / "short_16x9.mp4")
     assert (made.width, made.height, len(made)) == (342, 192, 24)
