@@ -139,24 +139,31 @@ class Checkpoints:
         )
 
     def _damage(self, step: int) -> str | None:
-        """Why a checkpoint cannot be restored, the same in all processes, each of which reads a part of it."""
-        found = None
+        """Why a checkpoint cannot be restored, the same in all processes. They read its small items together, but only
+        where none of them has found a change in its part of the files."""
+        return _agreed(self._change(step)) or _agreed(self._fault_of_small(step))
+
+    def _change(self, step: int) -> str | None:
+        """What has changed in this process's part of a checkpoint's files since they were saved."""
+        if is_remote(self._manager.directory):
+            return None
+        folder = pathlib.Path(self._manager.directory) / str(step)
         try:
-            if not is_remote(self._manager.directory):
-                folder = pathlib.Path(self._manager.directory) / str(step)
-                found = find_damage(folder, jax.process_index(), jax.process_count())
+            return find_damage(folder, jax.process_index(), jax.process_count())
         except FileNotFoundError:
             if self._speaks:
                 print(f"checkpoint {step} has no checksums: it is restored unchecked", file=sys.stderr, flush=True)
+            return None
+
+    def _fault_of_small(self, step: int) -> str | None:
+        """Why a checkpoint's meta and data cannot be used."""
         try:
-            small = None if found else self._read_small(step)
-            if small and not (isinstance(small.meta["fixed"], dict) and isinstance(small.data["examples_seen"], int)):
-                found = "its meta or data is not what is saved"
+            small = self._read_small(step)
+            if isinstance(small.meta["fixed"], dict) and isinstance(small.data["examples_seen"], int):
+                return None
+            return "its meta or data is not what is saved"
         except Exception as error:  # what is damaged raises whatever its bytes lead to
-            found = f"{type(error).__name__}, {next(iter(str(error).splitlines()), '')}"
-        if jax.process_count() == 1:
-            return found
-        return next((text for text in gather_text(found or "") if text), None)
+            return f"{type(error).__name__}, {next(iter(str(error).splitlines()), '')}"
 
     def _set_aside(self, damaged: Mapping[int, str]) -> None:
         """Move checkpoints out of the way of those that will have their names."""
@@ -190,6 +197,13 @@ class _RaisedAgain(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not (record.exc_info and "orbax" in record.pathname)
+
+
+def _agreed(found: str | None) -> str | None:
+    """What the first process found that found anything, in all of them."""
+    if jax.process_count() == 1:
+        return found
+    return next((text for text in gather_text(found or "") if text), None)
 
 
 def _drop_empty(folder: str | os.PathLike) -> None:

@@ -1,9 +1,11 @@
 """Opening files for reading: the only place where libav opens what others made, and the choice of the video track."""
 
+import contextlib
 import os
 import pathlib
 import re
 import threading
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import av
@@ -20,6 +22,15 @@ _DUMP_LOCK = threading.Lock()  # PyAV has one log level for all threads
 def open_container(media: Media, part: tuple[int, int] | None = None) -> av.container.InputContainer:
     """Open a file, or the bytes of one, for reading, as `files.containers.open_container`."""
     return containers.open_container(media, part)
+
+
+def read_packets(container: av.container.InputContainer, *streams: av.stream.Stream) -> Iterator[av.Packet]:
+    """Packets of some streams, of all where none is named, and an empty one of each at the end.
+
+    A stream that begins in the middle of a recording is left out: PyAV raises IndexError in place of its empty packet.
+    """
+    with contextlib.suppress(IndexError):
+        yield from container.demux(*streams)
 
 
 def name_of(media: Media) -> str:

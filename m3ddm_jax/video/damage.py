@@ -17,10 +17,11 @@ _TS_PACKET = 188  # bytes
 
 
 class Expected(NamedTuple):
-    """How many frames a file should have at least, and what says so."""
+    """How many frames a file should have at least, what says so, and how many of its packets libav calls corrupt."""
 
     frames: int
     by: str
+    corrupt: int = 0
 
 
 def describe_damage(name: str, found: int, expected: Expected) -> str:
@@ -64,7 +65,7 @@ def expected_frames(
     if rate > 0 and 0 < round(end * rate) < round(length * rate) - 1:
         return Expected(max(count + 1, round(length * rate)), "its duration")
     if corrupt:
-        return Expected(max(count, stream.frames), "its packets")
+        return Expected(max(count, stream.frames), "its packets", corrupt)
     if is_cut or _segment_is_cut(media, form) or (form == "mpegts" and size_of(media) % _TS_PACKET):
         return Expected(max(count + 1, stream.frames), "its end, which is cut off")
     return None
@@ -89,8 +90,9 @@ def _lost_in_gaps(pts: list[int | None], tick: float) -> int:
     near = np.abs(steps - usual) <= 1.01 * max(tick, 0.001)
     if usual <= 0 or near.mean() < _STEADY:
         return 0
-    gaps = steps[(steps > 1.6 * usual) & (steps <= _LONGEST_GAP)]
-    return int(np.sum(np.rint(gaps / usual) - 1))
+    # Two frames at one time make up for a gap: libav gives some pictures of MPEG-PS their neighbour's time.
+    odd = steps[(steps < 0.4 * usual) | (steps > 1.6 * usual) & (steps <= _LONGEST_GAP)]
+    return max(0, int(np.sum(np.rint(odd / usual) - 1)))
 
 
 def _segment_is_cut(media: Media, container_format: str) -> bool:

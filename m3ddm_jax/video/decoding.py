@@ -8,7 +8,7 @@ from typing import NamedTuple
 import av
 import numpy as np
 
-from m3ddm_jax.video.container import open_container
+from m3ddm_jax.video.container import open_container, read_packets
 from m3ddm_jax.video.probe import Probe
 
 
@@ -48,7 +48,7 @@ class Stream:
     def frames(self) -> Iterator[av.VideoFrame]:
         """Frames from here on; what cannot be decoded before the first of them is passed over."""
         begun, damaged = False, set()
-        for packet in self._container.demux(self._stream):
+        for packet in read_packets(self._container, self._stream):
             if not packet.size and packet.dts is not None:
                 continue  # Theora repeats a frame by an empty packet; that at the end has no time
             if self._tolerant and packet.is_corrupt:
@@ -80,12 +80,14 @@ class Listing:
     """The frames of a film in the order in which they are shown, found by decoding all of them.
 
     times, durations: in ticks; a time is None where it is not known. interlaced, transparent: whether any frame is.
-    marks: key frames by their fingerprints, for those that no other key frame shares.
+    marks: key frames by their fingerprints, for those that no other key frame shares. corrupt: indices of frames that
+    the decoder had to make up in part.
     """
 
     def __init__(self, frames: Iterable[av.VideoFrame]):
         shown, stored, self.durations = [], [], []
         self.interlaced = self.transparent = False
+        self.corrupt: list[int] = []
         found = collections.defaultdict(list)
         for index, frame in enumerate(frames):
             tick = frame.pts if frame.pts is not None else frame.dts
@@ -95,6 +97,8 @@ class Listing:
             stored.append(frame.dts)
             self.durations.append(frame.duration or 0)
             self.interlaced |= frame.interlaced_frame
+            if frame.is_corrupt:
+                self.corrupt.append(index)
             self.transparent = self.transparent or is_transparent(frame)
         # as libav does: decoders give frames in order, so the times that run backwards less often are right
         self.times = min(shown, stored, key=_faults)

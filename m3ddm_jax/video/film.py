@@ -15,7 +15,7 @@ from m3ddm_jax.video.colour import MATRICES, UNSPECIFIED, Colour, is_yuv
 from m3ddm_jax.video.damage import Expected, describe_damage
 from m3ddm_jax.video.decoding import Listing, Mark, Stream, fingerprint, has_alpha, is_transparent
 from m3ddm_jax.video.errors import Damaged, reraise_as
-from m3ddm_jax.video.probe import PROGRESSIVE_ORDERS, Packets, Probe
+from m3ddm_jax.video.probe import PROGRESSIVE_ORDERS, Packets, Probe, far_from_joins
 from m3ddm_jax.video.reader import Reader
 from m3ddm_jax.video.timeline import timeline_of
 from m3ddm_jax.video.upright import Orientation, Upright, deinterlace_filters, filter_frames
@@ -62,7 +62,7 @@ class FilmReader(Reader):
             if is_reliable and not tolerant:
                 times, durations = self._order_packets()
             else:
-                listing = Listing(from_start)
+                listing = self._list(from_start)
                 self._marks = listing.marks if probe.format in _SOUGHT and not tolerant else {}
                 self._ticks = None
                 self._keyframes = np.array(sorted(mark.index for mark in self._marks.values()), int)
@@ -73,12 +73,35 @@ class FilmReader(Reader):
                 self.close()
             else:
                 self._begin(0, from_start)
+        if listing is None and probe.format == "mpegts":
+            self._check_end()
+
+    def _list(self, frames: Iterator[av.VideoFrame]) -> Listing:
+        """All frames. Raises Damaged where they cannot be decoded, or not wholly, unless that is tolerated."""
+        name = self._probe.name
+        try:
+            listing = Listing(frames)
+        except av.error.InvalidDataError as error:
+            raise Damaged(f"{name} is damaged: not all of its frames can be decoded") from error
+        corrupt = far_from_joins(listing.corrupt, listing.times, float(self._probe.tick))
+        if corrupt and not self._tolerant:
+            raise Damaged(f"{name} is damaged: frame {corrupt[0]} cannot be decoded wholly")
+        return listing
+
+    def _check_end(self) -> None:
+        """Decode the last frames. Raises Damaged where one is incomplete, by which alone a cut recording is known."""
+        self.native(len(self.timestamps) - 1)
+        self.close()
 
     def _order_packets(self) -> tuple[list[int], np.ndarray]:
         """Times and durations of the frames, from the packets; notes where decoding can begin."""
         packets = self._probe.packets
         order = np.argsort(packets.pts, kind="stable")
         self._ticks = np.array(packets.pts, np.int64)[order]
+        self._sought = self._ticks
+        if self._probe.format == "mpegts":  # libav searches it by the times of decoding; others have an index
+            dts = [shown if dts is None else dts for shown, dts in zip(packets.pts, packets.dts, strict=True)]
+            self._sought = np.array(dts, np.int64)[order]
         self._keyframes = np.flatnonzero(np.array(packets.keys)[order])
         return self._ticks.tolist(), np.array(packets.durations)[order]
 
@@ -185,7 +208,7 @@ class FilmReader(Reader):
         if keyframe == 0:
             self._begin(0, self._stream.frames())
         elif self._ticks is not None:
-            self._stream.seek(int(self._ticks[keyframe]))
+            self._stream.seek(int(self._sought[keyframe]))
             self._begin(keyframe, self._stream.frames())
         else:
             self._look_for(keyframe)
@@ -225,8 +248,11 @@ class FilmReader(Reader):
                 name = self._probe.name
                 raise ValueError(f"{name} changes its frame size from {before} to {after} at frame {position}")
             self._next = position + 1
-            if position >= first:
-                yield position, frame
+            if position < first:
+                continue
+            if frame.is_corrupt and self._ticks is not None:
+                raise Damaged(f"{self._probe.name} is damaged: frame {position} cannot be decoded wholly")
+            yield position, frame
 
     def _keep(self, index: int, frame: av.VideoFrame) -> None:
         self._cache[index] = frame

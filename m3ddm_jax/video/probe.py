@@ -2,6 +2,7 @@
 
 import dataclasses
 import struct
+from collections.abc import Sequence
 from fractions import Fraction
 
 import av
@@ -15,6 +16,7 @@ from m3ddm_jax.video.container import (
     open_container,
     read_bytes,
     read_facts,
+    read_packets,
 )
 from m3ddm_jax.video.damage import Expected, expected_frames
 
@@ -23,7 +25,8 @@ _TIMED_FORMATS = {"mov", "matroska", "mpegts", "flv"}
 _ONE_FRAME_CODECS = {"h264", "hevc", "av1", "vp9", "png", "ffv1", "qtrle"}
 _INDEXED_FORMATS = {"mov", "matroska", "avi", "nut", "mxf"}  # of which that holds for all codecs without other frames
 CLOCKS_JUMP = {"mpegts", "mpeg"}  # containers of recordings, in which clocks start anew
-_NEAR_A_JOIN = 8  # packets
+_NEAR_A_JOIN = 8  # packets or frames
+_SHORTEST_JUMP = 0.25  # seconds back; a shorter step back comes of damage
 LONGEST_GAP = 10.0  # seconds; a longer step of such a clock is a new clock, as for ffmpeg
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # libav's own leave alpha out
 PROGRESSIVE_ORDERS = (0, 1)  # libav's AVFieldOrder: not said, and progressive
@@ -137,7 +140,7 @@ def _read_packets(
     how many of the stream are corrupt, and whether the last of the file is."""
     packets = Packets([], [], [], [], [])
     corrupt, is_cut, discards, empty, end, tail = [], False, False, 0, 0.0, 0
-    for packet in container.demux():
+    for packet in read_packets(container):
         if not packet.size:
             empty += packet.stream_index == stream.index and packet.dts is not None
             continue
@@ -147,7 +150,8 @@ def _read_packets(
             end = max(end, float(((pts if pts is not None else dts) + (packet.duration or 0)) * packet.time_base))
         discards |= packet.stream_index == stream.index and packet.is_discard
         if packet.stream_index == stream.index and not packet.is_discard:
-            corrupt.append(packet.is_corrupt)
+            if packet.is_corrupt:
+                corrupt.append(len(packets.pts))
             packets.pts.append(pts)
             packets.dts.append(dts)
             packets.durations.append(packet.duration or 0)
@@ -157,16 +161,19 @@ def _read_packets(
     if not packets.pts:
         raise ValueError(f"{name} has no frames")
     packets = dataclasses.replace(packets, discards=discards)
-    return packets, empty, end, tail, _count_corrupt(packets, corrupt, float(stream.time_base)), is_cut
+    corrupt = far_from_joins(corrupt, packets.dts, float(stream.time_base))
+    return packets, empty, end, tail, len(corrupt), is_cut
 
 
-def _count_corrupt(packets: Packets, corrupt: list[bool], tick: float) -> int:
-    """Packets that libav calls corrupt, without those near a clock that starts anew: there recordings are joined."""
-    dts = np.array([np.nan if time is None else time for time in packets.dts]) * tick
-    steps = np.diff(dts)
-    jumps = (steps <= 0) | (steps > LONGEST_GAP)
-    starts = np.flatnonzero(jumps) + 1
-    return sum(np.abs(starts - index).min(initial=_NEAR_A_JOIN) >= _NEAR_A_JOIN for index in np.flatnonzero(corrupt))
+def far_from_joins(indices: Sequence[int], times: Sequence[int | None], tick: float) -> list[int]:
+    """Those of the indices of packets or frames that are not near a join of recordings, where the clock starts anew.
+
+    times: of all packets or frames in ticks, ascending but for joins, None where there is none.
+    """
+    seconds = np.array([np.nan if time is None else time for time in times]) * tick
+    steps = np.diff(seconds)
+    joins = np.flatnonzero((steps < -_SHORTEST_JUMP) | (steps > LONGEST_GAP)) + 1
+    return [index for index in indices if np.abs(joins - index).min(initial=_NEAR_A_JOIN) >= _NEAR_A_JOIN]
 
 
 def _end_of(stream: av.VideoStream, packets: Packets) -> float | None:

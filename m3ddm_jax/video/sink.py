@@ -8,7 +8,7 @@ import re
 import numpy as np
 
 from m3ddm_jax.files.places import MARKER, check_replaceable, mark
-from m3ddm_jax.files.writing import new_file, new_folder
+from m3ddm_jax.files.writing import new_file, new_folder, resolve
 from m3ddm_jax.video.errors import reraise_as
 from m3ddm_jax.video.output.codecs import CONTAINERS, IMAGES, NOTHING_ASKED, Asked, Encoding, choose_encoding
 from m3ddm_jax.video.output.composition import Box
@@ -164,8 +164,11 @@ def check_writable(
     """
     suffix = output_suffix(path, asked.folder)
     path = pathlib.Path(path)
-    if not path.parent.is_dir():
-        raise ValueError(f"cannot write {path}: there is no folder {path.parent}")
+    folder = resolve(path).parent if path.is_symlink() else path.parent
+    if not folder.is_dir():
+        raise ValueError(f"cannot write {path}: there is no folder {folder}")
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ValueError(f"cannot write {path}: it is a pipe, socket or device")
     if suffix is not None:
         if path.is_dir():
             raise ValueError(f"cannot write {path}: it is a folder")

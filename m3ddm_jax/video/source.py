@@ -75,7 +75,8 @@ class FrameSource:
             return
         if probed.expected is not None and damage == "refuse":
             container.close()
-            raise Damaged(describe_damage(probed.name, len(probed.packets.pts), probed.expected))
+            whole = len(probed.packets.pts) - probed.expected.corrupt
+            raise Damaged(describe_damage(probed.name, whole, probed.expected))
         tolerant = damage == "search" or probed.expected is not None
         self._begin(FilmReader(probed, container, deinterlace, threads, tolerant))
         if fps is not None:

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import runpy
 import signal
 import socket
@@ -137,6 +138,57 @@ def test_processes_that_disagree_all_end_with_one_line():
             f"process 1 ({host}): there are no clips",
             f"train: the processes disagree: data differs on 1 ({host})",
         ]
+
+
+RESTORE = """
+import pathlib, sys
+import jax
+import optax
+from jax.experimental import multihost_utils
+from m3ddm_jax import cli
+from m3ddm_jax.parallel import processes
+from m3ddm_jax.parallel.mesh import make_mesh
+from m3ddm_jax.training.checkpoint import Checkpoints
+from m3ddm_jax.training.state import abstract_state, init_state
+def init(key):
+    return {"params": {"w": jax.random.normal(key, (64, 64))}}
+def main(coordinator, process, folder):
+    processes.start(coordinator, 2, int(process), seconds=60)
+    mesh, optimizer, rng = make_mesh(fsdp=8), optax.sgd(0.1), jax.random.key(0)
+    abstract = abstract_state(init, optimizer, rng, mesh)
+    state = init_state(init, optimizer, rng, abstract)
+    def open_checkpoints():
+        return Checkpoints(folder, keep=4, fixed={}, config={}, mesh=mesh)
+    checkpoints = open_checkpoints()
+    for step in (1, 2, 3):
+        checkpoints.save(state, step, examples_seen=10 * step)
+    checkpoints.close()
+    if process == "0":
+        largest = max(pathlib.Path(folder, "3", "state").rglob("*"), key=lambda path: path.stat().st_size)
+        largest.write_bytes(largest.read_bytes()[:-1])
+        pathlib.Path(folder, "2", "checksums.json").write_text("[")
+    multihost_utils.sync_global_devices("damaged")
+    checkpoints = open_checkpoints()
+    restored, seen = checkpoints.restore(abstract)
+    same = jax.jit(lambda a, b: (a == b).all())(restored.params["w"], state.params["w"])
+    print("restored", seen, bool(same), flush=True)
+    checkpoints.save(restored, 2, examples_seen=20)
+    checkpoints.close()
+cli.call("train", main, ("coordinator", "process", "folder"), sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_processes_go_back_to_the_same_checkpoint_where_newer_ones_are_damaged(tmp_path):
+    coordinator, folder = f"localhost:{free_port()}", tmp_path / "checkpoints"
+    ended = end([begin(["-c", RESTORE, coordinator, str(k), folder]) for k in range(2)])
+    for status, said in ended:
+        assert status == 0 and "restored 10 True" in said, said
+    lines = [re.findall(r"^checkpoint (\d) is damaged", said, flags=re.M) for _, said in ended]
+    assert lines == [["3", "2"], []], "the first process tells"
+    assert saved_steps(tmp_path) == [1, 2]
+    aside = {path.name.partition("-")[0] for path in (tmp_path / "checkpoints.damaged").iterdir()}
+    assert aside == {"2", "3"}
 
 
 def test_one_that_waits_in_vain_ends_with_a_line():

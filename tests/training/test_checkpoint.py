@@ -177,6 +177,38 @@ def test_a_checkpoint_without_checksums_is_restored_with_a_line(two, capsys):
     assert capsys.readouterr().err == "checkpoint 2 has no checksums: it is restored unchecked\n"
 
 
+def test_checksums_of_earlier_versions_are_still_checked(two, monkeypatch, capsys):
+    folder, restore = two
+    monkeypatch.setattr(checksums, "_KIND", "adler32")
+    checksums.write_checksums(folder / "2")
+    monkeypatch.undo()
+    assert "adler32" in (folder / "2" / "checksums.json").read_text()
+    assert restore() == 2 and capsys.readouterr().err == ""
+    largest = max((folder / "2" / "state").rglob("*"), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-1] + b"\0")
+    assert restore() == 1 and "checkpoint 2 is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", [1, 4095, 4096, 3 * 4096 + 5, (1 << 20) + 4096 + 3])
+def test_page_sums_change_with_every_change_of_a_page(size):
+    rng = np.random.default_rng(size)
+    content = rng.integers(256, size=size, dtype=np.uint8)
+    whole = checksums.page_sums(memoryview(content))
+    for start in rng.integers(size, size=20):
+        page = content[start // 4096 * 4096 :][:4096]
+        before, flipped = page.copy(), rng.integers(len(page))
+        page[flipped] ^= 1 << rng.integers(8)
+        for changed in (page.copy(), np.roll(before, 8), before ^ 255, np.zeros_like(page)):
+            page[:] = changed
+            same = checksums.page_sums(memoryview(content)) == whole
+            assert same == np.array_equal(changed, before)
+        page[:] = before
+    pages = content[: size // 4096 * 4096].reshape(-1, 4096)
+    if len(pages) > 1:
+        pages[[0, 1]] = pages[[1, 0]]
+        assert checksums.page_sums(memoryview(content)) != whole, "pages that change places"
+
+
 def test_an_empty_checkpoint_and_one_without_its_files_are_passed_over(two, capsys):
     folder, restore = two
     (folder / "18").mkdir()

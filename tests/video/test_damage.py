@@ -12,6 +12,7 @@ CODECS = {
     "matroska": ("libx264", "yuv420p"),
     "webm": ("libvpx-vp9", "yuv420p"),
     "mpegts": ("libx264", "yuv420p"),
+    "mpeg": ("mpeg2video", "yuv420p"),
     "avi": ("mpeg4", "yuv420p"),
     "gif": ("gif", "rgb8"),
     "yuv4mpegpipe": ("wrapped_avframe", "yuv420p"),
@@ -32,6 +33,8 @@ def videos(tmp_path_factory):
         ) as container:
             stream = container.add_stream(codec, rate=24, options={"g": "8"})
             stream.height, stream.width, stream.pix_fmt = 48, 64, pixels
+            if name == "mpeg":
+                stream.bit_rate = 2_000_000  # pictures of several packets
             for index, frame in enumerate(frames):
                 picture = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format=pixels)
                 picture.pts, picture.time_base = index, Fraction(1, 24)
@@ -55,6 +58,12 @@ def cut(data, name):
     return data[: int(0.6 * len(data)) + 1]
 
 
+def cut_between_packets(data, name):
+    """Without the last packet of a picture in MPEG-TS: a flag in the second byte tells where one begins."""
+    starts = [at for at in range(0, int(0.7 * len(data)), 188) if data[at + 1 : at + 3] == b"\x41\x00"]
+    return data[: starts[-1] - 188]
+
+
 def blanked(data, name):
     start = int(0.5 * len(data))
     return data[:start] + bytes(800) + data[start + 800 :]
@@ -69,7 +78,9 @@ def test_a_whole_video_has_no_note(videos, name):
 
 @pytest.mark.parametrize(
     "damage, name",
-    [(cut, name) for name in CODECS] + [(blanked, name) for name in ("matroska", "webm", "mpegts", "gif")],
+    [(cut, name) for name in CODECS]
+    + [(blanked, name) for name in ("matroska", "webm", "mpegts", "mpeg", "gif")]
+    + [(cut_between_packets, "mpegts")],
 )
 def test_a_damaged_video_is_read_as_far_as_it_goes_with_both_counts(videos, damage, name):
     data = damage(videos[name], name)
@@ -80,8 +91,23 @@ def test_a_damaged_video_is_read_as_far_as_it_goes_with_both_counts(videos, dama
     whole = FrameSource(videos[name])[:]
     if damage is cut and name not in ("matroska", "mpegts"):  # the last frame before a cut may be a part of itself
         np.testing.assert_array_equal(frames[:-1], whole[: len(frames) - 1])
-    with pytest.raises(Damaged):
+    with pytest.raises(Damaged) as refused:
         FrameSource(data)[:]
+    if counts := re.search(r"(\d+) frames came, at least (\d+) are expected", str(refused.value)):
+        assert int(counts[1]) < int(counts[2])
+
+
+def test_recordings_that_are_joined_within_a_picture_have_no_note(videos):
+    whole = videos["mpeg"]
+    source = FrameSource(whole + whole[len(whole) // 3 :])
+    assert len(source) > COUNT and source.notes == []
+
+
+def test_a_track_that_begins_in_the_middle_is_passed_over(make_video, counted, tmp_path):
+    data = make_video(tmp_path / "a.ts", counted(120)).read_bytes()
+    start = [at for at in range(0, len(data), 188) if data[at + 1 : at + 3] == b"\x41\x00"][-1]
+    stranger = data[start : start + 1] + b"\x43" + data[start + 2 : start + 188]  # as of another track
+    assert len(FrameSource(data[:start] + stranger + data[start:], damage="note")) == 120
 
 
 def test_frames_are_neither_doubled_nor_made_up(videos):

@@ -138,19 +138,23 @@ def test_what_cannot_be_written(tmp_path):
     (tmp_path / "folder.mp4").mkdir()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "holiday.png").touch()
+    (tmp_path / "away.mp4").symlink_to(tmp_path / "nowhere" / "out.mp4")
+    os.mkfifo(tmp_path / "pipe.mp4")
     for name, reason in (
         ("out.avi", "must end in .mp4, .mov, .mkv, .webm, .gif"),
         ("out.mxf", "must end in .*, or in / for a folder of PNG"),
         ("-", "must be a file or a folder"),
         ("mine/", "holds other things"),
         ("nowhere/out.mp4", "there is no folder"),
+        ("away.mp4", "there is no folder .*nowhere"),
+        ("pipe.mp4", "it is a pipe, socket or device"),
         ("folder.mp4", "it is a folder"),
         ("file", "it is a file"),
         ("mine", "holds other things, such as holiday.png"),
     ):
         with pytest.raises(ValueError, match=reason):
             FrameSink(f"{tmp_path}/{name}" if name != "-" else name, 24, 48, 64)
-    assert sorted(os.listdir(tmp_path)) == ["file", "folder.mp4", "mine"]
+    assert sorted(os.listdir(tmp_path)) == ["away.mp4", "file", "folder.mp4", "mine", "pipe.mp4"]
 
 
 @pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="/dev/full is not here: nothing is always full")

@@ -57,8 +57,18 @@ def test_sequential_reading_decodes_each_frame_once(video, monkeypatch):
     source = FrameSource(path)
     for start in range(0, 70, 16):
         source[max(0, start - 4) : start + 16]  # windows may overlap a little
-    indexing = 70 if path.suffix in (".avi", ".gif") else 0  # their packets do not tell when frames are shown
-    assert len(decoded) == 70 + indexing
+    # Packets of AVI and GIF do not tell when frames are shown; those after MPEG-TS's last key frame tell if it is cut.
+    opening = {".avi": 70, ".gif": 70, ".ts": 1 + 10}.get(path.suffix, 0)
+    assert len(decoded) == 70 + opening
+
+
+def test_going_back_in_mpegts_begins_at_a_key_frame(tmp_path, make_video, counted, monkeypatch):
+    source = FrameSource(make_video(tmp_path / "a.ts", counted(70), gop=12))
+    source[60:]
+    decoded = []
+    count_decoded(monkeypatch, decoded)
+    source[[25]]
+    assert len(decoded) <= 12
 
 
 def test_two_read_the_same_file_from_places_of_their_own(video):

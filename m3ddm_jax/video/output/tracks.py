@@ -6,7 +6,7 @@ from fractions import Fraction
 import av
 from av.stream import Disposition
 
-from m3ddm_jax.video.container import choose_video, open_container
+from m3ddm_jax.video.container import choose_video, open_container, read_packets
 from m3ddm_jax.video.output.codecs import Container
 from m3ddm_jax.video.output.convert import CopiedTrack, SoundTrack, TextTrack
 from m3ddm_jax.video.output.recordings import split_recordings
@@ -181,7 +181,7 @@ class Tracks:
     def _convert_part(self, container: av.container.InputContainer, start: int) -> Iterator[tuple[float, list]]:
         tracks = {stream.index: self._tracks[index] for stream, index in self._streams_in(container)}
         positions = dict.fromkeys(tracks, start)
-        for packet in container.demux(*(container.streams[index] for index in tracks)) if tracks else ():
+        for packet in read_packets(container, *(container.streams[index] for index in tracks)) if tracks else ():
             ticks = packet.dts if packet.dts is not None else packet.pts
             if ticks is None or not packet.size:
                 continue
@@ -213,7 +213,7 @@ def _first_packets(container: av.container.InputContainer, picture: int) -> dict
     streams = [s for s in container.streams if s.type in ("audio", "subtitle", "video") and s.index != picture]
     found = {stream.index: [] for stream in streams}
     waiting = {stream.index for stream in streams if stream.type != "subtitle"}  # subtitles may come much later
-    for number, packet in enumerate(container.demux(*streams) if waiting else ()):
+    for number, packet in enumerate(read_packets(container, *streams) if waiting else ()):
         timed = packet.dts is not None or packet.pts is not None
         if packet.size and (timed or packet.stream.type == "video"):
             packets = found[packet.stream_index]
