@@ -65,6 +65,7 @@ def m3ddm() -> ConfigDict:
     """
     config = base()
     # remat: activations kept for the backward pass: none (all of them), blocks, dots, offload (models.remat).
+    # attention: auto, or a form by name: dense, by_head, splash, cudnn (models.attention).
     config.model.update(dtype="bfloat16", remat="blocks")
     config.autoencoder = ConfigDict({"folder": "autoencoder"})
     config.diffusion.update(schedule="scaled_linear", zero_terminal_snr=False, prediction="epsilon")

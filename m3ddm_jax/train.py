@@ -32,7 +32,7 @@ from m3ddm_jax.files.places import check_apart
 from m3ddm_jax.parallel import processes
 from m3ddm_jax.parallel.mesh import check_batch_size, make_mesh, put_batch, replicated
 from m3ddm_jax.recipes import Recipe, make_recipe
-from m3ddm_jax.recipes.base import jit_step, list_sources
+from m3ddm_jax.recipes.base import check_platform, jit_step, list_sources
 from m3ddm_jax.training import loop
 from m3ddm_jax.training.checkpoint import Checkpoints, versions
 from m3ddm_jax.training.mirror import Mirror, is_remote
@@ -135,6 +135,7 @@ def prepare(
         recipe = make_recipe(config)
         mesh = make_mesh(**config.mesh, devices=devices)
         check_batch_size(mesh, config.train.batch_size, config.train.accumulate)
+        check_platform(config, mesh)
         cadence = make_cadence(config.train)
         with jax.set_mesh(mesh):
             dataset = recipe.dataset(config.train.seed)

@@ -20,7 +20,7 @@ def test_a_run_is_reported_by_its_steady_steps(monkeypatch):
         pathlib.Path(workdir, "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     monkeypatch.setattr(bench, "train", train)
-    monkeypatch.setitem(CHIPS, "cpu", Chip(1e9, 2**30))
+    monkeypatch.setitem(CHIPS, "cpu", Chip(1e9, 2**30, 1e9))
     result = bench.measure_training(m3ddm_tiny.get_config())
     assert (result["step_seconds"], result["frames_per_second"], result["input_wait_seconds"]) == (2.0, 8.0, 0.2)
     assert (result["step_spread"], result["clips_per_second"]) == (1.5, 4.0)

@@ -25,13 +25,15 @@ from m3ddm_jax.measure.flops import count_flops
 from m3ddm_jax.models import registry
 from m3ddm_jax.parallel.mesh import BATCH_AXES, batch_shards, check_batch_size, make_mesh, replicated
 from m3ddm_jax.recipes import Recipe, make_recipe
-from m3ddm_jax.recipes.base import jit_step
+from m3ddm_jax.recipes.base import check_platform, jit_step
 from m3ddm_jax.training.encoding import encode_batch
 
 TERA = 10**12
 WHAT = ("train", "sample")
 # What large models reach on accelerators where all goes well: what a step might take.
 MFU = 0.4
+# How a network is run when its operations are counted.
+_PLAIN = {"remat": "none", "attention": "auto"}
 _FILES = ("shards", "videos", "latents")
 # What a TPU's compiler says of all that a program needs, or of what lives between its arguments and results alone.
 _EXCEEDED = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm")
@@ -72,6 +74,7 @@ def make_program(config: ConfigDict, devices: Sequence[jax.Device], what: str) -
     """The program of a config on devices. Raises ValueError where config, mesh and devices do not fit."""
     mesh = make_mesh(**config.mesh, devices=devices)
     check_batch_size(mesh, config.train.batch_size, config.train.accumulate)
+    check_platform(config, mesh)
     recipe = make_recipe(_standing_alone(config))
     frozen = {name: variables or _shapes_of(recipe, name) for name, variables in recipe.frozen.items()}
     batch = _batch_shapes(config, recipe, frozen)
@@ -181,8 +184,7 @@ def operations(config: ConfigDict, program: PlannedProgram) -> dict[str, Any]:
     """TFLOP of a run of the program without what rematerialisation repeats, counted from a trace."""
     state, batch, frozen = program.arguments
     plain = _standing_alone(config)
-    if "remat" in plain.model:
-        plain.model.remat = "none"
+    plain.model.update({name: value for name, value in _PLAIN.items() if name in plain.model})
     recipe = make_recipe(plain)
     function = recipe.step if program.what == "train" else recipe.complete
     try:

@@ -29,10 +29,12 @@ _LINKS = {
     "TPU v5 lite": 200e9,
     "TPU v5": 600e9,
     "TPU v6 lite": 448e9,
+    "TPU7x": 600e9,
     "NVIDIA A100-SXM4-40GB": 600e9,
     "NVIDIA A100-SXM4-80GB": 600e9,
     "NVIDIA H100 80GB HBM3": 900e9,
     "NVIDIA H200": 900e9,
+    "NVIDIA B200": 1800e9,
 }
 _HOST_LINK = 8e9
 # Devices of a kind that is not known count as these: their seconds mean nothing, their order does.
@@ -167,6 +169,7 @@ def _trace(program: PlannedProgram) -> Traced:
         jaxpr = jax.make_jaxpr(program.recipe.step)(*program.arguments)
     state, *_ = program.arguments
     parameters = {leaf.shape for leaf in jax.tree.leaves(state.params)}
+    platform = {"gpu": "cuda"}.get(name := program.mesh.devices.flat[0].platform, name)
     sums = dict.fromkeys(("products", "wide", "context", "tensor", "host"), 0.0)
     for eqn, times in equations(jaxpr):
         for name, amount in _sums(eqn, parameters):
@@ -174,7 +177,7 @@ def _trace(program: PlannedProgram) -> Traced:
     return Traced(
         operations=sums["products"],
         wide=sums["wide"] / max(sums["products"], 1),
-        activations=peak(jaxpr, lambda aval: _kept(aval) if aval.shape not in parameters else 0.0),
+        activations=peak(jaxpr, lambda aval: _kept(aval) if aval.shape not in parameters else 0.0, platform),
         **{name: sums[name] for name in ("context", "tensor", "host")},
     )
 

@@ -10,6 +10,7 @@ _KINDS = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduc
 _BITS = re.compile(r"\d+")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?[\w.-]+ = (.*?) ([a-z][\w-]*)\(")
+_SLICED = re.compile(r"^\s*ROOT %?[\w.-]+ = (.*?) dynamic-slice\(%?all-reduce")
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
@@ -38,7 +39,8 @@ class Collective:
 def find_collectives(hlo: str) -> list[Collective]:
     """The exchanges of a program (`compiled.as_text()`), those of loops as often as these run.
 
-    A loop of unknown length counts once; of a condition all branches count.
+    A loop of unknown length counts once; of a condition all branches count. An all-reduce in a fusion that keeps the
+    device's own part alone, as TPUs have it, is a reduce-scatter.
     """
     computations, entry = _computations(hlo)
     runs = defaultdict(int)
@@ -53,7 +55,7 @@ def find_collectives(hlo: str) -> list[Collective]:
 
     visit(entry, 1)
     return [
-        dataclasses.replace(collective, times=runs[name])
+        dataclasses.replace(_scattered(collective, lines), times=runs[name])
         for name, lines in computations.items()
         if runs[name]
         for line in lines
@@ -95,10 +97,7 @@ def _collective(line: str) -> Collective | None:
     kind = instruction[2].removesuffix("-start") if instruction else None
     if kind not in _KINDS:
         return None
-    arrays = [
-        (dtype, tuple(int(size) for size in sizes.split(",") if size))
-        for dtype, sizes in _ARRAY.findall(instruction[1])
-    ]
+    arrays = _arrays(instruction[1])
     if instruction[2] in ("all-gather-start", "collective-permute-start"):
         # Operands come before results, and what keeps track of them behind; those are scalars.
         arrays = [array for array in arrays if array[1]]
@@ -111,6 +110,21 @@ def _collective(line: str) -> Collective | None:
         bytes=sum(math.prod(shape) * _bytes(dtype) for dtype, shape in arrays),
         times=1,
     )
+
+
+def _scattered(collective: Collective, computation: list[str]) -> Collective:
+    """The reduce-scatter that a computation makes of its all-reduce by slicing it; otherwise the collective itself."""
+    sliced = next((found for line in computation if (found := _SLICED.match(line))), None)
+    if sliced is None or collective.kind != "all-reduce":
+        return collective
+    ((_, shape),) = _arrays(sliced[1])
+    size = math.prod(shape) * _bytes(collective.dtype)
+    return dataclasses.replace(collective, kind="reduce-scatter", shapes=(shape,), bytes=size)
+
+
+def _arrays(types: str) -> list[tuple[str, tuple[int, ...]]]:
+    """Dtype and shape of each array of an instruction's result."""
+    return [(dtype, tuple(int(size) for size in sizes.split(",") if size)) for dtype, sizes in _ARRAY.findall(types)]
 
 
 def _group_size(line: str) -> int:

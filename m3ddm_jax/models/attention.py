@@ -1,22 +1,64 @@
 """attention(q, k, v): softmax attention over heads, in the form that is fastest for its size and platform."""
 
+import dataclasses
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-from einops import rearrange, repeat
+from einops import rearrange
 
+from m3ddm_jax.models.dense_attention import all_heads, head_by_head
+from m3ddm_jax.models.fused_attention import cudnn, cudnn_needs, splash, splash_needs
 from m3ddm_jax.models.layers import Dense, Dtype, GroupNorm, per_frame
 from m3ddm_jax.models.weight_gradients import add_bias, matmul
 from m3ddm_jax.parallel.constrain import is_wide, split_features
 
-# Scores a head (queries x keys) from which one head at a time beats all heads at once on a CPU: a head's scores then
-# stay in cache. Measured crossing: between 256 x 256 and 512 x 784.
-_LARGE_SCORES = 1 << 17
-# Scores alive at a time in the one-head form: 16 MiB in float32.
-_CHUNK_SCORES = 1 << 22
+
+@dataclasses.dataclass(frozen=True)
+class _Form:
+    """One way to compute attention.
+
+    platforms: those it is the fastest on, by jax's names. queries, scores: from which number of queries, and of scores
+    a head (queries x keys), it is; below, all heads at once are. needs: (query, key, key_mask, segments, bias) -> what
+    it accepts, where that is something else.
+    """
+
+    compute: Callable
+    platforms: tuple[str, ...]
+    scores: int
+    queries: int = 1
+    needs: Callable[..., str | None] = lambda query, key, key_mask, segments, bias: None
+
+
+def _no_bias(query, key, key_mask, segments, bias: jax.Array | None) -> str | None:
+    return None if bias is None else "no bias is accepted"
+
+
+_FORMS = {
+    # A head's scores then stay in cache. Measured crossing: between 256 x 256 and 512 x 784.
+    "by_head": _Form(head_by_head, ("cpu",), scores=1 << 17, needs=_no_bias),
+    "splash": _Form(splash, ("tpu",), scores=1 << 16, queries=128, needs=splash_needs),
+    "cudnn": _Form(cudnn, ("cuda",), scores=1 << 16, queries=128, needs=cudnn_needs),
+}
+ATTENTION = ("auto", "dense", *_FORMS)
+"""auto: the fastest form for size and platform. dense: all heads at once. by_head: one head at a time, on CPUs. splash:
+one kernel, on TPUs. cudnn: one kernel, on NVIDIA's GPUs. What is too small for a form to gain is dense in all of them.
+"""
+
+
+def check_attention(form: str, platform: str | None = None) -> None:
+    """Raise ValueError for an unknown form, and for one that a platform (`device.platform`) does not have."""
+    if form not in ATTENTION:
+        raise ValueError(f"attention {form!r} is unknown: one of {', '.join(ATTENTION)} is accepted")
+    if platform is None or form not in _FORMS:
+        return
+    names = {"gpu": ("cuda", "rocm")}.get(platform, (platform,))
+    if not set(names) & set(_FORMS[form].platforms):
+        fits = [name for name, other in _FORMS.items() if set(names) & set(other.platforms)]
+        raise ValueError(f"attention {form!r} does not run on {platform}: {', '.join(('auto', 'dense', *fits))} do")
 
 
 def attention(
@@ -27,105 +69,29 @@ def attention(
     key_mask: jax.Array | None = None,
     segments: jax.Array | None = None,
     bias: jax.Array | None = None,
+    form: str = "auto",
 ) -> jax.Array:
     """Softmax attention, scale 1/sqrt(D), softmax in float32.
 
     query: [B, T, heads, D]; key, value: [B, S, heads, D]; key_mask: bool [B, S], the keys that count; segments: int
     [B, T], where keys and queries are the same places: a query sees the keys of its own segment alone; bias: [heads,
-    T, S], added to the scores. Returns [B, T, heads, D] in query's dtype; 0 where no key counts.
+    T, S], added to the scores; form: one of ATTENTION, chosen when the program is lowered for a platform. Returns
+    [B, T, heads, D] in query's dtype; 0 where no key counts. Raises ValueError where a form that is named does not fit.
     """
-    if bias is not None or query.shape[1] * key.shape[1] < _LARGE_SCORES:
-        return _all_heads(query, key, value, key_mask, segments, bias)
-    return jax.lax.platform_dependent(query, key, value, key_mask, segments, cpu=_head_by_head, default=_all_heads)
+    check_attention(form)
+    forms = {name: one for name, one in _FORMS.items() if form in ("auto", name) and _gains(one, query, key)}
+    needs = {name: one.needs(query, key, key_mask, segments, bias) for name, one in forms.items()}
+    if needs.get(form):
+        raise ValueError(f"attention {form!r}: {needs[form]}; auto and dense fit")
+    branches = {platform: one.compute for name, one in forms.items() if not needs[name] for platform in one.platforms}
+    dense = functools.partial(all_heads, bias=bias)
+    if not branches:
+        return dense(query, key, value, key_mask, segments)
+    return jax.lax.platform_dependent(query, key, value, key_mask, segments, **branches, default=dense)
 
 
-def _pairs(
-    key_mask: jax.Array | None, query_segments: jax.Array | None, key_segments: jax.Array | None
-) -> jax.Array | None:
-    """Which keys count for which queries: bool [..., T or 1, S] of [..., S], [..., T] and [..., S]; None for all."""
-    if query_segments is None:
-        return None if key_mask is None else key_mask[..., None, :]
-    same = query_segments[..., :, None] == key_segments[..., None, :]
-    return same if key_mask is None else same & key_mask[..., None, :]
-
-
-def _softmax_values(
-    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, bias: jax.Array | None = None
-) -> jax.Array:
-    """query [..., T, D] (already scaled), key and value [..., S, D], mask [..., T or 1, S] -> [..., T, D].
-
-    Normalised after the product.
-    """
-    scores = jnp.einsum("...td,...sd->...ts", query, key, preferred_element_type=jnp.float32)
-    if bias is not None:
-        scores += bias
-    if mask is not None:
-        scores = jnp.where(mask, scores, -jnp.inf)
-    peak = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
-    if mask is not None:
-        peak = jnp.maximum(peak, jnp.finfo(peak.dtype).min)
-    weights = jnp.exp(scores - peak)
-    total = weights.sum(axis=-1, keepdims=True)
-    if mask is not None:
-        # The key of the highest score adds 1, so that only a sum over no key is less.
-        total = jnp.maximum(total, 1)
-    out = jnp.einsum("...ts,...sd->...td", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
-    return (out / total).astype(value.dtype)
-
-
-def _all_heads(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    key_mask: jax.Array | None = None,
-    segments: jax.Array | None = None,
-    bias: jax.Array | None = None,
-) -> jax.Array:
-    # Clips and heads stay axes of their own: each may be split over devices.
-    query = query * query.shape[-1] ** -0.5
-    query, key, value = (rearrange(x, "b t n d -> b n t d") for x in (query, key, value))
-    key_mask, segments = (None if x is None else x[:, None] for x in (key_mask, segments))
-    mask = _pairs(key_mask, segments, segments)
-    return rearrange(_softmax_values(query, key, value, mask, bias), "b n t d -> b t n d")
-
-
-def _head_by_head(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    key_mask: jax.Array | None = None,
-    segments: jax.Array | None = None,
-) -> jax.Array:
-    """One head (and one block of queries) at a time; scores are recomputed in the backward pass, never kept."""
-    batch, num_queries, heads, width = query.shape
-    blocks = _query_blocks(num_queries, key.shape[1])
-    query = rearrange(query * width**-0.5, "b (m t) n d -> (b n) m t d", m=blocks)
-    key, value = (rearrange(x, "b s n d -> (b n) s d") for x in (key, value))
-    segments = _per_head(segments, heads)
-    query_segments = None if segments is None else rearrange(segments, "b (m t) -> b m t", m=blocks)
-
-    @jax.checkpoint
-    def one_head(head):
-        query_MxTxD, query_segments_MxT, key_SxD, value_SxD, mask_S, key_segments_S = head
-
-        def one_block(block):
-            query_TxD, query_segments_T = block
-            return _softmax_values(query_TxD, key_SxD, value_SxD, _pairs(mask_S, query_segments_T, key_segments_S))
-
-        return jax.lax.map(one_block, (query_MxTxD, query_segments_MxT))
-
-    out = jax.lax.map(one_head, (query, query_segments, key, value, _per_head(key_mask, heads), segments))
-    return rearrange(out, "(b n) m t d -> b (m t) n d", b=batch, n=heads)
-
-
-def _per_head(of_keys: jax.Array | None, heads: int) -> jax.Array | None:
-    return None if of_keys is None else repeat(of_keys, "b s -> (b n) s", n=heads)
-
-
-def _query_blocks(num_queries: int, num_keys: int) -> int:
-    """The smallest number of equal query blocks whose scores fit the chunk."""
-    wanted = -(-num_queries * num_keys // _CHUNK_SCORES)
-    return next(blocks for blocks in range(wanted, num_queries + 1) if num_queries % blocks == 0)
+def _gains(form: _Form, query: jax.Array, key: jax.Array) -> bool:
+    return query.shape[1] >= form.queries and query.shape[1] * key.shape[1] >= form.scores
 
 
 @flax.struct.dataclass
@@ -141,14 +107,15 @@ class Attention(nn.Module):
 
     context: tokens [B', S, D], or what `keys_values` made of them. B' may be less than B: clip i then takes context
     i modulo B', which is never repeated in memory.
-    q, k, v without bias, output projection with bias and zero weights at the start. Source: M3DDM code,
-    `CrossAttention`.
+    q, k, v without bias, output projection with bias and zero weights at the start; attention: one of ATTENTION.
+    Source: M3DDM code, `CrossAttention`.
     """
 
     features: int
     num_heads: int
     dtype: Dtype = jnp.float32
     output_init: Callable = nn.initializers.zeros
+    attention: str = "auto"
 
     def setup(self):
         self.to_q = Dense(self.features, use_bias=False, dtype=self.dtype)
@@ -167,7 +134,7 @@ class Attention(nn.Module):
     def attend(self, query: jax.Array, context: KeysValues) -> jax.Array:
         """What each query [B, T, heads, D] finds in the contexts, which clips take in turn; same shape."""
         shared = rearrange(query, "(r b) t n d -> b (r t) n d", b=context.keys.shape[0])
-        out = attention(shared, context.keys, context.values)
+        out = attention(shared, context.keys, context.values, form=self.attention)
         return rearrange(out, "b (r t) n d -> (r b) t n d", t=query.shape[1])
 
     def project(self, values: jax.Array) -> jax.Array:
@@ -222,12 +189,14 @@ class TransformerBlock(nn.Module):
     features: int
     num_heads: int
     dtype: Dtype = jnp.float32
-    cross_attention: Callable[[int, int, Dtype], nn.Module] = Attention
+    cross_attention: Callable[..., nn.Module] = Attention
+    attention: str = "auto"
 
     def setup(self):
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(epsilon=1e-5, dtype=self.dtype) for _ in range(3))
-        self.attn1 = Attention(self.features, self.num_heads, self.dtype)
-        self.attn2 = self.cross_attention(self.features, self.num_heads, self.dtype)
+        options = {"dtype": self.dtype, "attention": self.attention}
+        self.attn1 = Attention(self.features, self.num_heads, **options)
+        self.attn2 = self.cross_attention(self.features, self.num_heads, **options)
         self.ff = GatedFeedForward(self.dtype)
 
     def keys_values(self, context: jax.Array) -> KeysValues:
@@ -251,12 +220,15 @@ class SpatialTransformer(nn.Module):
     num_heads: int
     num_groups: int
     dtype: Dtype = jnp.float32
-    cross_attention: Callable[[int, int, Dtype], nn.Module] = Attention
+    cross_attention: Callable[..., nn.Module] = Attention
+    attention: str = "auto"
 
     def setup(self):
         self.norm = GroupNorm(self.num_groups, epsilon=1e-6, dtype=self.dtype)
         self.proj_in = Dense(self.features, dtype=self.dtype)
-        self.transformer_blocks_0 = TransformerBlock(self.features, self.num_heads, self.dtype, self.cross_attention)
+        self.transformer_blocks_0 = TransformerBlock(
+            self.features, self.num_heads, self.dtype, self.cross_attention, self.attention
+        )
         self.proj_out = Dense(self.features, dtype=self.dtype)
 
     def keys_values(self, tokens):

@@ -46,6 +46,7 @@ class TemporalAttention(nn.Module):
 
     num_heads: int
     dtype: Dtype = jnp.float32
+    attention: str = "auto"
 
     @nn.compact
     def __call__(self, x: jax.Array, seconds: jax.Array) -> jax.Array:
@@ -53,7 +54,7 @@ class TemporalAttention(nn.Module):
         times = sinusoidal_embedding(seconds * _TICKS_A_SECOND, channels, _TIME_PERIOD).astype(self.dtype)
         normed = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x)
         tokens = rearrange(normed + rearrange(times, "b t c -> b t 1 1 c"), "b t h w c -> (b h w) t c")
-        tokens = Attention(channels, self.num_heads, self.dtype, name="attn")(tokens)
+        tokens = Attention(channels, self.num_heads, self.dtype, attention=self.attention, name="attn")(tokens)
         return x + rearrange(tokens, "(b h w) t c -> b t h w c", b=batch, h=height)
 
 
@@ -65,12 +66,14 @@ class WindowAttention3D(nn.Module):
 
     Attributes:
       window: frames, rows and columns of a window.
+      attention: the form of attention, one of `models.attention.ATTENTION`.
     """
 
     num_heads: int
     window: Sequence[int] = (8, 8, 8)
     shifted: bool = False
     dtype: Dtype = jnp.float32
+    attention: str = "auto"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -92,6 +95,7 @@ class WindowAttention3D(nn.Module):
         out = attention(
             *(_to_windows(part, window, shifts) for part in (query, key, value)),
             segments=_segments(x.shape[:4], window, shifts),
+            form=self.attention,
         )
         out = rearrange(_from_windows(out, volume, window, shifts), "b t h w n d -> b t h w (n d)")
         return x + Dense(channels, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="to_out_0")(out)
@@ -105,7 +109,7 @@ class EnhancedSpaceTime(nn.Module):
     Attributes:
       mode: "1d", temporal attention alone, or "1d+3d".
       feed_forward: whether one follows the windows.
-      window: as in `WindowAttention3D`.
+      window, attention: as in `WindowAttention3D`.
     """
 
     num_heads: int
@@ -113,15 +117,17 @@ class EnhancedSpaceTime(nn.Module):
     feed_forward: bool = True
     window: Sequence[int] = (8, 8, 8)
     dtype: Dtype = jnp.float32
+    attention: str = "auto"
 
     def setup(self):
         if self.mode not in MODES:
             raise ValueError(f"space-time mode {self.mode!r} is unknown: one of {', '.join(MODES)} is accepted")
         if self.mode != "off":
-            self.temporal = TemporalAttention(self.num_heads, self.dtype)
+            self.temporal = TemporalAttention(self.num_heads, self.dtype, self.attention)
         if self.mode == "1d+3d":
             self.windows, self.shifted_windows = (
-                WindowAttention3D(self.num_heads, self.window, shifted, self.dtype) for shifted in (False, True)
+                WindowAttention3D(self.num_heads, self.window, shifted, self.dtype, self.attention)
+                for shifted in (False, True)
             )
             if self.feed_forward:
                 self.norm = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype)

@@ -145,6 +145,7 @@ class GlobalPaintUNet(nn.Module):
       extractor_depths: blocks of its two levels, those for a frame and those for a video.
       dtype: compute dtype; parameters, norms, softmax and embeddings stay float32.
       remat: what resnets and transformers keep for the backward pass, one of `models.remat.REMAT`.
+      attention: the form of attention in transformers and windows, one of `models.attention.ATTENTION`.
     """
 
     latent_channels: int = 4
@@ -167,6 +168,7 @@ class GlobalPaintUNet(nn.Module):
     extractor_depths: Sequence[int] = (2, 4)
     dtype: Dtype = jnp.float32
     remat: str | bool = "none"
+    attention: str = "auto"
 
     @property
     def size_multiple(self) -> int:
@@ -237,6 +239,7 @@ class GlobalPaintUNet(nn.Module):
             self.norm_num_groups,
             self.dtype,
             cross_attention=DecoupledAttention if self.global_guidance else Attention,
+            attention=self.attention,
             space_time=partial(
                 EnhancedSpaceTime,
                 heads,
@@ -244,6 +247,7 @@ class GlobalPaintUNet(nn.Module):
                 self.est_feed_forward and level > 0,
                 self.est_window,
                 self.dtype,
+                self.attention,
             ),
         )
 

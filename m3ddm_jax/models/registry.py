@@ -28,7 +28,7 @@ from m3ddm_jax.models.tubes import Tubes
 from m3ddm_jax.models.unet3d import M3DDMUNet
 
 # How a model is run, not what it is: never written to config.json.
-_RUN_TIME_FIELDS = {"parent", "name", "dtype", "remat"}
+_RUN_TIME_FIELDS = {"parent", "name", "dtype", "remat", "attention"}
 # How many layers of a kind there may be, from and to: tracing a network takes time for each.
 _COUNTS = {
     "layers_per_block": (1, 16),

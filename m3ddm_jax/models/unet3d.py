@@ -84,7 +84,7 @@ class SpatioTemporalTransformer(SpatialTransformer):
         self.temporal_position_embed_proj = EmbeddingMLP(features)
         self.norm2 = GroupNorm(self.num_groups, epsilon=1e-6, dtype=dtype)
         self.proj_in2 = Dense(features, dtype=dtype, kernel_init=identity_kernel)
-        self.transformer_blocks2_0 = TransformerBlock(features, self.num_heads, dtype)
+        self.transformer_blocks2_0 = TransformerBlock(features, self.num_heads, dtype, attention=self.attention)
         self.proj_out2 = Dense(features, dtype=dtype, kernel_init=identity_kernel)
 
     def __call__(self, x: jax.Array, context: jax.Array | KeysValues) -> jax.Array:
@@ -176,6 +176,7 @@ class M3DDMUNet(nn.Module):
       frame_embedding_dim: width of the frame index's sinusoid.
       dtype: compute dtype; parameters, norms, softmax and embeddings stay float32.
       remat: what resnets and transformers keep for the backward pass, one of `models.remat.REMAT`.
+      attention: the form of attention, one of `models.attention.ATTENTION`.
     """
 
     latent_channels: int = 4
@@ -189,6 +190,7 @@ class M3DDMUNet(nn.Module):
     frame_embedding_dim: int = 320
     dtype: Dtype = jnp.float32
     remat: str | bool = "none"
+    attention: str = "auto"
     global_condition: ClassVar[str] = "latents"
 
     @property
@@ -216,7 +218,12 @@ class M3DDMUNet(nn.Module):
             self.layers_per_block,
             resnet=lambda level: resnet(widths[level], groups, dtype),
             transformer=lambda level: transformer(
-                widths[level], self.num_heads, groups, dtype, frame_embedding_dim=self.frame_embedding_dim
+                widths[level],
+                self.num_heads,
+                groups,
+                dtype,
+                attention=self.attention,
+                frame_embedding_dim=self.frame_embedding_dim,
             ),
             dtype=dtype,
         )

@@ -3,6 +3,9 @@
 A weight's gradient is a sum over clips, and clips lie on many devices: differentiated as usual, a product in bfloat16
 leaves it to the devices to exchange, and add, partial sums of bfloat16.
 
+cuDNN's convolutions have results of the dtype of their arguments alone: on GPUs a device rounds its own sum to that of
+a convolution in bfloat16, and the sums of all devices are added in float32.
+
 On several devices clips stay where they are, and weights come to them.
 """
 
@@ -12,7 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from m3ddm_jax.parallel.constrain import split_clips
+from m3ddm_jax.parallel.constrain import split_clips, summed_over_clips
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -104,11 +107,25 @@ def _of_kernel(x: jax.Array, gradient: jax.Array, kernel: jax.Array, window: _Wi
     """The gradient at a kernel, which gives its shape alone, of that at a convolution of x."""
     if not x.size:
         return jnp.zeros_like(kernel)
+    exact = functools.partial(_seen_by_taps, taps=kernel.shape[:2], window=window, summed=jnp.float32)
+    if x.dtype == jnp.float32:
+        return exact(x, gradient)
+    # In float32, XLA copies both arguments to float32 first: four times the memory at half the rate.
+    rounded = summed_over_clips(lambda x, gradient: exact(x, gradient, summed=x.dtype).astype(jnp.float32), x)
+    if rounded is None:
+        return exact(x, gradient)
+    return jax.lax.platform_dependent(x, gradient, cuda=rounded, default=exact)
+
+
+def _seen_by_taps(
+    x: jax.Array, gradient: jax.Array, *, taps: tuple[int, int], window: _Window, summed: jnp.dtype
+) -> jax.Array:
+    """`_of_kernel` for a kernel of so many rows and columns, in a dtype."""
     # Each tap is the product of the gradient with what that tap has seen: x convolved with the gradient, over clips.
     seen = [
-        (before, window.dilation * (taps - 1) + 1 - size - before + window.stride * (outputs - 1))
-        for (before, _), taps, size, outputs in zip(
-            window.padding, kernel.shape[:2], x.shape[1:3], gradient.shape[1:3], strict=True
+        (before, window.dilation * (count - 1) + 1 - size - before + window.stride * (outputs - 1))
+        for (before, _), count, size, outputs in zip(
+            window.padding, taps, x.shape[1:3], gradient.shape[1:3], strict=True
         )
     ]
     return jax.lax.conv_general_dilated(
@@ -119,7 +136,7 @@ def _of_kernel(x: jax.Array, gradient: jax.Array, kernel: jax.Array, window: _Wi
         rhs_dilation=(window.stride, window.stride),
         dimension_numbers=("CHWN", "IHWO", "HWNC"),
         batch_group_count=window.groups,
-        preferred_element_type=jnp.float32,
+        preferred_element_type=summed,
     )
 
 

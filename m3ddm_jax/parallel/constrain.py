@@ -1,6 +1,8 @@
 """How activations lie on the mesh: what code inside a jitted function may call, models included."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec as P
@@ -28,10 +30,30 @@ def split_clips(x: jax.Array) -> jax.Array:
     Said beside every product with a weight that is split over `fsdp`: else the compiler may split the product as the
     weight is, and give every device all clips for that. x itself where clips do not divide, or frames are split too.
     """
-    parts = math.prod(map(_parts, BATCH_AXES))
-    if parts == 1 or _parts("context") > 1 or x.ndim < 2 or x.shape[0] % parts:
+    if math.prod(map(_parts, BATCH_AXES)) == 1 or x.ndim < 2 or not _clips_divide(x):
         return x
     return constrain(x, BATCH_AXES, *(_ANY,) * (x.ndim - 1))
+
+
+def summed_over_clips(function: Callable[..., jax.Array], x: jax.Array) -> Callable[..., jax.Array] | None:
+    """function (of arrays as long as x) on each device's own clips, and the sum of its results over devices, as
+    `function` has their dtype; None where clips do not divide, or frames are split too."""
+    axes = tuple(axis for axis in BATCH_AXES if _parts(axis) > 1)
+    if not _clips_divide(x):
+        return None
+    if not axes:
+        return function
+
+    def summed(*arrays: jax.Array) -> jax.Array:
+        return jax.lax.psum(function(*arrays), axes)
+
+    # Products of wide levels stay split over `tensor` as the compiler has them.
+    return jax.shard_map(summed, in_specs=P(axes), out_specs=P(), axis_names=set(axes), check_vma=False)
+
+
+def _clips_divide(x: jax.Array) -> bool:
+    """Whether each device of the axes of clips has clips of its own, as many as others, and whole ones."""
+    return _parts("context") == 1 and x.shape[0] % math.prod(map(_parts, BATCH_AXES)) == 0
 
 
 def split_frames(x: jax.Array) -> jax.Array:
@@ -76,6 +98,30 @@ def channel_parts(channels: int, features: int) -> int:
 def split_parts(x: jax.Array) -> jax.Array:
     """Parts [parts, ...], one on each device of `tensor`."""
     return _split(x, 0, "tensor")
+
+
+def attention_axes(rows: int, queries: int, heads: int, features: int) -> tuple[Any, Any, Any] | None:
+    """The mesh axes that an attention's rows, queries and heads are split over; None where its rows do not divide.
+
+    rows: clips, or their frames [clips * T]; heads of a wide level, of so many features, are split over `tensor`.
+    """
+    context, tensor = _parts("context"), _parts("tensor")
+    clips = tuple(axis for axis in BATCH_AXES if _parts(axis) > 1)
+    of_heads = "tensor" if tensor > 1 and is_wide(features) and heads % tensor == 0 else None
+    parts = math.prod(map(_parts, clips))
+    if rows % parts:
+        return None
+    if context > 1 and rows % (parts * context) == 0:
+        return (*clips, "context"), None, of_heads
+    return clips or None, "context" if context > 1 and queries % context == 0 else None, of_heads
+
+
+def on_each_device(function: Callable, in_specs: tuple[P, ...], out_specs: P) -> Callable:
+    """function run by each device on its own part of the arrays; function itself where the mesh has one device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return function
+    return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 def _split(x: jax.Array, axis: int, name: str, others: object = _ANY) -> jax.Array:

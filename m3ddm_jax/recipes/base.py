@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from data.masks import MaskSampler
 from data.pipeline import make_batches
 from m3ddm_jax.models import registry
+from m3ddm_jax.models.attention import check_attention
 from m3ddm_jax.models.remat import check_remat
 from m3ddm_jax.parallel.mesh import process_part, replicated
 from m3ddm_jax.training.checkpoint import check_fit
@@ -121,6 +122,11 @@ def check_mesh(sizes: Mapping[str, int], limits: Mapping[str, int]) -> None:
             raise ValueError(f"mesh.{axis} is {sizes[axis]}: for this model and its clips {accepted}")
 
 
+def check_platform(config: ConfigDict, mesh: Mesh) -> None:
+    """Raise ValueError where a mesh's devices do not have the form of attention that the config names."""
+    check_attention(config.model.get("attention", "auto"), mesh.devices.flat[0].platform)
+
+
 def check_kind(kind: str | None, accepted: Collection[str]) -> str:
     """The kind of a config's model; raises ValueError where the recipe does not train it."""
     if kind not in accepted:
@@ -137,6 +143,7 @@ def build_model(section: ConfigDict, kind: str | None = None) -> nn.Module:
     if kind is not None:
         check_kind(hyper.get("kind"), [kind])
     check_remat(hyper.get("remat", "none"))
+    check_attention(hyper.get("attention", "auto"))
     if "dtype" in hyper:
         try:
             hyper["dtype"] = jnp.dtype(hyper["dtype"])

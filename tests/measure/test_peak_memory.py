@@ -30,6 +30,15 @@ def test_values_count_from_their_making_to_their_last_use():
     assert peak_of(scanned, (10,)) == 40  # three are stacked, and one is left
 
 
+def test_of_platforms_one_counts():
+    def function(x):
+        return jax.lax.platform_dependent(x, tpu=lambda x: x + x, default=lambda x: jnp.outer(x, x).sum(axis=0))
+
+    jaxpr = jax.make_jaxpr(function)(jnp.zeros(10))
+    assert peak(jaxpr, count, "tpu") < 30 and peak(jaxpr, count, "cuda") == peak(jaxpr, count) >= 100
+    assert [eqn.primitive.name for eqn, _ in equations(jaxpr)].count("reduce_sum") == 1
+
+
 @pytest.mark.parametrize("rematerialised, most", [(False, 8), (True, 6)])
 def test_what_a_gradient_keeps(rematerialised, most):
     """Of four layers of which each would keep two values, or the one that goes in."""

@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,6 +8,7 @@ import pytest
 from m3ddm_jax.measure.peak_memory import equations
 from m3ddm_jax.models import registry, weight_gradients
 from m3ddm_jax.models.spynet import SPyNet
+from m3ddm_jax.parallel.mesh import make_mesh
 
 
 def draw(*shape, dtype=np.float32):
@@ -92,8 +95,11 @@ def test_the_gradient_of_a_weight_never_was_bfloat16(name):
     jaxpr = jax.make_jaxpr(gradient)(x, weight)
     made = {variable: equation for equation in jaxpr.eqns for variable in equation.outvars}
     equation = made[jaxpr.jaxpr.outvars[0]]
-    while equation.primitive.name in ("transpose", "reshape", "squeeze", "pjit", "jit"):
-        if equation.primitive.name in ("pjit", "jit"):
+    while equation.primitive.name in ("transpose", "reshape", "squeeze", "pjit", "jit", "cond"):
+        if equation.primitive.name == "cond":  # of platforms, the default
+            inner = equation.params["branches"][-1].jaxpr
+            equation = {v: e for e in inner.eqns for v in e.outvars}[inner.outvars[0]]
+        elif equation.primitive.name in ("pjit", "jit"):
             inner = equation.params["jaxpr"].jaxpr
             equation = {v: e for e in inner.eqns for v in e.outvars}[inner.outvars[0]]
         else:
@@ -101,6 +107,46 @@ def test_the_gradient_of_a_weight_never_was_bfloat16(name):
     assert equation.primitive.name in ("dot_general", "conv_general_dilated", "reduce_sum")
     assert equation.outvars[0].aval.dtype == jnp.float32
     assert gradient(x, weight).dtype == jnp.float32
+
+
+def kernel_gradient(name, x, weight):
+    product = CASES[name][0]
+    return jax.grad(lambda weight: product(x, weight).astype(jnp.float32).sum())(weight)
+
+
+@pytest.mark.parametrize("name", ["convolve", "grouped"])
+def test_gpus_convolve_in_bfloat16_and_add_devices_in_float32(name):
+    _, activation, weight = CASES[name]
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    x = jax.ShapeDtypeStruct((4, *activation[1:]), jnp.bfloat16)
+    weight = jax.ShapeDtypeStruct(weight, jnp.float32)
+    with jax.set_mesh(mesh):
+        traced = jax.jit(lambda x, weight: kernel_gradient(name, x, weight)).trace(x, weight)
+        programs = {name: traced.lower(lowering_platforms=(name,)).as_text() for name in ("cuda", "tpu")}
+    of = {
+        platform: [line for line in text.splitlines() if "stablehlo.convolution" in line][-1]
+        for platform, text in programs.items()
+    }
+    assert of["cuda"].endswith("xbf16>") and of["tpu"].endswith("xf32>")
+    (summed,) = re.findall(r"all_reduce.*?\n\s*\}\) : \((tensor<\S+>)\)", programs["cuda"], re.DOTALL)
+    assert summed.endswith("xf32>")
+
+
+def test_what_devices_round_adds_up(monkeypatch):
+    """The GPU's branch on eight CPU devices: within the rounding of bfloat16 of the sum in float32."""
+    x, weight = draw(8, 6, 5, 4, dtype=jnp.bfloat16), draw(3, 3, 4, 7)
+    expected = kernel_gradient("convolve", x, weight)
+    chosen = []
+
+    def choose(*arrays, cuda, default):
+        chosen.append(cuda)
+        return cuda(*arrays)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", choose)
+    with jax.set_mesh(make_mesh(data=4, fsdp=2)):
+        found = jax.jit(lambda x, weight: kernel_gradient("convolve", x, weight))(x, weight)
+    assert len(chosen) == 1 and found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, atol=2**-7 * float(jnp.abs(expected).max()))
 
 
 CLIPS = 13  # no other axis has as many, or a multiple
