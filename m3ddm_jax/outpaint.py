@@ -167,10 +167,22 @@ def place_masks(masks: MaskSource, targets: Sequence[Target]) -> list[CanvasMask
 
 
 def default_method(model: str | None, preset: str | None, mask: str | None) -> str:
-    """The method where none is named: what a model or a mask alone can mean, else the one that needs neither."""
-    if model is not None or preset is not None:
+    """The method where none is named: that of the kinds of models in a folder, else what the options alone can mean."""
+    if model is not None and preset is None:
+        return _method_of(model, mask) or "m3ddm"
+    if preset is not None:
         return "m3ddm"
     return "lite" if mask is None else "isvi"
+
+
+def _method_of(model: str, mask: str | None) -> str | None:
+    """The first method over the models that a folder holds, which takes masks if one is given; None for no such one."""
+    from m3ddm_jax.weights import held_kinds, resolve
+
+    accepted = {kind for row in OUTPAINTERS.values() for kind in row.kinds}
+    held = set(held_kinds(resolve(model), accepted))
+    fitting = [name for name, row in OUTPAINTERS.items() if held and held <= set(row.kinds)]
+    return next((name for name in fitting if mask is None or hasattr(OUTPAINTERS[name].options, "mask")), None)
 
 
 def _aspect_ratio(name: str) -> float:
@@ -279,7 +291,7 @@ def _define_flags() -> None:
     )
     flags.DEFINE_string("pixel_format", None, "Pixel format of the output, such as yuv420p; by default the source's.")
     flags.DEFINE_string(
-        "method", None, f"{', '.join(OUTPAINTERS)}; by default lite, m3ddm with --model, isvi with --mask."
+        "method", None, f"{', '.join(OUTPAINTERS)}; by default what --model is for, else isvi with --mask, else lite."
     )
     method_flags.define()
     flags.DEFINE_integer("seed", 0, "The same seed gives the same video.", lower_bound=0)

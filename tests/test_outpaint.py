@@ -1,5 +1,6 @@
 """The command as users call it, with the outpainters that need no model."""
 
+import json
 import os
 import pathlib
 import resource
@@ -17,7 +18,7 @@ import pytest
 from m3ddm_jax import outpaint as outpaint_module
 from m3ddm_jax.geometry import Canvas
 from m3ddm_jax.method_flags import make_outpainter
-from m3ddm_jax.outpaint import outpaint, place_masks, plan_targets
+from m3ddm_jax.outpaint import default_method, outpaint, place_masks, plan_targets
 from m3ddm_jax.pipelines.base import OUTPAINTERS, MaskOptions, Method
 from m3ddm_jax.video import FrameSink, FrameSource, MaskSource
 
@@ -456,6 +457,22 @@ def test_the_method_is_lite_unless_a_model_or_a_mask_is_given(folder, tmp_path, 
     assert asked == ["lite", "lite", "m3ddm", "m3ddm", "isvi", "isvi"]
     # Where nothing is learnt no place to keep it is named, which other methods would refuse.
     assert adapted == [(None, None), (3, "kept"), *[(None, None)] * 4]
+
+
+def test_the_kinds_that_a_folder_holds_select_the_method(tmp_path):
+    for name in ("raft", "lama", "migan"):
+        (tmp_path / "several" / name).mkdir(parents=True)
+        (tmp_path / "one" / name).mkdir(parents=True, exist_ok=True)
+    (tmp_path / "one/raft").rmdir()
+    kinds = {"lama": "lite", "migan": "lite", "e2fgvi": "in2out", "globalpaint": "globalpaint", "m3ddm": "m3ddm"}
+    for kind in (*kinds, "sd"):
+        (tmp_path / "of" / kind).mkdir(parents=True)
+        (tmp_path / "of" / kind / "config.json").write_text(json.dumps({"kind": kind}))
+        assert default_method(str(tmp_path / "of" / kind), None, None) == kinds.get(kind, "m3ddm")
+    found = [
+        default_method(str(tmp_path / name), None, mask) for name in ("one", "several") for mask in (None, "m.png")
+    ]
+    assert found == ["lite", "isvi", "isvi", "isvi"]
 
 
 def test_the_command_refuses_in_one_line(refused, folder, tmp_path):
