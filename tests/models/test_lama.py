@@ -101,3 +101,11 @@ def test_bfloat16_stays_near(golden, predicted):
 def test_other_shapes_are_rejected():
     with pytest.raises(ValueError, match=r"LaMa takes .* not \[1, 16, 16, 3\] and \[1, 16, 16, 3\]"):
         jax.eval_shape(LaMa(4).init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)), jnp.zeros((1, 16, 16, 3)))
+
+
+def test_the_coarsest_scale_of_the_official_refinement(golden, goldens):
+    """Which is a plain forward."""
+    outputs = np.load(goldens / "completion/lama_refine/outputs.npz")
+    image, mask = (channels_last(outputs[f"scale0_{name}"]) for name in ("image", "mask"))
+    composed = np.where(mask > 0, golden[0](golden[1], image, mask)[0], image)
+    np.testing.assert_allclose(composed, channels_last(outputs["scale0_result"]), rtol=0, atol=2e-5)

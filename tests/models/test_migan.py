@@ -118,3 +118,12 @@ def test_what_is_no_network_is_rejected():
         init(MIGAN(16, 4, 8), (1, 16, 16, 4), (1, 16, 16, 1))
     with pytest.raises(ValueError, match="resolution is 48: a power of 2 from 8 is accepted"):
         init(MIGAN(48, 4, 8), (1, 16, 16, 3), (1, 16, 16, 1))
+
+
+@pytest.mark.parametrize("name", ["a", "b", "c"])
+def test_the_network_of_the_official_pipeline(golden, goldens, name):
+    """Its input is [mask - 0.5, image], 1 = known."""
+    outputs = np.load(goldens / "completion/migan_pipeline/outputs.npz")
+    x = channels_last(outputs[f"x_{name}"])
+    made = golden[0](golden[1], *(np.repeat(part, 2, axis=0) for part in (x[..., 1:], 0.5 - x[..., :1])))[0][:1]
+    np.testing.assert_allclose(made, channels_last(outputs[f"network_{name}"]), rtol=0, atol=5e-5)
