@@ -40,14 +40,16 @@ _REJECTED = {
 _ACCEPTED = "big-lama and lama-fourier are accepted"
 
 
-def read_lama(source: str | os.PathLike) -> tuple[Mapping[str, np.ndarray], Mapping[str, Any]]:
+def read_lama(
+    source: str | os.PathLike, sha256: str | None = None
+) -> tuple[Mapping[str, np.ndarray], Mapping[str, Any]]:
     """(tensors by name, `generator` of the config.yaml or {}) of a published checkpoint; nothing in it is run.
 
     source: the .zip that is published, a folder that it was unpacked to, its best.ckpt, a TorchScript archive (.pt),
-    .safetensors, or hf:OWNER/NAME.
-    Raises ValueError for a source that is missing, damaged or of another kind.
+    .safetensors, or hf:OWNER/NAME. sha256: of the file that is read; None: any.
+    Raises ValueError for a source that is missing, damaged, of another kind or with another SHA-256.
     """
-    path = find_file(source, _NAMES, besides=(_CONFIG, f"big-lama/{_CONFIG}"))
+    path = find_file(source, _NAMES, (_CONFIG, f"big-lama/{_CONFIG}"), sha256)
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path} is no file of LaMa's: {', '.join(SUFFIXES)} are accepted")
     if not path.is_file():

@@ -32,14 +32,14 @@ _TAPS = np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 64
 _TOLERANCE = 1e-5
 
 
-def read_migan(source: str | os.PathLike) -> Mapping[str, np.ndarray]:
+def read_migan(source: str | os.PathLike, sha256: str | None = None) -> Mapping[str, np.ndarray]:
     """Tensors by their PyTorch names of a published checkpoint; nothing in it is run.
 
     source: a state dict or TorchScript archive (.pt), .onnx of the network or the whole pipeline, .safetensors, a
-    folder with one of the published files, or hf:OWNER/NAME.
-    Raises ValueError for a source that is missing, damaged or of another kind.
+    folder with one of the published files, or hf:OWNER/NAME. sha256: of the file that is read; None: any.
+    Raises ValueError for a source that is missing, damaged, of another kind or with another SHA-256.
     """
-    path = find_file(source, _NAMES)
+    path = find_file(source, _NAMES, sha256=sha256)
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path} is no file of MI-GAN's: {', '.join(SUFFIXES)} are accepted")
     if not path.is_file():
