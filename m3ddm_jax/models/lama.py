@@ -19,8 +19,12 @@ def _reflected(x: jax.Array, reach: int) -> jax.Array:
     return jnp.pad(x, ((0, 0), (reach, reach), (reach, reach), (0, 0)), mode="reflect")
 
 
+def _batch_norm(dtype: Dtype, name: str | None = None) -> nn.BatchNorm:
+    return nn.BatchNorm(use_running_average=True, epsilon=_EPSILON, dtype=dtype, name=name)
+
+
 def _activated(x: jax.Array, dtype: Dtype, name: str) -> jax.Array:
-    return nn.relu(nn.BatchNorm(use_running_average=True, epsilon=_EPSILON, dtype=dtype, name=name)(x))
+    return nn.relu(_batch_norm(dtype, name)(x))
 
 
 class FourierUnit(nn.Module):
@@ -121,36 +125,55 @@ class LaMa(nn.Module):
     most_channels: int = 1024
     dtype: Dtype = jnp.float32
 
-    @nn.compact
+    def setup(self):
+        # Names count the places of the published Sequential, parts without weights among them.
+        def add(place: int, part: nn.Module) -> str:
+            setattr(self, f"model_{place}", part)
+            return f"model_{place}"
+
+        down = range(1, self.downsamplings + 1)
+        front = [add(1, _Unit(self.width, size=7, dtype=self.dtype))]
+        for level in down:
+            far = self.global_channels if level == self.downsamplings else 0
+            front.append(add(level + 1, _Unit(self._channels(level) - far, far, stride=2, dtype=self.dtype)))
+        self._front, place = tuple(front), self.downsamplings + 2
+        self._blocks = tuple(add(place + index, _Block(self.dtype)) for index in range(self.blocks))
+        place += self.blocks + 1
+        up = []
+        for level in reversed(range(self.downsamplings)):
+            options = {"transpose_kernel": True, "dtype": self.dtype}
+            conv = nn.ConvTranspose(self._channels(level), (3, 3), (2, 2), ((1, 2), (1, 2)), **options)
+            up.append((add(place, conv), add(place + 1, _batch_norm(self.dtype))))
+            place += 3
+        self._up = tuple(up)
+        self._last = add(place + 1, nn.Conv(3, (7, 7), padding="VALID", dtype=self.dtype))
+
     def __call__(self, image: jax.Array, mask: jax.Array) -> jax.Array:
         """Images [N, H, W, 3] in 0..1, RGB, of any size -> float32 images of the same shape, the prediction everywhere.
 
         mask: [N, H, W, 1], 1 = unknown; what the image has there is not looked at. Sides that are no multiples of
         2 ** downsamplings are continued by symmetric reflection. Raises ValueError for other shapes.
         """
+        return self.decode(*self.encode(image, mask))[:, : image.shape[1], : image.shape[2]]
+
+    def encode(self, image: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Local and global features before the blocks, of arguments as `__call__` takes them."""
         check_picture("LaMa", image, mask)
-        height, width = image.shape[1:3]
-        multiple = 2**self.downsamplings
-        hole = mask > 0
+        hole, multiple = mask > 0, 2**self.downsamplings
         x = jnp.concatenate([jnp.where(hole, 0, image), hole], -1).astype(self.dtype)
         near, far = padded_to(x, multiple, _LEAST * multiple), None
+        for name in self._front:
+            near, far = getattr(self, name)(near, far)
+        return near, far
 
-        near, far = _Unit(self.width, size=7, dtype=self.dtype, name="model_1")(near)
-        for level in range(1, self.downsamplings + 1):
-            to_far = self.global_channels if level == self.downsamplings else 0
-            to_near = self._channels(level) - to_far
-            near, far = _Unit(to_near, to_far, stride=2, dtype=self.dtype, name=f"model_{level + 1}")(near)
-        place = self.downsamplings + 2  # in the published Sequential, whose parts without weights count
-        for index in range(self.blocks):
-            near, far = _Block(self.dtype, name=f"model_{place + index}")(near, far)
-
-        x, place = jnp.concatenate([near, far], -1), place + self.blocks + 1
-        for level in reversed(range(self.downsamplings)):
-            options = {"transpose_kernel": True, "dtype": self.dtype, "name": f"model_{place}"}
-            x = nn.ConvTranspose(self._channels(level), (3, 3), (2, 2), ((1, 2), (1, 2)), **options)(x)
-            x, place = _activated(x, self.dtype, f"model_{place + 1}"), place + 3
-        x = nn.Conv(3, (7, 7), padding="VALID", dtype=self.dtype, name=f"model_{place + 1}")(_reflected(x, 3))
-        return nn.sigmoid(x.astype(jnp.float32))[:, :height, :width]
+    def decode(self, near: jax.Array, far: jax.Array) -> jax.Array:
+        """The prediction of features that `encode` returns, of the padded size."""
+        for name in self._blocks:
+            near, far = getattr(self, name)(near, far)
+        x = jnp.concatenate([near, far], -1)
+        for conv, norm in self._up:
+            x = nn.relu(getattr(self, norm)(getattr(self, conv)(x)))
+        return nn.sigmoid(getattr(self, self._last)(_reflected(x, 3)).astype(jnp.float32))
 
     def _channels(self, level: int) -> int:
         return min(self.most_channels, self.width * 2**level)

@@ -10,12 +10,14 @@ import numpy as np
 from m3ddm_jax.completion.distance import nearest
 from m3ddm_jax.models import registry
 from m3ddm_jax.pipelines.compositing import resize
+from m3ddm_jax.pipelines.lama_refinement import refine
 from m3ddm_jax.pipelines.options import computing_in
 from m3ddm_jax.pipelines.propagation import View
 from m3ddm_jax.types import Variables
 
 _STEPS = 3  # at most, because errors of one go into the next
 _KNOWN = 1 - 1e-4  # share of a scaled pixel
+_REFINED_SIDE = 256  # pixels of the short side at the coarsest scale of refinement, about
 _DEEPFILL_MULTIPLE = 8  # of which sides are
 
 Predict = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -53,8 +55,14 @@ class NetworkCompleter:
         return frame
 
 
-def predictor(module: nn.Module, variables: Variables) -> Predict:
-    """What a completion network predicts, in bfloat16 on accelerators if it has the choice."""
+def predictor(module: nn.Module, variables: Variables, refinement: int = 0) -> Predict:
+    """What a completion network predicts, in bfloat16 on accelerators if it has the choice.
+
+    refinement: iterations by which LaMa's prediction is refined; 0 refines nothing. Raises ValueError for others.
+    """
+    kind = registry.describe(module)[0]
+    if refinement and kind != "lama":
+        raise ValueError(f"the setting refinement is for lama, the completion network is {kind}")
     module = computing_in("float32" if jax.default_backend() == "cpu" else "bfloat16", module)
     variables, apply = jax.device_put(variables), jax.jit(module.apply)
 
@@ -62,6 +70,9 @@ def predictor(module: nn.Module, variables: Variables) -> Predict:
         return np.asarray(apply(variables, image[None], unknown[None].astype(np.float32)))[0]
 
     def lama(frame: np.ndarray, unknown: np.ndarray) -> np.ndarray:
+        if refinement:
+            mask = unknown.astype(np.float32)
+            return 255 * refine(module, variables, frame / 255, mask, refinement, _REFINED_SIDE)
         return 255 * run(frame / 255, unknown)
 
     def migan(frame: np.ndarray, unknown: np.ndarray) -> np.ndarray:
@@ -82,7 +93,7 @@ def predictor(module: nn.Module, variables: Variables) -> Predict:
         bgr, hole = (edge_padded(x[None], _DEEPFILL_MULTIPLE)[0] for x in (frame[..., ::-1] / 127.5 - 1, unknown))
         return 127.5 + 127.5 * run(bgr, hole)[: frame.shape[0], : frame.shape[1], ::-1]
 
-    return {"lama": lama, "migan": migan, "deepfill": deepfill}[registry.describe(module)[0]]
+    return {"lama": lama, "migan": migan, "deepfill": deepfill}[kind]
 
 
 def edge_padded(x: np.ndarray, multiple: int) -> np.ndarray:

@@ -75,6 +75,24 @@ def test_patches_keep_the_colours_of_the_network(frame, unknown):
     assert made[:, -SIDE:].std((0, 1)).min() > 3
 
 
+def test_refinement_is_for_lama_alone():
+    module = registry.build("migan", **SLIM["migan"])
+    with pytest.raises(ValueError, match="the setting refinement is for lama, the completion network is migan"):
+        predictor(module, {}, refinement=15)
+
+
+@pytest.mark.slow
+def test_refinement_changes_a_picture_of_several_scales(quick_init):
+    module = registry.build("lama", **SLIM["lama"])
+    variables = registry.init(module, jax.random.key(0))
+    frame = np.random.default_rng(0).uniform(0, 255, (368, 376, 3)).astype(np.float32)
+    unknown = np.zeros((368, 376, 1), bool)
+    unknown[:, -60:] = True
+    plain, refined = (predictor(module, variables, count)(frame, unknown) for count in (0, 2))
+    assert np.abs(plain - refined)[unknown[..., 0]].max() > 0.01
+    np.testing.assert_allclose(refined[:, :-60], frame[:, :-60], atol=1e-3)
+
+
 def test_a_frame_of_which_nothing_is_known_stays_and_is_reported_once(frame, capsys):
     complete = NetworkCompleter(lambda *_: np.zeros_like(frame), 0)
     for _ in range(2):
