@@ -18,6 +18,7 @@ from m3ddm_jax.types import Variables
 _STEPS = 3  # at most, because errors of one go into the next
 _KNOWN = 1 - 1e-4  # share of a scaled pixel
 _REFINED_SIDE = 256  # pixels of the short side at the coarsest scale of refinement, about
+_AROUND = 128  # pixels that MI-GAN sees on each side of what is unknown, at least
 _DEEPFILL_MULTIPLE = 8  # of which sides are
 
 Predict = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -41,6 +42,8 @@ class NetworkCompleter:
 
     def complete(self, frame: np.ndarray, unknown: np.ndarray) -> np.ndarray:
         """`__call__` of a frame alone. Reports on stderr, once, if no pixel of one is known; it stays as it is."""
+        if not unknown.any():
+            return frame
         if unknown.all():
             if not self._reported:
                 print("completion skipped: no pixel of a key frame is known", file=sys.stderr)
@@ -76,8 +79,12 @@ def predictor(module: nn.Module, variables: Variables, refinement: int = 0) -> P
         return 255 * run(frame / 255, unknown)
 
     def migan(frame: np.ndarray, unknown: np.ndarray) -> np.ndarray:
-        """On a square of the network's size, which the frame fills with its longer side, mirrored along the other."""
-        sides, resolution = frame.shape[:2], module.resolution
+        """What is around the unknown, on a square of the network's size, mirrored along the shorter side."""
+        resolution = module.resolution
+        box = box_around(unknown[..., 0], resolution, _AROUND)
+        made = frame.copy()
+        frame, unknown = frame[box], unknown[box]
+        sides = frame.shape[:2]
         work = [max(1, round(side * resolution / max(sides))) for side in sides]
         known = np.float32(~unknown)
         share = resize(known[None], *work)[0]
@@ -85,8 +92,9 @@ def predictor(module: nn.Module, variables: Variables, refinement: int = 0) -> P
         small = np.where(share > _KNOWN, resize((known * frame)[None], *work)[0], 0)
         fill = [*((0, resolution - side) for side in work), (0, 0)]
         square, hole = (np.pad(x, fill, "symmetric") for x in (small, share <= _KNOWN))
-        made = run(square / 127.5 - 1, hole)[: work[0], : work[1]]
-        return 127.5 + 127.5 * resize(made[None], *sides)[0]
+        small = run(square / 127.5 - 1, hole)[: work[0], : work[1]]
+        made[box] = 127.5 + 127.5 * resize(small[None], *sides)[0]
+        return made
 
     def deepfill(frame: np.ndarray, unknown: np.ndarray) -> np.ndarray:
         """Its published weights see BGR."""
@@ -94,6 +102,23 @@ def predictor(module: nn.Module, variables: Variables, refinement: int = 0) -> P
         return 127.5 + 127.5 * run(bgr, hole)[: frame.shape[0], : frame.shape[1], ::-1]
 
     return {"lama": lama, "migan": migan, "deepfill": deepfill}[kind]
+
+
+def box_around(unknown: np.ndarray, least: int, around: int) -> tuple[slice, slice]:
+    """Rows and columns of a square around what is unknown, cut to the frame, as MI-GAN's authors' pipeline has it.
+
+    unknown: bool [h, w], some of it true. least: side of the square. around: known pixels on each side.
+    """
+    ends = [np.flatnonzero(unknown.any(axis))[[0, -1]].tolist() for axis in (1, 0)]
+    size = max(least, *(last - first + 2 * around for first, last in ends))
+    return tuple(_cut(sum(pair) // 2, size, length) for pair, length in zip(ends, unknown.shape, strict=True))
+
+
+def _cut(centre: int, size: int, length: int) -> slice:
+    """About `size` pixels around a centre; what one end lacks is added to the other."""
+    low, high = max(0, centre - size // 2), min(length, centre + size // 2)
+    rest = max(0, size - (high - low))
+    return slice(max(0, low - rest), min(length, high + rest))
 
 
 def edge_padded(x: np.ndarray, multiple: int) -> np.ndarray:

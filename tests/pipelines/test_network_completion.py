@@ -4,7 +4,7 @@ import pytest
 
 from m3ddm_jax.models import registry
 from m3ddm_jax.pipelines.completion import PatchCompleter
-from m3ddm_jax.pipelines.network_completion import NetworkCompleter, predictor
+from m3ddm_jax.pipelines.network_completion import NetworkCompleter, box_around, predictor
 from m3ddm_jax.pipelines.propagation import View
 
 SLIM = {
@@ -73,6 +73,30 @@ def test_patches_keep_the_colours_of_the_network(frame, unknown):
     np.testing.assert_array_equal(made[:, :-SIDE], noise[:, :-SIDE])
     np.testing.assert_allclose(made[:, -SIDE:].mean((0, 1)), (200, 100, 50), atol=4)
     assert made[:, -SIDE:].std((0, 1)).min() > 3
+
+
+def test_boxes_around_the_unknown_equal_the_official_ones(goldens):
+    for height, width, left, right, top, bottom, *box in np.load(goldens / "completion/migan_pipeline/outputs.npz")[
+        "boxes"
+    ]:
+        mask = np.zeros((height, width), bool)
+        mask[top : bottom + 1, left : right + 1] = True
+        rows, columns = box_around(mask, 64, 16)
+        assert [columns.start, columns.stop, rows.start, rows.stop] == box
+
+
+def test_what_is_far_from_a_hole_is_not_shrunk_for_it():
+    """MI-GAN's square lies around the hole of a wide frame."""
+    module = registry.build("migan", **SLIM["migan"])
+    predict = predictor(module, registry.init(module, jax.random.key(0)))
+    frame = np.random.default_rng(0).uniform(0, 255, (40, 600, 3)).astype(np.float32)
+    unknown = np.zeros((40, 600, 1), bool)
+    unknown[10:20, 20:30] = True
+    far = frame.copy()
+    far[:, 400:] = 0
+    np.testing.assert_array_equal(predict(frame, unknown)[10:20, 20:30], predict(far, unknown)[10:20, 20:30])
+    far[:, 100:] = 0
+    assert (predict(frame, unknown) != predict(far, unknown))[10:20, 20:30].any()
 
 
 def test_refinement_is_for_lama_alone():
