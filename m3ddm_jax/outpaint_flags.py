@@ -37,7 +37,7 @@ def define() -> None:
     )
     flags.DEFINE_string("pixel_format", None, "Pixel format of the output, such as yuv420p; by default the source's.")
     flags.DEFINE_string(
-        "method", None, f"{', '.join(OUTPAINTERS)}; by default lite, m3ddm with --model, isvi with --mask."
+        "method", None, f"{', '.join(OUTPAINTERS)}; by default what --model is for, else isvi with --mask, else lite."
     )
     method_flags.define()
     flags.DEFINE_integer("seed", 0, "The same seed gives the same video.", lower_bound=0)

@@ -67,8 +67,7 @@ def outpaint(
       anchor: (x, y), where the source lies, from 0 (left, top) to 1 (right, bottom); else the centre.
       mask: what of the source is generated too: the path of an image, folder or video (white), or bool or uint8 [H, W]
         or [T, H, W] (not 0), of the source's size or the canvas's.
-      method: a name of `m3ddm_jax.pipelines.base.OUTPAINTERS`; else m3ddm with a model, isvi with a mask, otherwise
-        lite.
+      method: a name of `m3ddm_jax.pipelines.base.OUTPAINTERS`; else the model's, isvi with a mask, otherwise lite.
       model: model folder, or hf:OWNER/NAME.
       seed: the same seed gives the same video.
       fps: frames per second of frames or a folder, else 24; a video file is sampled anew at this rate.
@@ -117,7 +116,7 @@ class Outpainter:
     >>> [blur(m.sample_frames(2, side, side), aspect=2).shape for side in (32, 64)]
     [(2, 32, 64, 3), (2, 64, 128, 3)]
 
-    method, model, options: as in `outpaint`; the default method is m3ddm with a model, otherwise lite.
+    method, model, options: as in `outpaint`; the default method is the model's, otherwise lite.
     Raises ValueError or TypeError for a method, model or option that cannot be used.
     """
 
@@ -231,10 +230,22 @@ def _check_keywords(options: Iterable[str]) -> None:
 
 
 def default_method(model: Any, preset: str | None, mask: Any) -> str:
-    """The method where none is named: what a model or a mask alone can mean, else the one that needs neither."""
-    if model is not None or preset is not None:
+    """The method where none is named: that of the kinds of models in a folder, else what the options alone can mean."""
+    if preset is not None:
         return "m3ddm"
+    if model is not None:
+        return _method_of(model, mask is not None) or "m3ddm"
     return "lite" if mask is None else "isvi"
+
+
+def _method_of(model: Any, masks: bool) -> str | None:
+    """The first method over the models in a folder, that accepts masks if asked; None if there is none."""
+    from m3ddm_jax.weights import held_kinds, resolve
+
+    accepted = {kind for row in OUTPAINTERS.values() for kind in row.kinds}
+    held = set(held_kinds(resolve(model), accepted))
+    fitting = [row for row in OUTPAINTERS if held and held <= set(OUTPAINTERS[row].kinds)]
+    return next((name for name in fitting if OUTPAINTERS[name].masks or not masks), None)
 
 
 @dataclasses.dataclass(frozen=True)

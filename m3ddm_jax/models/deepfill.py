@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, reduce
 
+from m3ddm_jax.models.image_completion import check_picture
+
 _MULTIPLE = 8
 _SHORTEST = 1e-4  # length that a patch is divided by
 _SHARPNESS = 10.0  # of the attention's softmax
@@ -186,11 +188,7 @@ class DeepFill(nn.Module):
         mask: [N, H, W, 1], 1 = hole; what the image has there is not looked at. The published weights see BGR.
         Raises ValueError for other shapes, and where H or W is no multiple of 8.
         """
-        if image.ndim != 4 or image.shape[-1] != 3 or mask.shape != (*image.shape[:-1], 1):
-            raise ValueError(
-                f"DeepFill takes an image [N, H, W, 3] and its mask [N, H, W, 1], not {list(image.shape)} and "
-                f"{list(mask.shape)}"
-            )
+        check_picture("DeepFill", image, mask)
         if any(side % _MULTIPLE for side in image.shape[1:3]):
             size = f"{image.shape[2]}x{image.shape[1]}"
             raise ValueError(f"the image is {size}: sides that are multiples of {_MULTIPLE} are accepted")

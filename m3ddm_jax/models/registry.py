@@ -20,7 +20,9 @@ from m3ddm_jax.models.globalpaint import GlobalPaintUNet
 from m3ddm_jax.models.i3d import I3D
 from m3ddm_jax.models.igfc import IGFC
 from m3ddm_jax.models.kl_autoencoder import AutoencoderKL
+from m3ddm_jax.models.lama import LaMa
 from m3ddm_jax.models.lpips import LPIPS
+from m3ddm_jax.models.migan import MIGAN
 from m3ddm_jax.models.openclip import OpenCLIPVision
 from m3ddm_jax.models.raft import RAFT
 from m3ddm_jax.models.residual_unet import ResidualUNet
@@ -34,6 +36,8 @@ _COUNTS = {
     "layers_per_block": (1, 16),
     "layers": (1, 128),
     "depth": (1, 128),
+    "downsamplings": (1, 8),
+    "blocks": (1, 64),
     "transfer_blocks": (0, 32),
     "res_blocks": (0, 32),
 }
@@ -87,7 +91,7 @@ def _igfc_example(module: IGFC) -> tuple[tuple, dict]:
     return (jnp.zeros((1, module.num_frames, 8, 8, 2)), jnp.zeros((1, module.num_frames, 8, 8, 1))), {}
 
 
-def _picture_example(module: ASFN | DeepFill) -> tuple[tuple, dict]:
+def _picture_example(module: ASFN | DeepFill | LaMa | MIGAN) -> tuple[tuple, dict]:
     return (jnp.zeros((1, 8, 8, 3)), jnp.zeros((1, 8, 8, 1))), {}
 
 
@@ -123,7 +127,9 @@ _KINDS = {
     "globalpaint": _Entry(GlobalPaintUNet, _globalpaint_example),
     "i3d": _Entry(I3D, _i3d_example),
     "igfc": _Entry(IGFC, _igfc_example),
+    "lama": _Entry(LaMa, _picture_example),
     "lpips": _Entry(LPIPS, _lpips_example),
+    "migan": _Entry(MIGAN, _picture_example),
     "openclip": _Entry(OpenCLIPVision, _openclip_example),
     "patch_codec": _Entry(PatchCodec, _codec_example),
     "raft": _Entry(RAFT, _raft_example),

@@ -31,6 +31,12 @@ class Outpainter(Protocol):
         """
 
 
+COMPLETION_NETWORKS = ("lama", "migan", "deepfill")
+"""Kinds of the networks that complete an image; of several, the first is used."""
+ISVI_NETWORKS = ("raft", "igfc", "asfn", *COMPLETION_NETWORKS)
+"""Kinds of the networks of `isvi`, and names of the sub-folders that its model folder may have."""
+
+
 @runtime_checkable
 class OverModels(Protocol):
     """What outpainters over model folders have in addition.
@@ -64,7 +70,7 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class ModelOptions(Options):
-    model: str | Path | None = option(None, "model folder, or hf:OWNER/NAME; m3ddm and isvi do without")
+    model: str | Path | None = option(None, "model folder, or hf:OWNER/NAME; m3ddm, isvi and lite do without")
     _: dataclasses.KW_ONLY
     settings: Mapping[str, Any] | None = _settings()
 
@@ -82,14 +88,13 @@ class DiffusionOptions(NetworkOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class LiteOptions(Options):
+class LiteOptions(ModelOptions):
     _: dataclasses.KW_ONLY
     prefer: Literal["faithful", "sharp"] | None = option(
         None, "complete what no frame shows (sharp), or the least expected error (faithful); else sharp without adapt"
     )
     adapt: int = option(0, "updates of a small network on each shot of the video itself, 60 are usual", least=0)
     cache: str | Path | None = option(None, "folder where adapted networks are cached; empty: no cache")
-    settings: Mapping[str, Any] | None = _settings()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,13 +123,15 @@ class Method:
     """A row of the table. Called with values of its options, it makes the outpainter.
 
     target: "module:class", imported when it is called: classical methods need no jax. stochastic: whether it draws from
-    a random key. masks: whether it generates what masks say too.
+    a random key. masks: whether it generates what masks say too. kinds: of models; a folder that holds
+    some of them and no others selects the method.
     """
 
     target: str
     options: type[Options] = Options
     stochastic: bool = False
     masks: bool = False
+    kinds: tuple[str, ...] = ()
 
     def __call__(self, *arguments: Any, **options: Any) -> Outpainter:
         return pkgutil.resolve_name(self.target)(*arguments, **options)
@@ -132,11 +139,13 @@ class Method:
 
 _HERE = "m3ddm_jax.pipelines"
 OUTPAINTERS: dict[str, Method] = {
-    "lite": Method(f"{_HERE}.lite:Lite", LiteOptions),
-    "m3ddm": Method(f"{_HERE}.m3ddm:M3DDM", M3ddmOptions, stochastic=True),
-    "globalpaint": Method(f"{_HERE}.globalpaint:GlobalPaint", GlobalpaintOptions, stochastic=True),
-    "in2out": Method(f"{_HERE}.in2out:In2Out", In2outOptions, masks=True),
-    "isvi": Method(f"{_HERE}.isvi:Isvi", IsviOptions, masks=True),
+    "lite": Method(f"{_HERE}.lite:Lite", LiteOptions, kinds=COMPLETION_NETWORKS),
+    "m3ddm": Method(f"{_HERE}.m3ddm:M3DDM", M3ddmOptions, stochastic=True, kinds=("m3ddm",)),
+    "globalpaint": Method(
+        f"{_HERE}.globalpaint:GlobalPaint", GlobalpaintOptions, stochastic=True, kinds=("globalpaint",)
+    ),
+    "in2out": Method(f"{_HERE}.in2out:In2Out", In2outOptions, masks=True, kinds=("e2fgvi",)),
+    "isvi": Method(f"{_HERE}.isvi:Isvi", IsviOptions, masks=True, kinds=ISVI_NETWORKS),
     "edge": Method(f"{_HERE}.baselines:Edge"),
     "blur": Method(f"{_HERE}.baselines:Blur"),
     "telea": Method(f"{_HERE}.baselines:Telea"),

@@ -1,7 +1,7 @@
 """Completes a key frame by patches of the source, over the colours of a smooth continuation."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -23,10 +23,14 @@ _LITTLE = 0.05  # share of a subject that is worth a completion of its own
 
 
 class PatchCompleter:
-    """The `hallucinate` of `propagation.Parts` without a network. seed: of the search; the same gives the same."""
+    """The `hallucinate` of `propagation.Components` by patches.
 
-    def __init__(self, seed: int = 0):
-        self._seed = seed
+    seed: of the search; the same gives the same. base: (frame, unknown pixels) -> a frame whose coarse colours are
+    kept; a smooth continuation where it is None.
+    """
+
+    def __init__(self, seed: int = 0, base: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None):
+        self._seed, self._base = seed, base
         self._reported = False
         self._others: tuple[Sequence[View], list[np.ndarray]] = ((), [])
 
@@ -44,10 +48,11 @@ class PatchCompleter:
             Source(view.frame, allowed, *(key.position - view.position))
             for view, allowed in zip(others, self._backgrounds(others), strict=True)
         ]
-        made = self._complete(key.frame, unknown, background, sources)
+        base = self._base(key.frame, unknown) if self._base else Spread(unknown.astype(np.uint8))(key.frame)
+        made = self._complete(key.frame, unknown, base, background, sources)
         cut = _cut(unknown, ~background)
         if (unknown & (cut > _LITTLE)).any():
-            made += cut * (self._complete(key.frame, unknown, key.real & ~people.heads, ()) - made)
+            made += cut * (self._complete(key.frame, unknown, base, key.real & ~people.heads, ()) - made)
         return np.where(unknown, made, key.frame)
 
     def _backgrounds(self, others: Sequence[View]) -> list[np.ndarray]:
@@ -56,11 +61,15 @@ class PatchCompleter:
         return self._others[1]
 
     def _complete(
-        self, frame: np.ndarray, unknown: np.ndarray, allowed: np.ndarray, sources: Sequence[Source]
+        self,
+        frame: np.ndarray,
+        unknown: np.ndarray,
+        smooth: np.ndarray,
+        allowed: np.ndarray,
+        sources: Sequence[Source],
     ) -> np.ndarray:
-        """The detail of patches over the colours of the smooth continuation."""
+        """The detail of patches over the colours of the smooth continuation, or what stands for it."""
         mask = unknown.astype(np.uint8)
-        smooth = Spread(mask)(frame)
         if max([allowed.mean(), *(source.allowed.mean() for source in sources)]) < _FEWEST:
             return self._give_up(smooth)
         made, confidence = complete(frame, mask, smooth=smooth, seed=self._seed, allowed=allowed, sources=sources)
@@ -72,9 +81,10 @@ class PatchCompleter:
         return made + cv2.GaussianBlur(np.where(unknown, smooth - made, 0), (0, 0), sigma) / weight
 
     def _give_up(self, smooth: np.ndarray) -> np.ndarray:
-        """The smooth continuation, reported once."""
+        """The smooth continuation or what stands for it, reported once."""
         if not self._reported:
-            _LOG.warning("completion skipped: too little of the source may be copied, it is continued smoothly")
+            instead = "it is continued smoothly" if self._base is None else "the network completes it alone"
+            _LOG.warning("completion skipped: too little of the source may be copied, %s", instead)
         self._reported = True
         return smooth
 

@@ -2,12 +2,13 @@
 
 Source: ISVI (Zhang et al., CVPR 2022). Each network may be left out; a classical part replaces it then: OpenCV's DIS
 for RAFT, the camera's motion and a membrane for IGFC, no style fusion for ASFN, patches of the source for DeepFill.
+LaMa or MI-GAN may take DeepFill's place.
 """
 
 import dataclasses
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -17,28 +18,27 @@ import jax
 import numpy as np
 
 from m3ddm_jax.geometry import Canvas, Masks
-from m3ddm_jax.pipelines.base import IsviOptions
+from m3ddm_jax.pipelines.base import COMPLETION_NETWORKS, ISVI_NETWORKS, IsviOptions
 from m3ddm_jax.pipelines.completion import PatchCompleter
 from m3ddm_jax.pipelines.compositing import Matcher
+from m3ddm_jax.pipelines.network_completion import NetworkCompleter, edge_padded, predictor
 from m3ddm_jax.pipelines.optical_flow import CameraMotion, Dis, Igfc, Raft
 from m3ddm_jax.pipelines.options import CheckedSettings, or_none
-from m3ddm_jax.pipelines.propagation import BYTES_PER_PIXEL, Components, Limits, View, propagate
+from m3ddm_jax.pipelines.propagation import BYTES_PER_PIXEL, Components, Limits, propagate
 from m3ddm_jax.pipelines.work_canvas import WorkCanvas
 from m3ddm_jax.pipelines.work_clip import WorkClip
 from m3ddm_jax.types import FramesTHWC, Variables
 from m3ddm_jax.video import FrameSource
 from m3ddm_jax.video.shots import source_cuts
-from m3ddm_jax.weights import load_model, resolve
+from m3ddm_jax.weights import held_kinds, load_model, resolve
 
 _LOG = logging.getLogger(__name__)
 
 NONE = "none"
 """The model that has no networks."""
-NETWORKS = ("raft", "igfc", "asfn", "deepfill")
-"""Kinds of the networks, and names of the sub-folders that a model folder may have."""
 
 _LITTLE = 1e-3  # share of what is hidden; whoever carries less has found nothing
-_WIDTHS = {"asfn": 4, "deepfill": 8}  # of whose multiples sides are
+_ASFN_MULTIPLE = 4  # of which sides are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +53,12 @@ class IsviSettings(CheckedSettings):
     anchor: how much the colour of a carried pixel counts, beside its differences to its neighbours, where these would
       lead it far from that colour; at 0 they alone are carried, as published.
     interpolation: of values between pixels: linear, as published, or cubic, which keeps detail.
+    strip: pixels that a completion network completes at a time, from known ones outwards, in three steps at most; 0
+      completes all at once.
+    texture: of what is completed: the network's, or patches of the source over the network's colours. Without a network
+      it is patches over a smooth continuation.
+    refinement: iterations a scale by which LaMa's prediction is refined on 363 lines and more, 15 as published; each
+      costs three forwards. 0 refines nothing.
     """
 
     lines: int = 480
@@ -61,12 +67,16 @@ class IsviSettings(CheckedSettings):
     key_frames: int = or_none(8)
     anchor: float = 0.0
     interpolation: Literal["linear", "cubic"] = "linear"
+    strip: int = or_none(0)
+    texture: Literal["network", "patches"] = "network"
+    refinement: int = or_none(0)
 
 
 class Isvi(IsviOptions):
     """The `isvi` Outpainter.
 
-    model: a folder with any of raft/, igfc/, asfn/ and deepfill/ in it, as `convert` makes them; "none" as None.
+    model: a folder with any of raft/, igfc/, asfn/ and lama/, migan/ or deepfill/ in it, as `convert` makes them, or
+    one of the last three itself; "none" as None.
     Raises ValueError for a folder that has none of them, a network of another kind, or settings that do not fit.
     """
 
@@ -74,7 +84,7 @@ class Isvi(IsviOptions):
         self._settings = IsviSettings.make(self.settings or {})
         folder = None if str(self.model or NONE) == NONE else resolve(self.model)
         self.models = {} if folder is None else {"model": (folder, self._settings)}
-        self._parts = _load_components(folder)
+        self._parts = _load_components(folder, self._settings)
 
     def __call__(
         self, source: FrameSource, canvas: Canvas, rng: None = None, masks: Masks | None = None
@@ -137,31 +147,35 @@ def _one_ahead(items: Iterator[Any]) -> Iterator[Any]:
             yield item
 
 
-def _load_components(folder: Path | None) -> Components:
+def _load_components(folder: Path | None, settings: IsviSettings) -> Components:
     """The networks that a model folder has, and classical parts for the others."""
-    there = {kind: load_model(folder / kind, kind=kind) for kind in NETWORKS if folder and (folder / kind).is_dir()}
-    if folder and not there:
-        commands = "`python -m m3ddm_jax.convert KIND SOURCE FOLDER/KIND`"
-        raise ValueError(f"{folder} has none of {', '.join(f'{kind}/' for kind in NETWORKS)}: {commands} makes them")
+    folders = {} if folder is None else _network_folders(folder)
+    there = {kind: load_model(path, kind=kind) for kind, path in folders.items()}
+    completion = next((there[kind] for kind in COMPLETION_NETWORKS if kind in there), None)
+    network = (
+        None if completion is None else NetworkCompleter(predictor(*completion, settings.refinement), settings.strip)
+    )
+    by_patches = network is None or settings.texture == "patches"
     return Components(
         estimate=Raft(*there["raft"]) if "raft" in there else Dis(),
         complete=Igfc(*there["igfc"]) if "igfc" in there else CameraMotion(),
-        hallucinate=_hallucinator(*there["deepfill"]) if "deepfill" in there else PatchCompleter(),
+        hallucinate=PatchCompleter(base=network and network.complete) if by_patches else network,
         fuse=_fuser(*there["asfn"]) if "asfn" in there else None,
     )
 
 
-def _hallucinator(module: nn.Module, variables: Variables) -> Callable[[View, np.ndarray, Sequence[View]], np.ndarray]:
-    """DeepFill as `Components.hallucinate`. Its published weights see BGR."""
-    variables, apply = jax.device_put(variables), jax.jit(module.apply)
-
-    def hallucinate(key: View, unknown: np.ndarray, others: Sequence[View]) -> np.ndarray:
-        frame, mask = key.frame, unknown.astype(np.float32)
-        bgr, hole = (_padded(x[None], _WIDTHS["deepfill"]) for x in (frame[..., ::-1] / 127.5 - 1, mask))
-        redrawn = np.asarray(apply(variables, bgr, hole))[0, : frame.shape[0], : frame.shape[1], ::-1]
-        return np.where(unknown, (redrawn + 1) * 127.5, frame)
-
-    return hallucinate
+def _network_folders(folder: Path) -> dict[str, Path]:
+    """The model folders that are used, by kind: the first completion network alone."""
+    held = held_kinds(folder, ISVI_NETWORKS)
+    unused = [kind for kind in COMPLETION_NETWORKS if kind in held][1:]
+    found = {kind: held[kind] for kind in ISVI_NETWORKS if kind in held and kind not in unused}
+    if not found:
+        places = ", ".join(f"{kind}/" for kind in ISVI_NETWORKS)
+        commands = "`python -m m3ddm_jax.convert KIND SOURCE FOLDER/KIND`"
+        raise ValueError(f"{folder} has none of {places}: {commands} makes them")
+    if unused:
+        _LOG.warning("%s in %s not used: it has another completion network", ", ".join(unused), folder)
+    return found
 
 
 def _fuser(module: nn.Module, variables: Variables) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
@@ -169,13 +183,8 @@ def _fuser(module: nn.Module, variables: Variables) -> Callable[[np.ndarray, np.
     variables, apply = jax.device_put(variables), jax.jit(module.apply)
 
     def fuse(gradients: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        bgr, hole = (_padded(x, _WIDTHS["asfn"]) for x in (gradients[..., ::-1] / 255, mask))
+        bgr, hole = (edge_padded(x, _ASFN_MULTIPLE) for x in (gradients[..., ::-1] / 255, mask))
         fused = np.asarray(apply(variables, bgr, hole))[:, : mask.shape[1], : mask.shape[2], ::-1]
         return 255 * fused
 
     return fuse
-
-
-def _padded(x: np.ndarray, multiple: int) -> np.ndarray:
-    """Images [N, H, W, C], continued at their edge to the right and below, up to sides that are multiples."""
-    return np.pad(x, [(0, 0), *((0, -side % multiple) for side in x.shape[1:3]), (0, 0)], "edge")

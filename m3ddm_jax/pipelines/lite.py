@@ -2,8 +2,8 @@
 
 `isvi` without networks, on few lines, propagates what other frames have seen. A propagated pixel is mixed with a smooth
 continuation of the source, the more the lower its confidence, because their errors differ. What no frame saw is
-completed by patches of the source (sharp), or continued smoothly (faithful). Adaptation to the source may correct the
-faithful result. A design of this project.
+completed by patches of the source or a network (sharp), or continued smoothly (faithful). Adaptation to the source may
+correct the faithful result. A design of this project.
 """
 
 import dataclasses
@@ -26,6 +26,7 @@ from m3ddm_jax.video.shots import source_cuts
 
 _LOG = logging.getLogger(__name__)
 _FEATHER = 1 / 48  # of the canvas's short side, by which shares of the blur are smoothed
+_OF_ISVI = ("lines", "anchor", "key_frames", "interpolation", "strip", "texture")  # settings
 _MEGABYTES = 192  # of isvi's windows; half of what it takes by itself
 
 
@@ -39,6 +40,7 @@ class LiteSettings(CheckedSettings):
     made_up: share of the smooth continuation where nothing was propagated.
     key_frames: of a window of frames, that are completed at most; the others follow them. 0 completes none.
     interpolation: of propagated values between pixels; cubic keeps more detail than linear.
+    strip, texture: as `IsviSettings` has them.
     """
 
     lines: int = 240
@@ -47,6 +49,8 @@ class LiteSettings(CheckedSettings):
     made_up: float = 0.25
     key_frames: int = or_none(0)
     interpolation: Literal["linear", "cubic"] = "linear"
+    strip: int = or_none(0)
+    texture: Literal["network", "patches"] = "network"
 
 
 _SHARP = {"lines": 256, "doubt": 0.25, "made_up": 0.0, "key_frames": 5, "interpolation": "cubic"}
@@ -54,9 +58,10 @@ _SHARP = {"lines": 256, "doubt": 0.25, "made_up": 0.0, "key_frames": 5, "interpo
 
 
 class Lite(LiteOptions):
-    """The `lite` Outpainter. adapt requires "faithful".
+    """The `lite` Outpainter. adapt requires "faithful", which completes no key frames; a model completes them.
 
-    Raises ValueError for options or settings that do not fit.
+    model: as `Isvi` takes it; "none" as None.
+    Raises ValueError for options or settings that do not fit, and a model that cannot be loaded.
     """
 
     def __post_init__(self):
@@ -64,6 +69,11 @@ class Lite(LiteOptions):
         if self.adapt and prefer == "sharp":
             raise ValueError("adapt goes with prefer='faithful', found 'sharp'")
         self._settings = LiteSettings.make({**(_SHARP if prefer == "sharp" else {}), **(self.settings or {})})
+        shared = {name: getattr(self._settings, name) for name in _OF_ISVI}
+        self._isvi = Isvi(self.model, settings={**shared, "megabytes": _MEGABYTES})
+        self.models = {name: (folder, self._settings) for name, (folder, _) in self._isvi.models.items()}
+        if self.models and not self._settings.key_frames:
+            raise ValueError("a model completes key frames: it goes with prefer='sharp', or key_frames above 0")
         self._adapter = None
         if self.adapt:
             self._adapter = Adapter(self._make, self.adapt, self.cache or None, settings=self._settings)
@@ -88,9 +98,7 @@ class Lite(LiteOptions):
     def _make(self, source: FrameSource, canvas: Canvas) -> Iterator[Made]:
         """Every frame before it is corrected."""
         settings, blur = self._settings, Spread(canvas.mask())
-        shared = {name: getattr(settings, name) for name in ("lines", "anchor", "key_frames", "interpolation")}
-        isvi = Isvi(settings={**shared, "megabytes": _MEGABYTES})
-        for carried, trust in isvi.carry(source, canvas):
+        for carried, trust in self._isvi.carry(source, canvas):
             carried = carried.astype(np.float32)
             blurred = blur(carried)
             share = np.where(trust > 0, settings.doubt * (1 - trust), settings.made_up)

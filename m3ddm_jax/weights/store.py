@@ -117,6 +117,14 @@ def load_model(folder: str | os.PathLike, kind: str | Collection[str] | None = N
     return module, unflatten_dict(weights, sep=".")
 
 
+def held_kinds(folder: str | os.PathLike, kinds: Iterable[str]) -> dict[str, Path]:
+    """The model folders that a folder holds, by kind: itself, or those of its sub-folders that are named by `kinds`."""
+    folder = Path(folder)
+    if (folder / _CONFIG).exists():
+        return {str(_read_json(folder / _CONFIG).get("kind")): folder}
+    return {kind: folder / kind for kind in kinds if (folder / kind).is_dir()}
+
+
 def check_finite(source: str, tensors: Mapping[str, Any]) -> None:
     """Raise ValueError, naming the first few, where tensors of a source hold values that are not finite."""
     # Extremes tell as much as all values do, and take no memory.

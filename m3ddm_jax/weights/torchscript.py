@@ -16,7 +16,7 @@ from m3ddm_jax.weights.numpy_pickle import Function, Refused
 
 _MAX_DEPTH = 64
 _MAX_TENSORS = 100_000
-_STORAGES = {
+STORAGES = {
     "DoubleStorage": np.float64,
     "FloatStorage": np.float32,
     "HalfStorage": np.float16,
@@ -41,14 +41,14 @@ class _Object:
         self.attributes = state
 
 
-class _Storage:
+class Storage:
     """Stands for a kind of storage: a dtype."""
 
     def __init__(self, name: str):
-        self.dtype = np.dtype(_STORAGES[name])
+        self.dtype = np.dtype(STORAGES[name])
 
 
-def _tensor(values: np.ndarray, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> np.ndarray:
+def strided(values: np.ndarray, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> np.ndarray:
     """What torch._utils._rebuild_tensor_v2 does, with bounds."""
     numbers = (offset, *shape, *strides)
     if len(shape) != len(strides) or not all(type(number) is int and number >= 0 for number in numbers):
@@ -68,7 +68,7 @@ def _first(value: Any, *_: Any) -> Any:
 
 _TYPED = ("restore_type_tag", "build_intlist", "build_boollist", "build_doublelist", "build_tensorlist")
 _FUNCTIONS = {
-    ("torch._utils", "_rebuild_tensor_v2"): Function(_tensor),
+    ("torch._utils", "_rebuild_tensor_v2"): Function(strided),
     ("collections", "OrderedDict"): dict,
     **{("torch.jit._pickle", name): Function(_first) for name in _TYPED},
 }
@@ -84,14 +84,14 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module == "__torch__" or module.startswith("__torch__."):
             return type(name, (_Object,), {})
-        if module == "torch" and name in _STORAGES:
-            return _Storage(name)
+        if module == "torch" and name in STORAGES:
+            return Storage(name)
         if (module, name) in _FUNCTIONS:
             return _FUNCTIONS[module, name]
         raise Refused(f"{module}.{name}, tensors in scripted modules are accepted")
 
     def persistent_load(self, pid: Any) -> np.ndarray:
-        if not (isinstance(pid, tuple) and len(pid) == 5 and isinstance(pid[1], _Storage) and isinstance(pid[2], str)):
+        if not (isinstance(pid, tuple) and len(pid) == 5 and isinstance(pid[1], Storage) and isinstance(pid[2], str)):
             raise Refused(f"the storage {pid!r:.100}")
         _, kind, key, _, count = pid
         if key not in self._read:

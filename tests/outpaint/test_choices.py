@@ -1,10 +1,13 @@
 """Which method, masks and previews the command's flags choose."""
 
+import json
+
 import cv2
 import numpy as np
 import pytest
 
 from m3ddm_jax.api import outpainting
+from m3ddm_jax.api.outpainting import default_method
 from m3ddm_jax.geometry import Canvas
 from m3ddm_jax.pipelines.base import OUTPAINTERS, Method
 from m3ddm_jax.video import FrameSource
@@ -68,6 +71,20 @@ def test_a_preview_that_cannot_be_written_is_refused_first(refused, folder, tmp_
 def test_a_preview_is_no_output_of_another_aspect(refused, folder, tmp_path):
     flags = ["--method=edge", "--aspect=16:9,1:1", f"--preview={tmp_path / 'out.mp4'}"]
     assert "is the output" in refused(folder / "frames", tmp_path / "out.mp4", *flags)
+
+
+def test_kinds_of_models_in_a_folder_select_the_method(tmp_path):
+    for name in ("raft", "lama", "migan"):
+        (tmp_path / "several" / name).mkdir(parents=True)
+        (tmp_path / "one" / name).mkdir(parents=True, exist_ok=True)
+    (tmp_path / "one/raft").rmdir()
+    kinds = {"lama": "lite", "migan": "lite", "e2fgvi": "in2out", "globalpaint": "globalpaint", "m3ddm": "m3ddm"}
+    for kind in (*kinds, "sd"):
+        (tmp_path / "of" / kind).mkdir(parents=True)
+        (tmp_path / "of" / kind / "config.json").write_text(json.dumps({"kind": kind}))
+        assert default_method(tmp_path / "of" / kind, None, None) == kinds.get(kind, "m3ddm")
+    found = [default_method(tmp_path / name, None, mask) for name in ("one", "several") for mask in (None, "m.png")]
+    assert found == ["lite", "isvi", "isvi", "isvi"]
 
 
 def test_the_method_is_lite_unless_a_model_or_a_mask_is_given(call, folder, tmp_path, monkeypatch):

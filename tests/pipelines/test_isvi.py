@@ -154,6 +154,8 @@ def save_networks(folder, *kinds):
         "igfc": {"width": 4, "interval": 1},
         "asfn": {"width": 4},
         "deepfill": {"width": 4},
+        "lama": {"width": 4, "blocks": 1, "global_channels": 24},
+        "migan": {"resolution": 16, "width": 4, "most_channels": 8},
     }
     rng = np.random.default_rng(0)
     for kind in kinds:
@@ -168,7 +170,7 @@ def save_networks(folder, *kinds):
 def test_networks_of_a_folder_work_together(tmp_path):
     frames = pan(2, 4, height=64, width=80)
     known, canvas = cut(frames, 8)
-    outpainter = Isvi(save_networks(tmp_path, *isvi.NETWORKS))
+    outpainter = Isvi(save_networks(tmp_path, "raft", "igfc", "asfn", "deepfill"))
     assert outpainter.models["model"][0] == tmp_path
     outpainted = run(outpainter, known, canvas)
     assert outpainted.shape == frames.shape
@@ -178,18 +180,29 @@ def test_networks_of_a_folder_work_together(tmp_path):
         run(outpainter, known[:, :48, :48], Canvas.from_pad(48, 48, 8, 0, 8, 0))
 
 
-def test_a_network_that_is_missing_is_replaced(tmp_path):
-    """DeepFill alone: what no frame saw is its picture, not the blur."""
+@pytest.mark.parametrize("kind", ["deepfill", pytest.param("migan", marks=pytest.mark.slow)])
+def test_a_network_that_is_missing_is_replaced(kind, tmp_path):
+    """A completion network alone: what no frame saw is its picture, not the blur."""
     known, canvas = cut(np.repeat(pan(1, 4), 8, axis=0), 12)
-    outpainted = run(Isvi(save_networks(tmp_path, "deepfill")), known, canvas)
+    outpainted = run(Isvi(save_networks(tmp_path, kind)), known, canvas)
+    np.testing.assert_array_equal(outpainted[:, *canvas.box], known)
     beyond = canvas.mask()[..., 0] > 0
     assert (outpainted != run(Isvi(), known, canvas))[:, beyond].mean() > 0.5
     # One frame is made up, the others follow it.
     assert np.abs(np.diff(outpainted.astype(int), axis=0))[:, beyond].mean() < 3
 
 
+def test_the_first_completion_network_is_used_and_the_rest_named(tmp_path, caplog):
+    """A folder of several, and one that holds the network itself."""
+    known, canvas = cut(np.repeat(pan(1, 4), 2, axis=0), 12)
+    folder = save_networks(tmp_path, "migan", "lama")
+    outpainted = run(Isvi(folder), known, canvas)
+    assert f"migan in {folder} not used" in caplog.text
+    np.testing.assert_array_equal(outpainted, run(Isvi(folder / "lama"), known, canvas))
+
+
 def test_wrong_options_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"has none of raft/, igfc/, asfn/, deepfill/: `python -m m3ddm_jax.convert"):
+    with pytest.raises(ValueError, match="has none of raft/, igfc/, asfn/, lama/, migan/, deepfill/: `python -m"):
         Isvi(tmp_path)
     with pytest.raises(ValueError, match="no setting line:"):
         Isvi(settings={"line": 240})

@@ -1,16 +1,19 @@
 import functools
 
 import cv2
+import jax
 import numpy as np
 import pytest
 
 from m3ddm_jax.geometry import Canvas
+from m3ddm_jax.models import registry
 from m3ddm_jax.pipelines import lite
 from m3ddm_jax.pipelines.base import OUTPAINTERS
 from m3ddm_jax.pipelines.baselines import Blur
 from m3ddm_jax.pipelines.isvi import Isvi
 from m3ddm_jax.pipelines.lite import Lite
 from m3ddm_jax.video import FrameSource
+from m3ddm_jax.weights import save_model
 
 CANVAS = Canvas.from_pad(32, 40, 16, 0, 8, 0)
 
@@ -18,8 +21,10 @@ CANVAS = Canvas.from_pad(32, 40, 16, 0, 8, 0)
 class Carrying:
     """An `Isvi` that says 200 everywhere, sure of it to the left, in doubt to the right, and lost in a corner."""
 
-    def __init__(self, settings):
-        assert settings["lines"] == 24
+    models = {}
+
+    def __init__(self, model, settings):
+        assert model is None and settings["lines"] == 24
 
     def carry(self, source, canvas):
         frames = canvas.paste(np.full((len(source), canvas.height, canvas.width, 3), 200, np.uint8), source[:])
@@ -123,8 +128,22 @@ def test_a_still_camera_one_frame_and_one_colour_are_continued():
 def test_settings_that_do_not_fit_are_told():
     with pytest.raises(ValueError, match="lines is 0: a whole number above 0"):
         Lite(settings={"lines": 0})
-    with pytest.raises(ValueError, match="no setting steps: lines, anchor, doubt, made_up, key_frames"):
+    with pytest.raises(ValueError, match="no setting steps: lines, anchor, doubt, made_up, key_frames, inter"):
         Lite(settings={"steps": 3})
     with pytest.raises(ValueError, match="adapt goes with prefer='faithful', found 'sharp'"):
         Lite(adapt=3, prefer="sharp")
     assert OUTPAINTERS["lite"](adapt=3)._settings.key_frames == 0
+
+
+@pytest.mark.parametrize("texture", ["network", pytest.param("patches", marks=pytest.mark.slow)])
+def test_a_network_completes_what_no_frame_shows(tmp_path, quick_init, texture):
+    """A camera that stands still."""
+    module = registry.build("lama", width=4, blocks=1, global_channels=24)
+    save_model(tmp_path, module, registry.init(module, jax.random.key(0)))
+    frames = np.repeat(np.random.default_rng(0).integers(60, 190, (1, 32, 40, 3), np.uint8), 3, axis=0)
+    source, options = FrameSource.from_array(frames), {"settings": {"texture": texture}}
+    made = run(source, model=tmp_path, **options)
+    np.testing.assert_array_equal(CANVAS.paste(made, frames)[:, *CANVAS.box], frames)
+    assert np.abs(made - run(source).astype(int))[:, CANVAS.mask()[..., 0] > 0].mean() > 5
+    with pytest.raises(ValueError, match="a model completes key frames: it goes with prefer='sharp'"):
+        Lite(tmp_path, prefer="faithful")
