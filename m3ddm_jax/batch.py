@@ -25,7 +25,7 @@ from absl import flags
 
 from m3ddm_jax import cli, outpaint_flags
 from m3ddm_jax.batching.devices import Devices
-from m3ddm_jax.batching.job import Job, Result, Runner, Settings
+from m3ddm_jax.batching.job import BatchSettings, Job, Result, Runner
 from m3ddm_jax.batching.processes import run_in_processes
 from m3ddm_jax.batching.ray_cluster import run_on_ray
 from m3ddm_jax.batching.videos import REPORT, list_jobs
@@ -63,7 +63,7 @@ def _report(path: pathlib.Path, result: Result) -> None:
 def _results(jobs: Sequence[Job]) -> Iterator[Result]:
     """The results of jobs, from where the flags have them done."""
     values = flags.FLAGS
-    settings = Settings(
+    settings = BatchSettings(
         values.method,
         outpaint_flags.options(values),
         values.seed,

@@ -39,7 +39,7 @@ class Result:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class BatchSettings:
     """What all jobs share.
 
     method: None for the default. options: of the method. encoding: codec, quality and pixel_format. reading: keywords
@@ -64,7 +64,7 @@ class Runner:
     methods: that are loaded at once; raises ValueError where one cannot be.
     """
 
-    def __init__(self, settings: Settings, methods: tuple[str, ...]):
+    def __init__(self, settings: BatchSettings, methods: tuple[str, ...]):
         self._settings = settings
         self._outpainters = {method: Outpainter(method, **settings.options) for method in methods}
 

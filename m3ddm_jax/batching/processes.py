@@ -9,12 +9,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from m3ddm_jax.batching.devices import Devices
-from m3ddm_jax.batching.job import Job, Result, Runner, Settings
+from m3ddm_jax.batching.job import BatchSettings, Job, Result, Runner
 from m3ddm_jax.batching.schedule import WorkerDied, run_jobs
 
 
 def run_in_processes(
-    jobs: Sequence[Job], settings: Settings, methods: tuple[str, ...], count: int, devices: Devices
+    jobs: Sequence[Job], settings: BatchSettings, methods: tuple[str, ...], count: int, devices: Devices
 ) -> Iterator[Result]:
     """As `schedule.run_jobs`, in `count` processes. GPUs, if asked for, are those of the process alone."""
     free = set(range(count))  # numbers of processes, which say whose GPUs they have
@@ -32,7 +32,7 @@ class _Process:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: BatchSettings,
         methods: tuple[str, ...],
         environment: dict[str, str],
         on_stop: Callable[[], None],
@@ -69,7 +69,7 @@ def _wait(workers: Sequence[_Process]) -> list[_Process]:
 
 def _serve(
     connection: multiprocessing.connection.Connection,
-    settings: Settings,
+    settings: BatchSettings,
     methods: tuple[str, ...],
     environment: dict[str, str],
 ) -> None:

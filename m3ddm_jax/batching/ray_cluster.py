@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from m3ddm_jax.batching.devices import Devices
-from m3ddm_jax.batching.job import Job, Result, Runner, Settings
+from m3ddm_jax.batching.job import BatchSettings, Job, Result, Runner
 from m3ddm_jax.batching.schedule import WorkerDied, run_jobs
 
 _PATIENCE = 10.0  # seconds for an address to answer
@@ -18,7 +18,7 @@ _PASSED_ON = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIM
 
 def run_on_ray(
     jobs: Sequence[Job],
-    settings: Settings,
+    settings: BatchSettings,
     methods: tuple[str, ...],
     address: str,
     count: int | None,
@@ -45,7 +45,7 @@ def run_on_ray(
 class _Actor:
     """What runs on the cluster: `Runner`, made by a call of its own, whose errors are answers."""
 
-    def __init__(self, settings: Settings, methods: tuple[str, ...], folder: str):
+    def __init__(self, settings: BatchSettings, methods: tuple[str, ...], folder: str):
         self._settings, self._methods, self._folder = settings, methods, folder
 
     def start(self) -> str | None:
