@@ -187,7 +187,8 @@ def make_evaluate(
             log.add_picture("samples", path.read_bytes(), *frames.shape[1:3], step)
             middle = pictures[:, pictures.shape[1] // 2]
             scale = -(-_PAGE_LINES // middle.shape[1])  # names need room
-            page = draw_page(names[: len(middle)], list(middle.repeat(scale, axis=1).repeat(scale, axis=2)))
+            shown = [*names, *(f"clip {place}" for place in range(len(names), len(middle)))]  # those of other processes
+            page = draw_page(shown[: len(middle)], list(middle.repeat(scale, axis=1).repeat(scale, axis=2)))
             write_file(path.with_suffix(".png"), encode_png(page))
             log.add_picture("page", path.with_suffix(".png").read_bytes(), *page.shape[:2], step)
         return metrics

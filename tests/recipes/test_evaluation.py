@@ -126,7 +126,7 @@ def test_a_state_is_logged_and_shown(tmp_path):
     pictures = np.random.default_rng(0).integers(0, 256, (2, 3, 16, 48, 3), np.uint8)
     evaluate = make_evaluate(
         lambda state: evaluation.Evaluation({"validation_psnr": 2.0 * state}, pictures),
-        ["a", "b", "c"],
+        ["a"],  # the second clip is another process's
         tmp_path / "samples",
         log,
     )
