@@ -26,7 +26,7 @@ ROOMS = {
         "m3ddm_jax.pipelines.base",
         "m3ddm_jax.video",
     },
-    "m3ddm_jax.api": {"m3ddm_jax.pipelines.base", "m3ddm_jax.geometry", "m3ddm_jax.video"},
+    "m3ddm_jax.api": {"m3ddm_jax.pipelines.base", "m3ddm_jax.geometry", "m3ddm_jax.video", "m3ddm_jax.weights"},
     "m3ddm_jax.batching": {"m3ddm_jax.api", "m3ddm_jax.video"},
     "m3ddm_jax.scenes": set(),
     "m3ddm_jax.parallel": set(),

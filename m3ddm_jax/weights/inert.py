@@ -82,8 +82,6 @@ def read_inert(path: str | os.PathLike, wanted: Callable[[str], bool] = lambda n
     wanted: the names whose storages are read.
     Raises ValueError for a damaged archive, one without tensors by name, and one older than the zip format.
     """
-    if os.path.isfile(path) and not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is cut off, or older than PyTorch 1.6: a zip archive of torch.save is accepted")
     try:
         with zipfile.ZipFile(path) as archive:
             check_expansion(archive)
@@ -105,6 +103,8 @@ def read_inert(path: str | os.PathLike, wanted: Callable[[str], bool] = lambda n
         raise ValueError(f"{path} is not loaded: it holds {error}") from None
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path} cannot be read, is it cut off, or older than PyTorch 1.6? ({error})") from None
     except Exception as error:  # a damaged pickle raises what its bytes lead to
         raise ValueError(f"{path} cannot be read: {type(error).__name__}, {error}") from None
 

@@ -100,11 +100,15 @@ class _Unpickler(pickle.Unpickler):
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file is such an archive; both kinds of PyTorch files are zip archives, only these hold constants."""
-    if not zipfile.is_zipfile(path):
+    """Whether a file is such an archive; both kinds of PyTorch files are zip archives, only these hold constants.
+
+    One whose directory is damaged is none: whatever reads it reports that.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _root(archive) is not None
+    except (zipfile.BadZipFile, NotImplementedError):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return _root(archive) is not None
 
 
 def read_torchscript(path: str | os.PathLike) -> dict[str, np.ndarray]:

@@ -122,4 +122,5 @@ def test_a_frame_of_which_nothing_is_known_stays_and_is_reported_once(frame, cap
     for _ in range(2):
         unknown = np.ones((HEIGHT, WIDTH, 1), bool)
         np.testing.assert_array_equal(complete(key_of(frame, unknown), unknown), frame)
+    np.testing.assert_array_equal(complete(key_of(frame, ~unknown), ~unknown), frame)  # nothing is unknown
     assert caplog.messages == ["completion skipped: no pixel of a key frame is known"]

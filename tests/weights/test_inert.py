@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from m3ddm_jax.weights.inert import read_inert
+from m3ddm_jax.weights.torchscript import is_torchscript
 
 
 class Callback:
@@ -65,7 +66,12 @@ def test_bad_files_are_told_in_one_line(tmp_path):
                 file.writestr(name, b"" if name.endswith("data/0") else whole.read(name))
         two.writestr("a/data.pkl", pickle.dumps({}))
         two.writestr("b/data.pkl", pickle.dumps({}))
+    damaged = bytearray((tmp_path / "whole.pt").read_bytes())
+    damaged[damaged.rindex(b"PK\x01\x02") + 6] = 118  # the version of ZIP that a member needs
+    (tmp_path / "damaged.pt").write_bytes(damaged)
+    assert not is_torchscript(tmp_path / "damaged.pt")
     cases = {
+        "damaged": "cannot be read",
         "old": "older than PyTorch 1.6",
         "short": "cannot be read",
         "two": "holds 2 of data.pkl",

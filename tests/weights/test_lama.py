@@ -86,7 +86,7 @@ def test_bad_files_are_told_in_one_line(files, tmp_path):
     shutil.copy(files / "migan_tiny.pt", tmp_path / "migan.pt")
     cases = {
         "cut.zip": "cut.zip cannot be read",
-        "cut.pt": "cut.pt is cut off, or older than PyTorch 1.6",
+        "cut.pt": "cut.pt cannot be read, is it cut off, or older than PyTorch 1.6",
         "a.onnx": r"is no file of LaMa's: \.zip, \.ckpt, \.pt, \.safetensors are accepted",
         "none.zip": "none.zip does not exist",
         "migan.safetensors": "no generator of LaMa",

@@ -75,7 +75,7 @@ def test_a_file_that_is_cut_off_is_told_in_one_line(files, tmp_path, name):
     whole = (files / name).read_bytes()
     for share in (0.1, 0.5, 0.99):
         (tmp_path / name).write_bytes(whole[: int(share * len(whole))])
-        with pytest.raises(ValueError, match="is cut off|cannot be read") as error:
+        with pytest.raises(ValueError, match="cannot be read") as error:
             read_migan(tmp_path / name)
         assert "\n" not in str(error.value)
 
