@@ -133,16 +133,16 @@ def test_the_wheel_works_alone(wheel, tmp_path):
         "frames = m.sample_frames(8, height=64, width=64)\n"
         "wide = m.outpaint(frames, aspect='16:9')\n"
         "m.outpaint(frames, 'in.mp4', pad=(0, 0, 0, 0), method='edge')\n"
-        "print(m.__file__, wide.shape, m.Outpainter('m3ddm').method)"
+        "print(m.__file__, wide.shape)"
     )
     told = run([scripts / "python", "-c", code], tmp_path / "elsewhere")
-    assert told == f"{site}/m3ddm_jax/__init__.py (8, 64, 114, 3) m3ddm\n"
+    assert told == f"{site}/m3ddm_jax/__init__.py (8, 64, 114, 3)\n"
     m3ddm = scripts / "m3ddm"
     flags = ["--aspect=16:9", "--method=edge"]
     assert "out.mp4: 114x64, 8 frames" in run([m3ddm, "outpaint", "in.mp4", "out.mp4", *flags], tmp_path / "elsewhere")
     module = [scripts / "python", "-m", "m3ddm_jax.outpaint", "in.mp4", "frames/", *flags]
     assert "frames: 114x64, 8 frames" in run(module, tmp_path / "elsewhere")
-    assert "2 done" in run([m3ddm, "batch", "*.mp4", "wide", *flags, "--workers=2"], tmp_path / "elsewhere")
+    assert "2 done" in run([m3ddm, "batch", "*.mp4", "wide", *flags], tmp_path / "elsewhere")
     assert "KIND must be one of m3ddm" in run([m3ddm, "convert", "x", "y", "z"], tmp_path / "elsewhere", code=2)
     for name in ("train", "evaluate", "prepare", "plan", "bench"):
         line = f"m3ddm: {name} needs a checkout of the project: run `pip install -e .` in one\n"
