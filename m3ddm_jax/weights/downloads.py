@@ -23,7 +23,7 @@ def download(url: str, folder: Path, sha256: str | None) -> Path:
     Raises ValueError where no SHA-256 pins it, it cannot be fetched, or it has another one.
     """
     if sha256 is None:
-        raise ValueError(f"{url} is downloaded only with the SHA-256 that it must have: --sha256=HEX")
+        raise ValueError(f"{url} is downloaded only with the SHA-256 that it must have, `sha256`")
     path = folder / (Path(urllib.parse.urlsplit(url).path).name or "download")
     try:
         with urllib.request.urlopen(url, timeout=_SECONDS) as answer, path.open("wb") as file:

@@ -229,13 +229,13 @@ def test_folders_that_do_not_fit_are_named(folders, tmp_path):
     save_model(tmp_path / "other" / "autoencoder", PatchCodec(4, scale=3.0), {})
     shutil.rmtree(tmp_path / "blind" / "image_encoder")
     for arguments, message in (
-        ({}, "needs the folder of a key_frames model: --model"),
-        ({"model": key}, "needs --interpolation_model=FOLDER, or --sequential"),
-        ({"model": key, "interpolation_model": interp, "sequential": True}, "takes no --interpolation_model"),
-        ({"model": interp, "sequential": True}, "interp is an interpolation model: --model takes a key_frames one"),
+        ({}, "needs the folder of a key_frames model: `model`"),
+        ({"model": key}, "needs `interpolation_model`, or `sequential`"),
+        ({"model": key, "interpolation_model": interp, "sequential": True}, "accepts no `interpolation_model`"),
+        ({"model": interp, "sequential": True}, "interp is an interpolation model: `model` accepts a key_frames one"),
         (
             {"model": key, "interpolation_model": key},
-            "key is a key_frames model: --interpolation_model takes an interpolation one",
+            "key is a key_frames model: `interpolation_model` accepts an interpolation one",
         ),
         ({"model": key / "autoencoder", "sequential": True}, "holds a model of kind patch_codec: .* kind globalpaint"),
         ({"model": key, "interpolation_model": tmp_path / "blind"}, "blind has no image_encoder/"),

@@ -30,7 +30,7 @@ def served(monkeypatch, onnx):
 
 def test_an_address_is_converted_with_its_sha256_alone(served, onnx, tmp_path):
     digest = hashlib.sha256(onnx).hexdigest()
-    with pytest.raises(ValueError, match="only with the SHA-256 that it must have: --sha256=HEX"):
+    with pytest.raises(ValueError, match="only with the SHA-256 that it must have, `sha256`"):
         convert.convert("migan", URL, tmp_path / "made")
     with pytest.raises(ValueError, match=f"{digest}, expected 00"):
         convert.convert("migan", URL, tmp_path / "made", sha256="00")
@@ -45,7 +45,7 @@ def test_an_address_is_converted_with_its_sha256_alone(served, onnx, tmp_path):
 def test_a_file_is_pinned_too(goldens, tmp_path):
     with pytest.raises(ValueError, match=r"tiny-lama\.zip has the SHA-256 [0-9a-f]{64}, expected 00"):
         convert.convert("lama", str(goldens / "completion/files/tiny-lama.zip"), tmp_path / "made", sha256="00")
-    with pytest.raises(ValueError, match="--net goes with KIND lpips"):
+    with pytest.raises(ValueError, match="`net` goes with KIND lpips"):
         convert.convert("lama", "big-lama.zip", tmp_path / "made", net="alex")
     assert not (tmp_path / "made").exists()
 
