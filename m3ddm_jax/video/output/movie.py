@@ -22,6 +22,7 @@ _PROGRESSIVE = 1  # libav's AVFieldOrder; higher values are orders of fields
 _STEREO = bytes.fromhex("53b88101")  # Matroska's StereoMode: left_right
 _DISPLAY_WIDTH = bytes.fromhex("54b0")
 _HEAD = 1 << 16  # bytes of a file, in which its tracks are described
+_LEAST_HEVC_WIDTH = 64  # libx265 writes beyond its memory for frames of 48 and of 40 pixels
 
 
 class MovieWriter:
@@ -71,6 +72,12 @@ class MovieWriter:
 
     def _add_picture(self) -> av.VideoStream:
         encoding, colour = self._encoding, self._colour
+        height, width = self._size
+        if encoding.encoder == "libx265" and width < _LEAST_HEVC_WIDTH:
+            raise ValueError(
+                f"frames of {width}x{height} are too narrow for hevc, which needs {_LEAST_HEVC_WIDTH} pixels: "
+                "`codec` h264 and av1 accept them"
+            )
         options = encoding.options | _hdr_options(encoding.codec, colour.hdr)
         if colour.chroma_location is not None:
             options["chroma_sample_location"] = colour.chroma_location

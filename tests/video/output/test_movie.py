@@ -6,8 +6,9 @@ import av
 import numpy as np
 import pytest
 
-from m3ddm_jax.video import FrameSource
+from m3ddm_jax.video import FrameSink, FrameSource
 from m3ddm_jax.video.colour import Hdr
+from m3ddm_jax.video.output.codecs import Asked
 
 X265 = "log-level=none:hdr10=1:repeat-headers=1"
 DISPLAY = "master-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,1):max-cll=1000,400"
@@ -94,6 +95,14 @@ def test_asked_codec_quality_and_pixel_format(tmp_path, make_source, write_aroun
     assert (tmp_path / "rough.mp4").stat().st_size < (tmp_path / "fine.mp4").stat().st_size / 2
     with av.open(str(tmp_path / "fine.mp4")) as container:
         assert container.streams.video[0].codec_context.codec_tag == "hvc1"
+
+
+def test_frames_too_narrow_for_hevc_are_refused_before_they_are_written(tmp_path):
+    with pytest.raises(
+        ValueError, match="frames of 48x32 are too narrow for hevc, which needs 64 pixels: `codec` h264"
+    ):
+        FrameSink(tmp_path / "out.mp4", 24.0, 32, 48, asked=Asked(codec="hevc", pixel_format="yuv420p10le"))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
