@@ -153,7 +153,7 @@ def test_the_wheel_works_alone(wheel, tmp_path):
 def test_an_editable_installation_trains_and_evaluates_from_the_checkout(wheel, tmp_path):
     scripts, site = make_environment(tmp_path / "env", "-e", wheel.parent)
     m3ddm = scripts / "m3ddm"
-    assert "SOURCE and OUT are needed" in run([m3ddm, "prepare"], tmp_path, code=2)
+    assert "SOURCE OUT expected" in run([m3ddm, "prepare"], tmp_path, code=2)
     assert "--truth" in run([m3ddm, "evaluate"], tmp_path, code=2)
     told = run([m3ddm, "train", "--config=configs/m3ddm_tiny.py", "--workdir=/dev/null/x"], wheel.parent, code=2)
     assert told.startswith("train: ") and "/dev/null" in told

@@ -38,7 +38,8 @@ def test_a_kill_while_training_loses_nothing(tmp_path):
         process = train(tmp_path, 100_000)
         # By turns during the first checkpoints, and once one more is complete.
         awaited = "checkpoint " if number % 2 else "step "
-        begun.append(int(re.search(r"from step (\d+)", process.stdout.readline())[1]))
+        starts = (re.search(r"from step (\d+)", line) for line in process.stdout)
+        begun.append(int(next(filter(None, starts))[1]))
         assert begun[-1] >= reached, f"step {begun[-1]} after {reached} was written"
         killer = threading.Timer(rng.uniform(0, 5), process.send_signal, [signal.SIGKILL])
         for line in process.stdout:
