@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 def make_config(**train):
     config = m3ddm_tiny.get_config()
-    config.train.update(steps=2, batch_size=2, evaluate_every=1, evaluate_batches=1, **train)
+    config.train.update(steps=2, batch_size=2, evaluate_every=1, evaluate_batches=1, evaluate_metrics=(), **train)
     small = {"block_out_channels": (8,), "attention_levels": (False,)}
     config.variants = ConfigDict({"plain": {}, "small": {"model": small}})
     return config

@@ -56,13 +56,13 @@ def read_commands() -> list[Command]:
 
 COMMANDS_FOUND = read_commands()
 OURS = {" ".join(command.words): command for command in COMMANDS_FOUND if command.words}
-# The small model and large canvases take long; tests/pipelines/test_m3ddm.py and tests/outpaint run them on less.
+# Those left out take long; tests/pipelines/test_m3ddm.py and tests/outpaint run them on smaller canvases.
 RUN_HERE = [
     text
     for text, command in OURS.items()
     if command.words[0] == "m3ddm_jax.outpaint"
     and not command.needs
-    and not re.search("--(method=m3ddm|model=|size=)", text)
+    and not re.search("--(method=m3ddm|model=|size=|pad=)|1:1", text)
 ]
 SLOW = ("9:16", "--pad=", "--mask=")  # other canvases, for which programs are compiled
 

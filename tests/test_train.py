@@ -113,7 +113,7 @@ def straight(request, pixels, codec, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("latents") / "run"
     init_from = str(pixels.workdir / "model")
     config = make_config(codec, 8, request.getfixturevalue("latents"), save_every=2, init_from=init_from)
-    config.train.update(evaluate_every=2, evaluate_batches=1)
+    config.train.update(evaluate_every=2, evaluate_batches=1, evaluate_metrics=("ssim",))
     config.data.validation = ({"kind": "synthetic", "path": "", "weight": 1.0, "split": "validation"},)
     return Run(config, workdir, run(config, workdir))
 

@@ -43,7 +43,6 @@ def network(goldens):
     "case",
     [
         "full",
-        pytest.param("nonsquare_noguide", marks=pytest.mark.slow),
         pytest.param("local_only", marks=pytest.mark.slow),
     ],
 )
