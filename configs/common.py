@@ -237,7 +237,7 @@ def train() -> ConfigDict:
             "evaluate_metrics": ("ssim", "lpips", "fvd"),
             "best_metric": "validation_psnr",  # whose best checkpoint stays in addition to the newest; empty: none
             "keep": 3,  # newest checkpoints
-            "keep_period": 0,  # checkpoints of multiples of so many updates are kept for good; 0: none
+            "keep_period": 0,  # updates; checkpoints at multiples of it stay; 0: none
             "profile": "",  # folder for a profiler's trace of a run's updates 11 to 13; empty: none
             "export_dtype": "float32",  # of the exported parameters; float16 halves the folder
         }

@@ -35,7 +35,7 @@ def measure(path: str | os.PathLike | None = None, num_threads: int = 2) -> dict
     The pipeline makes clips of 16 frames of 256x256 with 16 global frames; what counts is the frames of the videos it
     went through. PyAV alone decodes all frames of the same videos, and either makes an RGB array of each (bare) or not
     even that (decode_only). Rates and ratios are medians over rounds. clips_per_second_N: of the pipeline with N
-    workers of one thread each, as many as there are cores; 0: with num_threads in this process. Raises ValueError where
+    workers of one thread each, one a core; 0: with num_threads in this process. Raises ValueError where
     path holds no videos.
     """
     with tempfile.TemporaryDirectory() as made:

@@ -22,7 +22,7 @@ def define() -> None:
         "anchor", None, "Where the source lies: x,y from 0 (left, top) to 1 (right, bottom); else 0.5,0.5."
     )
     flags.DEFINE_string(
-        "mask", None, "Image, folder or video: what is white there is made anew too, by in2out and isvi."
+        "mask", None, "Image, folder or video: what is white there is generated too, by in2out and isvi."
     )
     flags.DEFINE_float("fps", None, "Frames a second of a folder (else 24); a video is sampled anew at this rate.")
     flags.DEFINE_boolean("keep_interlaced", False, "Leave the fields of interlaced video as they are.")

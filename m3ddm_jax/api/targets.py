@@ -178,4 +178,4 @@ def _place_masks(source: FrameSource, mask: Mask, canvas: Canvas, fps: float | N
         if len(values) > 1:
             return placed
     where = "everywhere" if 1 in values else "nowhere"
-    raise ValueError(f"the mask is white {where} on the source: white is what is made anew, the rest is known")
+    raise ValueError(f"the mask is white {where} on the source: white marks what is generated, the rest is known")

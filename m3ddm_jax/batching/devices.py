@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 @dataclasses.dataclass(frozen=True)
 class Devices:
-    """What each worker of a batch needs: so many cores, GPUs or TPU chips."""
+    """What each worker of a batch needs: a number of cores, GPUs or TPU chips."""
 
     kind: Literal["cpu", "gpu", "tpu"]
     number: int

@@ -120,7 +120,7 @@ def _of_kernel(x: jax.Array, gradient: jax.Array, kernel: jax.Array, window: _Wi
 def _seen_by_taps(
     x: jax.Array, gradient: jax.Array, *, taps: tuple[int, int], window: _Window, summed: jnp.dtype
 ) -> jax.Array:
-    """`_of_kernel` for a kernel of so many rows and columns, in a dtype."""
+    """`_of_kernel` for a kernel of the given rows, columns and dtype."""
     # Each tap is the product of the gradient with what that tap has seen: x convolved with the gradient, over clips.
     seen = [
         (before, window.dilation * (count - 1) + 1 - size - before + window.stride * (outputs - 1))

@@ -35,7 +35,7 @@ class Checkpoints:
     """The checkpoints of one run: saved in the background, restored onto any mesh.
 
     folder: made when the first checkpoint is saved; of a disk that all processes share, or of a bucket.
-    keep: how many of the latest stay. keep_period: those of multiples of so many updates stay too; 0: none.
+    keep: how many of the latest stay. keep_period: updates; checkpoints at its multiples stay too; 0: none.
     best: name of a metric, of which the best checkpoint stays too, and whether more of it is better; None: none.
     fixed: nested plain values that no checkpoint may differ in (what the networks are, what they learn).
     config, mesh: kept in the meta for the reader.

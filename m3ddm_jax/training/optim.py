@@ -30,7 +30,7 @@ def _has_decay(params: Any) -> Any:
 
 
 class Scheduled(NamedTuple):
-    """An optax.GradientTransformation, and its learning rate after so many updates that it applied."""
+    """An optax.GradientTransformation, and its learning rate by the number of updates that it applied."""
 
     init: optax.TransformInitFn
     update: optax.TransformUpdateFn
