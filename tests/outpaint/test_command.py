@@ -102,7 +102,7 @@ def test_outputs_by_name(call, refused, folder, tmp_path):
 
 
 def test_encodings_are_asked_for_by_flags(call, refused, folder, tmp_path):
-    flags = ("--aspect=16:9", "--method=edge", "--codec=hevc", "--pixel-format=yuv422p10le", "--quality=30")
+    flags = ("--size=80x40", "--method=edge", "--codec=hevc", "--pixel-format=yuv422p10le", "--quality=30")
     assert call(folder / "in.mp4", tmp_path / "out.mp4", *flags)[0] == 0
     assert FrameSource(tmp_path / "out.mp4").pixel_format == "yuv422p10le"
     for flag, words in (

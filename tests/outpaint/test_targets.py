@@ -105,7 +105,7 @@ def test_masks_that_do_not_fit_are_refused(folder, tmp_path):
             place(mask, **where)
     for size, where in (((32, 40), {}), ((32, 56), {"aspect": "16:9"})):
         draw(mask, *size, (0, 32, 0, 56))
-        with pytest.raises(ValueError, match="white everywhere on the source: white is what is made"):
+        with pytest.raises(ValueError, match="white everywhere on the source: white marks what is generated"):
             place(mask, **where)
     draw(mask, 32, 40, HOLE, value=127)
     with pytest.raises(ValueError, match="white nowhere"):
