@@ -41,7 +41,7 @@ def readme_with(command: str) -> str:
 def test_ci_runs_the_readme_command_and_the_slow_tests(checkout):
     done = checkout(readme_with("echo one && echo two"))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["one", "two", "slow tests", "-m pytest -q -m slow"]
+    assert done.stdout.splitlines() == ["one", "two", "slow tests", "-m pytest -q -m slow --numprocesses=3"]
 
 
 def test_ci_fails_with_the_command(checkout):

@@ -13,7 +13,7 @@ import threading
 import numpy as np
 import pytest
 
-# More of them, half as many of training: M3DDM_JAX_KILLS=50 M3DDM_JAX_SEED=7 pytest -m "" tests/hostile/test_kills.py
+# More of them, a quarter of that for training: M3DDM_JAX_KILLS=50 M3DDM_JAX_SEED=7 pytest -m "" tests/hostile/test_kills.py
 KILLS, SEED = int(os.environ.get("M3DDM_JAX_KILLS", 12)), int(os.environ.get("M3DDM_JAX_SEED", 0))
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TOY = ROOT / "tests" / "parallel" / "toy_recipe.py"  # compiles in a second
@@ -34,7 +34,7 @@ def test_a_kill_while_training_loses_nothing(tmp_path):
     """Each run goes on from a checkpoint that is not older than what was reported to be written before the kill."""
     rng, reached, begun = random.Random(SEED), 0, []
     assert train(tmp_path, 4).wait() == 0  # what it compiles is cached for the others
-    for number in range(KILLS // 2):
+    for number in range(KILLS // 4):
         process = train(tmp_path, 100_000)
         # By turns during the first checkpoints, and once one more is complete.
         awaited = "checkpoint " if number % 2 else "step "
