@@ -103,7 +103,7 @@ def split_parts(x: jax.Array) -> jax.Array:
 def attention_axes(rows: int, queries: int, heads: int, features: int) -> tuple[Any, Any, Any] | None:
     """The mesh axes that an attention's rows, queries and heads are split over; None where its rows do not divide.
 
-    rows: clips, or their frames [clips * T]; heads of a wide level, of so many features, are split over `tensor`.
+    rows: clips, or their frames [clips * T]. features: of the level; heads of a wide level are split over `tensor`.
     """
     context, tensor = _parts("context"), _parts("tensor")
     clips = tuple(axis for axis in BATCH_AXES if _parts(axis) > 1)

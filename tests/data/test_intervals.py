@@ -6,7 +6,7 @@ from data.sources import Video
 
 
 class Videos:
-    """A source of videos of so many frames each; 0: one that cannot be opened. known: whether it knows its lengths."""
+    """Videos of the given numbers of frames; 0: one that cannot be opened. known: whether it knows its lengths."""
 
     def __init__(self, *frames, known=False):
         self._frames, self._known, self.opened = frames, known, 0
