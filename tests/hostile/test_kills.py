@@ -13,7 +13,7 @@ import threading
 import numpy as np
 import pytest
 
-# More of them, a quarter of that for training: M3DDM_JAX_KILLS=50 M3DDM_JAX_SEED=7 pytest -m "" tests/hostile/test_kills.py
+# More of them, a quarter for training: M3DDM_JAX_KILLS=50 M3DDM_JAX_SEED=7 pytest -m "" tests/hostile/test_kills.py
 KILLS, SEED = int(os.environ.get("M3DDM_JAX_KILLS", 12)), int(os.environ.get("M3DDM_JAX_SEED", 0))
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TOY = ROOT / "tests" / "parallel" / "toy_recipe.py"  # compiles in a second
